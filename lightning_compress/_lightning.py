@@ -1,0 +1,62 @@
+"""The one place that imports Lightning, under every name that is installed.
+
+`lightning.pytorch` and `pytorch_lightning` hold two separate sets of classes. A class of ours derives from each
+installed one, so that Trainers, data connectors and LightningCLI of both names take it for one of theirs.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lightning_utilities.core.overrides import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from pytorch_lightning import LightningDataModule, LightningModule
+
+    class Callback(pl.Callback):
+        """With what the Trainer gives each callback."""
+
+        def log(self, name: str, value: Any, **kwargs: Any) -> None: ...
+
+    Trainer: TypeAlias = Any  # its connectors set attributes, such as `callbacks`, that it does not declare
+else:
+
+    def _installed() -> list[ModuleType]:
+        found = []
+        for name in ("pytorch_lightning", "lightning.pytorch"):
+            try:
+                found.append(import_module(name))
+            except ModuleNotFoundError as error:
+                if error.name not in (name, name.partition(".")[0]):
+                    raise
+        if not found:
+            raise ModuleNotFoundError("lightning_compress needs Lightning: pip install 'pytorch-lightning>=2.6.4'")
+        return found
+
+    def _of_every_name(name: str) -> type[Any]:
+        classes = tuple(dict.fromkeys(getattr(package, name) for package in _PACKAGES))
+        return classes[0] if len(classes) == 1 else type(name, classes, {"__module__": __name__})
+
+    _PACKAGES = _installed()
+    Callback = _of_every_name("Callback")
+    LightningDataModule = _of_every_name("LightningDataModule")
+    LightningModule = _of_every_name("LightningModule")
+    Trainer = _PACKAGES[0].Trainer
+
+__all__ = [
+    "Callback",
+    "LightningDataModule",
+    "LightningModule",
+    "Trainer",
+    "builds_its_layers_late",
+    "rank_zero_info",
+    "rank_zero_warn",
+]
+
+
+def builds_its_layers_late(pl_module: LightningModule) -> bool:
+    """Whether the module may make its layers in `setup` or `configure_model`, which run after a callback's `setup`."""
+    base = next(cls for cls in type(pl_module).__mro__ if cls.__name__ == "LightningModule")
+    return any(is_overridden(hook, pl_module, base) for hook in ("setup", "configure_model"))

@@ -1,0 +1,262 @@
+"""What every compression callback shares: when it acts, what it saves, how it logs, how it cleans up."""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from inspect import signature
+from typing import Any
+
+from lightning_compress._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    builds_its_layers_late,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from lightning_compress.core.duration import Duration, Run, Window, check_order, resolve
+from lightning_compress.core.gate import early_stopping_held, forget_best
+from lightning_compress.core.logs import log_config, log_now
+
+SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+
+
+class CompressionCallback(Callback):
+    """A thin layer between Lightning's hooks and functions that know nothing of it; subclasses hold no maths.
+
+    Args:
+        name: part of the logged keys and key of the saved state; give two callbacks of one kind two names.
+        begin, end, every: durations: "20%", "3 epochs", "500 steps", an int (steps) or a float (fraction of the run).
+
+    Raises:
+        ValueError: if a duration cannot be read, or `begin` is not before `end`.
+    """
+
+    state_format = 1
+
+    def __init__(self, name: str, begin: Duration = "0%", end: Duration = "100%", every: Duration = "1 steps") -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a word, but is {name!r}.")
+        check_order(begin, end, every)
+        self.name, self.begin, self.end, self.every = name, begin, end, every
+        self.window: Window | None = None
+        self.last_moment: int | None = None
+        self.undo = ExitStack()
+        self.restored = False
+        self.saved: dict[str, Any] | None = None
+
+    # What a subclass fills in -----------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what does not fit this module, before anything is trained or written."""
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find parameters, take `self.saved`, install hooks and put the way back on `self.undo`."""
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin: all is restored, the optimizers and `self.window` are there."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values only, or `weights_only=True` refuses the checkpoint."""
+        return {}
+
+    # When -------------------------------------------------------------------------------------------------------
+
+    def moment(self, trainer: Trainer) -> int | None:
+        """The scheduled moment that is due now, once; None if there is none.
+
+        Call it while a step is taken. The caller says `self.done(moment)` when it has acted.
+        """
+        if self.window is None:
+            return None
+        moment = self.window.moment(now(trainer, self.window.hand))
+        return None if moment == self.last_moment else moment
+
+    def done(self, moment: int) -> None:
+        """Remember that what was due at `moment` has happened."""
+        self.last_moment = moment
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this fit goes on from a checkpoint that this callback wrote into."""
+        return self.saved is not None
+
+    @property
+    def _window(self) -> Window:
+        if self.window is None:
+            raise RuntimeError(f"'{self.name}' knows when it acts once training has begun.")
+        return self.window
+
+    @property
+    def reached(self) -> bool:
+        """Whether the end of the phase is behind."""
+        return self.window is not None and self.last_moment == self.window.end
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        """Moments in the hand of this callback's window, and what happens then."""
+        window = resolve(self.begin, self.end, self.every, run)
+        ends = [] if math.isinf(window.end) else [(int(window.end), "ends")]
+        return [(window.begin, "begins"), *ends]
+
+    # What is said -----------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        return {
+            name: _plain(getattr(self, name)) for name in signature(type(self).__init__).parameters if name != "self"
+        }
+
+    def log_metrics(self, trainer: Trainer, metrics: dict[str, float], shown: str | None = None) -> None:
+        """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
+        full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
+        log_now(trainer, full)
+        for key, value in full.items():
+            self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{shown}")
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        return f"lightning_compress/{self.name}"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self.undo.close()
+        self.window, self.restored, self.saved = None, False, None
+        _refuse_equal_names(self, trainer)
+        _refuse_sharded(self, trainer)
+        if not builds_its_layers_late(pl_module):
+            self.check(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if builds_its_layers_late(pl_module):
+            self.check(trainer, pl_module)
+        self.attach(trainer, pl_module)
+        log_config(trainer, {f"compress/{self.name}": {"class": type(self).__name__, **self.settings()}})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = run_of(trainer, pl_module)
+        self.window = resolve(self.begin, self.end, self.every, run)
+        if not self.resumed:
+            self.last_moment = None
+        _warn_of_an_early_end(self, trainer, run)
+        self.start(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.undo.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.undo.close()  # Lightning does not call `teardown` after an exception
+
+    # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = {"format": self.state_format, "last_moment": self.last_moment, **self.state()}
+        checkpoint.setdefault("callbacks", {})[self.state_key] = state
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.restored, self.saved = True, checkpoint.get("callbacks", {}).get(self.state_key)
+        if self.saved is not None:
+            _refuse_damaged(self, self.saved)
+            self.last_moment = self.saved["last_moment"]
+
+    # Tools for subclasses ---------------------------------------------------------------------------------------
+
+    def hold_monitors(self, trainer: Trainer) -> None:
+        """Keep `EarlyStopping` waiting until the end of the phase is reached."""
+        callbacks: list[Any] = trainer.callbacks
+        self.undo.enter_context(early_stopping_held(callbacks, lambda: self.reached))
+
+    def release_monitors(self, trainer: Trainer) -> None:
+        """The end is reached: what was best before is not a model that anybody asked for."""
+        if monitored := forget_best(trainer.callbacks):
+            rank_zero_info(
+                f"'{self.name}' has reached its end at step {trainer.global_step}: checkpoints and early stopping by "
+                f"{', '.join(sorted(set(monitored)))} now choose among what comes after it."
+            )
+
+
+def now(trainer: Trainer, hand: str) -> int:
+    """What a hand of the run's clock shows when the step that is being taken is done."""
+    return _HANDS[hand](trainer)
+
+
+def run_of(trainer: Trainer, pl_module: LightningModule) -> Run:
+    """What the Trainer knows of the length of its run."""
+    batches = trainer.num_training_batches
+    changing = any(hasattr(callback, "scheduling") for callback in trainer.callbacks)
+    return Run(
+        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
+        max_steps=None if trainer.max_steps == -1 else trainer.max_steps,
+        batches_per_epoch=None if math.isinf(batches) else int(batches),
+        accumulate=trainer.accumulate_grad_batches,
+        automatic=pl_module.automatic_optimization and not changing,
+        max_time=_is_timed(trainer),
+    )
+
+
+_HANDS: dict[str, Callable[[Any], int]] = {
+    "steps": lambda trainer: trainer.global_step + 1,
+    "batches": lambda trainer: trainer.fit_loop.epoch_loop.batch_progress.total.ready,
+    "epochs": lambda trainer: trainer.current_epoch,
+}
+
+
+def _is_timed(trainer: Trainer) -> bool:
+    return any(type(callback).__name__ == "Timer" for callback in trainer.callbacks)
+
+
+def _warn_of_an_early_end(callback: CompressionCallback, trainer: Trainer, run: Run) -> None:
+    window = callback.window
+    if window is None or trainer.fast_dev_run or math.isinf(window.end):
+        return
+    total = {"steps": run.steps, "epochs": run.epochs}.get(window.hand)
+    if total is not None and window.end > total:
+        rank_zero_warn(
+            f"'{callback.name}' ends at {callback.end!r}, which is {window.hand[:-1]} {window.end}, but this run has "
+            f"only {total} {window.hand}: it will not reach its end. Lower `end`, or train longer."
+        )
+    if _is_timed(trainer):
+        rank_zero_warn(f"'{callback.name}' may not reach its end: max_time may end this run before.")
+
+
+def _refuse_damaged(callback: CompressionCallback, saved: Any) -> None:
+    if not isinstance(saved, dict) or "last_moment" not in saved or saved.get("format") != callback.state_format:
+        found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(
+            f"The checkpoint's entry '{callback.state_key}' is damaged, or was written by another version: its format "
+            f"is {found}, and {callback.state_format} is read here. Start from its weights instead, by "
+            f"load_from_checkpoint."
+        )
+
+
+def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:
+    others = [
+        other
+        for other in trainer.callbacks
+        if isinstance(other, CompressionCallback) and other is not callback and other.name == callback.name
+    ]
+    if others:
+        raise ValueError(
+            f"Two callbacks have the name '{callback.name}': {type(callback).__name__} and {type(others[0]).__name__}. "
+            f"Give one another name: {type(callback).__name__}(..., name='{callback.name}_2')."
+        )
+
+
+def _refuse_sharded(callback: CompressionCallback, trainer: Trainer) -> None:
+    strategy = type(trainer.strategy)
+    if SHARDED & {cls.__name__ for cls in strategy.__mro__}:
+        raise ValueError(
+            f"{type(callback).__name__} needs whole weights on every rank, but {strategy.__name__} shards them. Use "
+            f"strategy='ddp', or one device."
+        )
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return getattr(value, "__qualname__", None) or repr(value)

@@ -1,0 +1,97 @@
+"""Find a function or class by its name: a module's public names are the registry."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from importlib import import_module
+from inspect import isclass, isfunction, signature
+from types import ModuleType
+from typing import Any
+
+_allowed: ContextVar[tuple[str, ...] | None] = ContextVar("allowed dotted paths", default=None)
+
+
+def choices(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The public functions and classes written in `module` itself, by their name in snake_case.
+
+    A name that would be a keyword is written with `_` at its end and found without.
+    """
+    own = {
+        name: member
+        for name, member in vars(module).items()
+        if (isfunction(member) or isclass(member)) and member.__module__ == module.__name__ and name[0] != "_"
+    }
+    return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().rstrip("_"): member for name, member in own.items()}
+
+
+def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., Any]:
+    """Return what `module` calls `name`, or what a dotted path `package.module.function` leads to.
+
+    Raises:
+        ValueError: if there is no such thing; the message lists what there is.
+    """
+    if callable(name):
+        return name
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r} is no name: write one of {sorted(choices(module))}, a dotted path or a function.")
+    if "." in name:
+        return _imported(name)
+    known = choices(module)
+    if name not in known:
+        raise ValueError(
+            f"No '{name}' in {module.__name__}.{near_miss(name, known)} Choose one of {sorted(known)}, or give a "
+            f"dotted path to your own."
+        )
+    return known[name]
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest known name, or nothing.
+
+    >>> near_miss("magnitud", ["magnitude", "random"])
+    " Did you mean 'magnitude'?"
+    """
+    close = get_close_matches(str(name), [str(one) for one in known], n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def needs(function: Callable[..., Any]) -> frozenset[str]:
+    """What `function` asks for: the names of its parameters that have no default."""
+    return frozenset(
+        name for name, parameter in signature(function).parameters.items() if parameter.default is parameter.empty
+    )
+
+
+def call_with_needs(function: Callable[..., Any], **offered: Any) -> Any:
+    """Call `function` with those of the `offered` values that it names as parameters."""
+    return function(**{name: offered[name] for name in signature(function).parameters if name in offered})
+
+
+@contextmanager
+def restricted_imports(allow: Iterable[str]) -> Iterator[None]:
+    """Within the context, dotted paths are imported only if they match one of `allow`, with `*` wildcards.
+
+    A file that somebody else wrote must not decide which code runs.
+    """
+    token = _allowed.set(tuple(allow))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    allowed = _allowed.get()
+    if allowed is not None and not any(fnmatchcase(path, pattern) for pattern in allowed):
+        raise ValueError(f"'{path}' is not allowed here. If you trust it, allow it by name: allow=['{path}'].")
+    module, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"'{path}' cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"'{path}' is a {type(found).__name__}, but must be callable.")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,67 @@
+"""What the arguments of pruning must be like, checked before anything is trained."""
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+from lightning_compress.core.lookup import near_miss, needs
+from lightning_compress.core.selection import Selection, matches
+from lightning_compress.pruning import distributions
+from lightning_compress.pruning.granularity import NOfM
+
+
+def known_needs(function: Callable[..., Any], offered: Sequence[str]) -> Callable[..., Any]:
+    """Return `function`, if all it asks for is offered.
+
+    Raises:
+        ValueError: if not.
+    """
+    for name in needs(function) - set(offered):
+        raise ValueError(
+            f"{getattr(function, '__name__', function)} asks for '{name}', which nobody gathers."
+            f"{near_miss(name, offered)} Its parameters may be {', '.join(offered)}, or have "
+            f"defaults; here they are {signature(function)}."
+        )
+    return function
+
+
+def check_pattern(pruning: Any) -> None:
+    """Refuse what an N:M pattern leaves no choice about.
+
+    Raises:
+        ValueError: if the sparsity is not that of the pattern, or layers should differ.
+    """
+    pattern = pruning.grain
+    if not isinstance(pattern, NOfM):
+        return
+    share = 1 - pattern.n / pattern.m
+    if abs(pruning.final_sparsity - share) > 1e-9:
+        raise ValueError(
+            f"granularity '{pruning.granularity}' prunes exactly {share:g} of the weights, but final_sparsity is "
+            f"{pruning.final_sparsity}. Write final_sparsity={share:g}."
+        )
+    if pruning.distribution is not distributions.uniform or pruning.overrides or pruning.floor:
+        raise ValueError(
+            f"granularity '{pruning.granularity}' fixes the sparsity of every layer, so it takes distribution='uniform'"
+            f" and neither overrides nor floor. To leave a layer dense, name it in ignore."
+        )
+
+
+def overridden(overrides: dict[str, float], selection: Selection) -> dict[str, float]:
+    """The sparsity of each weight that an override names; the first match counts.
+
+    Raises:
+        ValueError: if a pattern matches no pruned weight.
+    """
+    found: dict[str, float] = {}
+    for pattern, sparsity in overrides.items():
+        named = [one.name for one in selection.chosen if matches(pattern, one)]
+        if not named:
+            known = [one.name for one in selection.chosen]
+            raise ValueError(
+                f"overrides: '{pattern}' matches no pruned weight.{near_miss(pattern, known)} There are "
+                f"{', '.join(known)}."
+            )
+        for name in named:
+            found.setdefault(name, sparsity)
+    return found

@@ -1,0 +1,299 @@
+"""Prune weights while Lightning trains."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import isclass
+from typing import Any, cast
+from weakref import ref
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress.core import schedules
+from lightning_compress.core.averages import averages
+from lightning_compress.core.callback import CompressionCallback, now
+from lightning_compress.core.checks import check_fraction, check_schedule
+from lightning_compress.core.duration import Duration, Run, Window, resolve
+from lightning_compress.core.lookup import find
+from lightning_compress.core.patching import wrapped_method
+from lightning_compress.core.selection import Predicate, Selection, as_patterns, select
+from lightning_compress.pruning import criteria, distributions
+from lightning_compress.pruning.arguments import check_pattern, known_needs, overridden
+from lightning_compress.pruning.granularity import parse
+from lightning_compress.pruning.masked import MaskedParameters
+from lightning_compress.pruning.plan import Layers
+from lightning_compress.pruning.pruner import Pruner
+
+Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
+
+
+class Pruning(CompressionCallback):
+    """Zero the least important weights while training goes on, more of them as the schedule rises.
+
+    Pruned weights are exact zeros from the update on, in every forward pass, checkpoint and average of the weights. The
+    model keeps its parameters and its `state_dict` keys; masks live in the callback and in its part of a checkpoint.
+
+    Args:
+        final_sparsity: fraction of the targeted weights that is pruned at `end`, in [0, 1).
+        criterion: what makes a weight important: a name in `pruning.criteria` ("magnitude", "random", "gradient",
+            "taylor", "movement", "wanda"), a dotted path, or a function that asks for what it needs by name.
+        granularity: what is pruned together: "weight", "2:4" (any N:M), "block 4x4", "kernel", "row", "column",
+            "filter", "group".
+        distribution: how layers share the sparsity: "uniform", "global", "erk", "lamp", a dotted path or a function.
+        schedule: "constant", "linear", "cubic", "cosine", "exponential", "steps", "one_cycle", or a function of the
+            progress in [0, 1] that returns the share of the way from the initial to the final sparsity.
+        initial_sparsity: sparsity at `begin`; a target like the final one, not an increment.
+        begin, end, every: first, last and pace of the mask updates: "20%", "3 epochs", "500 steps", an int (optimizer
+            steps) or a float (fraction of the run). After `end` the masks stay as they are.
+        targets: which weights: wildcards for names or classes, "re:" patterns, module classes, functions of name and
+            parameter, or a list of these. None: all trainable ones of two or more dimensions but embeddings.
+        ignore: what to leave out, written like `targets`.
+        overrides: final sparsity of single layers by pattern, such as {"*.conv1": 0.3}; the first match counts.
+        floor: smallest fraction of a layer's units that stays; at least one unit always does.
+        seed: of the "random" criterion; the user's random stream is never touched.
+        gate_best: let `ModelCheckpoint(monitor=...)` compare only epochs after `end`, and `EarlyStopping` wait for it.
+        name: part of the logged keys and of the checkpoint's; two callbacks need two names.
+
+    Raises:
+        ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
+    """
+
+    def __init__(
+        self,
+        final_sparsity: float = 0.9,
+        *,
+        criterion: str | Callable[..., Tensor] = "magnitude",
+        granularity: str = "weight",
+        distribution: str | Callable[..., dict[str, int]] = "uniform",
+        schedule: str | Callable[[float], float] = "cubic",
+        initial_sparsity: float = 0.0,
+        begin: Duration = "10%",
+        end: Duration = "70%",
+        every: Duration = "1%",
+        targets: Targets | None = None,
+        ignore: Targets = (),
+        overrides: dict[str, float] | None = None,
+        floor: float = 0.0,
+        seed: int = 0,
+        gate_best: bool = True,
+        name: str = "pruning",
+    ) -> None:
+        super().__init__(name, begin, end, every)
+        self.final_sparsity = check_fraction("final_sparsity", final_sparsity)
+        self.initial_sparsity = check_fraction("initial_sparsity", initial_sparsity)
+        self.floor = check_fraction("floor", floor)
+        if self.initial_sparsity > self.final_sparsity:
+            raise ValueError(f"initial_sparsity={initial_sparsity} is above final_sparsity={final_sparsity}.")
+        self.criterion = known_needs(find(criterion, criteria), criteria.OFFERED)
+        self.granularity = granularity
+        self.grain = parse(granularity)
+        self.distribution = known_needs(find(distribution, distributions), distributions.OFFERED)
+        self.schedule = _schedule(schedule)
+        self.targets, self.ignore = targets, ignore
+        as_patterns(targets), as_patterns(ignore)
+        self.overrides = {key: check_fraction(f"overrides[{key!r}]", value) for key, value in (overrides or {}).items()}
+        self.seed, self.gate_best = seed, gate_best
+        check_pattern(self)
+        self.selection: Selection | None = None
+        self.pruner: Pruner | None = None
+        self.carried, self.released, self.updated = 0.0, False, False
+        self._module: Callable[[], nn.Module | None] = lambda: None
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The mask of each pruned weight by the weight's name: boolean, True where a weight stays."""
+        return {} if self.pruner is None else {name: mask.bool() for name, mask in self.masked.masks.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the targeted weights that is pruned now."""
+        return 0.0 if self.pruner is None else self.masked.sparsity
+
+    @property
+    def masked(self) -> MaskedParameters:
+        """The targeted weights and their masks, once a fit has begun."""
+        return self._pruner.masked
+
+    def sparsity_at(self, moment: int, window: Window) -> float:
+        """What the schedule asks for at a moment of a window."""
+        share = self.schedule(window.progress(moment))
+        return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * min(share, 1.0)
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        window = resolve(self.begin, self.end, self.every, run)
+        return [(moment, f"sparsity {self.sparsity_at(moment, window):.2%}") for moment in window.moments()]
+
+    # Before training --------------------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _refuse_others(trainer)
+        self._lay_out(pl_module)
+        _refuse_shared_weights(self, trainer)
+        rank_zero_info(f"'{self.name}' prunes {self.selection}.")
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        carried = self.pruner if self._module() is pl_module and not self.restored else None
+        # Laid out again: a module may replace its layers in its own `setup`, which comes after that of callbacks.
+        self.pruner = self._lay_out(pl_module)
+        self._module = ref(pl_module)
+        self.carried, self.released, self.updated = 0.0, False, False
+        if self.saved is not None:
+            self.pruner.load(self.saved)
+            self.carried, self.released = self.saved["carried"], self.saved["released"]
+        elif carried is not None:
+            self.masked.load(carried.masked.state())
+            self.carried = self.sparsity
+        for handle in self.pruner.gathered.hooks():
+            self.undo.callback(handle.remove)
+        for average in averages(pl_module, trainer.callbacks):
+            follow = partial(_update_then_mask, self.masked, average.parameters)
+            self.undo.enter_context(wrapped_method(average.owner, "update_parameters", follow))
+            self.masked.followers.append(average.parameters)
+        self.undo.callback(self.masked.followers.clear)
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _refuse_unstepped(self, trainer)
+        if not self.resumed:
+            self._pruner.gathered.remember_initial()
+        for optimizer in trainer.optimizers:
+            # Momentum and weight decay move pruned weights even when their gradient is zero.
+            handle = optimizer.register_step_post_hook(lambda *_: self._after_step(trainer))
+            self.undo.callback(handle.remove)
+        self.masked.apply()
+        if self.gate_best and not self.released:
+            self.hold_monitors(trainer)
+
+    # At each step -----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._pruner.gathered.listening = self._is_open(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._is_open(trainer):
+            self._pruner.gathered.add_gradients({one for group in optimizer.param_groups for one in group["params"]})
+            self._update_if_due(trainer)
+        self.masked.apply_to_gradients()
+
+    def _after_step(self, trainer: Trainer) -> None:
+        if self._is_open(trainer):
+            self._update_if_due(trainer)  # for optimizers that are stepped behind Lightning's back
+        self.masked.apply()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.updated:
+            self.updated = False
+            self._log(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_moment is None and not trainer.fast_dev_run:
+            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing is pruned.")
+
+    # What is kept and said --------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"carried": self.carried, "released": self.released, **self._pruner.state()}
+
+    def _log(self, trainer: Trainer) -> None:
+        by_layer = self.masked.sparsities()
+        sizes = {name: parameter.numel() for name, parameter in self.masked.parameters.items()}
+        whole = sum(by_layer[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        layers = {f"sparsity/{name}": value for name, value in by_layer.items()}
+        self.log_metrics(trainer, {"sparsity": whole, "target": self._pruner.sparsity, **layers}, shown="sparsity")
+
+    @property
+    def _pruner(self) -> Pruner:
+        if self.pruner is None:
+            raise RuntimeError(
+                f"'{self.name}' has not seen a model yet: its masks are there once trainer.fit has begun."
+            )
+        return self.pruner
+
+    def _is_open(self, trainer: Trainer) -> bool:
+        window = self.window
+        return window is not None and not self.reached and now(trainer, window.hand) >= window.begin
+
+    def _update_if_due(self, trainer: Trainer) -> None:
+        moment, pruner = self.moment(trainer), self._pruner
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if moment is None or not pruner.gradients_are_there(len(trainer.optimizers) > 1, scaled):
+            return
+        sparsity = self.sparsity_at(moment, self._window)
+        if sparsity < pruner.sparsity or sparsity > max(pruner.sparsity, self.carried):
+            self.updated = True
+            if not pruner.update(sparsity, trainer.optimizers):
+                rank_zero_warn(f"'{self.name}': the ranks' masks differed; all have those of rank 0 now.")
+        self.done(moment)
+        if self.reached and not self.released:
+            self.released = True
+            if self.gate_best:
+                self.release_monitors(trainer)
+
+    def _lay_out(self, pl_module: LightningModule) -> Pruner:
+        """Find the weights and check whatever can be checked about them."""
+        self.selection = select(pl_module, self.targets, self.ignore)
+        layers = Layers({one.name: one for one in self.selection.chosen}, self.grain)
+        if misfits := layers.misfits():
+            reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
+            raise ValueError(
+                f"granularity '{self.granularity}' does not fit: {reasons}. Leave these out: "
+                f"ignore={[*as_patterns(self.ignore), *misfits]}."
+            )
+        return Pruner(
+            layers,
+            self.criterion,
+            self.distribution,
+            final_sparsity=self.final_sparsity,
+            overrides=overridden(self.overrides, self.selection),
+            floor=self.floor,
+            seed=self.seed,
+        )
+
+
+def _update_then_mask(
+    masked: MaskedParameters, average: dict[str, nn.Parameter], update: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    update(*args, **kwargs)
+    masked.apply_to(average)
+
+
+def _schedule(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
+    found = find(schedule, schedules)
+    made: Callable[[float], float] = cast(Any, found)() if isclass(found) else found
+    check_schedule(made)
+    return made
+
+
+def _refuse_others(trainer: Trainer) -> None:
+    if any(type(callback).__name__ == "ModelPruning" for callback in trainer.callbacks):
+        raise ValueError(
+            "Lightning's ModelPruning and Pruning would both mask the weights. Remove ModelPruning: Pruning does what "
+            "it does, and keeps its masks over a resume."
+        )
+
+
+def _refuse_shared_weights(pruning: Pruning, trainer: Trainer) -> None:
+    mine = pruning.selection.chosen if pruning.selection is not None else ()
+    for other in trainer.callbacks:
+        if other is pruning or not isinstance(other, Pruning) or other.selection is None:
+            continue
+        shared = {one.name for one in other.selection.chosen} & {one.name for one in mine}
+        if shared:
+            raise ValueError(
+                f"'{other.name}' and '{pruning.name}' would both prune {', '.join(sorted(shared))}. Give each weight "
+                f"to one of them by targets and ignore; for several phases on one weight use one schedule."
+            )
+
+
+def _refuse_unstepped(pruning: Pruning, trainer: Trainer) -> None:
+    stepped = {one for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
+    if trainer.optimizers and not stepped & set(pruning.masked.parameters.values()):
+        raise ValueError(
+            f"None of the weights that '{pruning.name}' prunes belongs to an optimizer, so they will not train. Was "
+            f"the module copied after its optimizer was built? Build it in configure_optimizers."
+        )

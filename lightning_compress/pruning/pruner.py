@@ -1,0 +1,138 @@
+"""Bring the masks of a model to a sparsity: all of pruning but when to do it. Works in any training loop."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_compress.core import ranks
+from lightning_compress.core.lookup import call_with_needs, needs
+from lightning_compress.pruning.gather import Gathered
+from lightning_compress.pruning.masked import MaskedParameters
+from lightning_compress.pruning.plan import Distribution, Layers, allocate, masks
+
+
+class Pruner:
+    """Masks for some weights, made by a criterion and a distribution.
+
+    Args:
+        layers: the weights and the units they are pruned in.
+        criterion: a function as in `pruning.criteria`.
+        distribution: a function as in `pruning.distributions`.
+        final_sparsity: what `sparsity` will reach in the end; overrides rise in step with it.
+        overrides: final sparsity of single weights, by name.
+        floor: smallest fraction of a layer's units that stays; one unit always does.
+        seed: of criteria that ask for a generator.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        criterion: Callable[..., Tensor],
+        distribution: Distribution,
+        *,
+        final_sparsity: float = 1.0,
+        overrides: Mapping[str, float] | None = None,
+        floor: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.layers, self.criterion, self.distribution = layers, criterion, distribution
+        self.final_sparsity, self.overrides = final_sparsity, dict(overrides or {})
+        self.floor, self.seed = floor, seed
+        self.masked = MaskedParameters({name: one.parameter for name, one in layers.by_name.items()})
+        self.gathered = Gathered(layers.by_name, needs(criterion))
+        self.sparsity = 0.0
+
+    @torch.no_grad()
+    def update(self, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> bool:
+        """Make new masks for a sparsity in [0, 1), and zero weights, moments and averages by them.
+
+        What is pruned stays pruned unless `sparsity` falls.
+
+        Returns:
+            False if several ranks had made different masks; all have those of rank 0 then.
+
+        Raises:
+            ValueError: if the criterion's scores have the wrong shape, or are NaN. The masks are left as they were.
+        """
+        self.gathered.complete()
+        score = partial(self.score, monotone=sparsity >= self.sparsity)
+        share = sparsity / self.final_sparsity if self.final_sparsity else 0.0
+        overrides = {name: value * share for name, value in self.overrides.items()}
+        kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.floor)
+        for name, mask in masks(self.layers, score, kept):
+            self.masked.set(name, mask)
+        agreed = self._agree()
+        self.gathered.forget_inputs()
+        self.masked.apply()
+        self.masked.apply_to_state(optimizers)
+        self.sparsity = sparsity
+        return agreed
+
+    def score(self, name: str, monotone: bool = True) -> Tensor:
+        """The criterion's scores of one weight; what is pruned gets the lowest if it is to stay so."""
+        parameter = self.layers.by_name[name].parameter
+        # No gradient means that the loss does not depend on it: its gradient is zero.
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + list(self.layers.by_name).index(name))
+        offered = {"weight": parameter.detach(), "grad": grad, "generator": generator, **self.gathered.offer(name)}
+        scores: Tensor = call_with_needs(self.criterion, **offered)
+        _refuse_bad_scores(scores, parameter, name, self.criterion)
+        mask = self.masked.masks.get(name)
+        return scores if mask is None or not monotone else torch.where(mask != 0, scores, -torch.inf)
+
+    def gradients_are_there(self, several_optimizers: bool = False, scaled: bool = False) -> bool:
+        """Whether a criterion that asks for gradients can have them now.
+
+        Args:
+            several_optimizers: a weight without a gradient may get one later, when its optimizer's turn comes.
+            scaled: a gradient that is not finite has overflowed, and its step will be skipped.
+        """
+        if "grad" not in needs(self.criterion):
+            return True
+        grads = [one.parameter.grad for one in self.layers.by_name.values()]
+        present = [grad for grad in grads if grad is not None]
+        if not present or (several_optimizers and len(present) < len(grads)):
+            return False
+        return not scaled or all(bool(grad.isfinite().all()) for grad in present)
+
+    def state(self) -> dict[str, Any]:
+        """Masks and running sums as plain values."""
+        return {"masks": self.masked.state(), "gathered": self.gathered.state(), "sparsity": self.sparsity}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave.
+
+        Raises:
+            ValueError: if it belongs to another model, or is damaged.
+        """
+        self.masked.load(state["masks"])
+        self.gathered.load(state["gathered"])
+        self.sparsity = float(state["sparsity"])
+
+    def _agree(self) -> bool:
+        if not ranks.several():
+            return True
+        tensors = list(self.masked.masks.values())
+        if ranks.agree(ranks.digest(tensors), tensors[0].device):
+            return True
+        ranks.from_first_rank(tensors)
+        return False
+
+
+def _refuse_bad_scores(scores: object, parameter: nn.Parameter, name: str, criterion: Callable[..., Any]) -> None:
+    title = getattr(criterion, "__name__", criterion)
+    if not isinstance(scores, Tensor) or scores.shape != parameter.shape:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"Criterion {title} must return scores of the shape {tuple(parameter.shape)} of '{name}', but returned "
+            f"{found}."
+        )
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            f"Criterion {title} gave NaN for '{name}'. Is its gradient or the weight itself NaN? The masks were not "
+            f"changed."
+        )

@@ -1,0 +1,112 @@
+"""The highest scores among many tensors, exactly and in bounded memory: a radix selection, no sorting.
+
+Scores are ranked as float32. Equal scores go by their order: the first tensor first, the lower index first, so that all
+ranks keep the same.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 20
+HALF = 1 << 16
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Keep every key above `key`, and the first `ties` of those equal to it."""
+
+    key: int
+    ties: int
+
+
+def keys(scores: Tensor) -> Tensor:
+    """Integers in the order of float32 scores, so that they can be counted digit by digit.
+
+    >>> keys(torch.tensor([-2.0, -0.0, 0.0, 3.0])).diff() >= 0
+    tensor([True, True, True])
+    """
+    bits = scores.to(torch.float32).add(0.0).view(torch.int32)  # adding 0 makes one zero of -0.0 and 0.0
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def highest(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: int) -> Threshold:
+    """Find the threshold over all tensors that keeps as much as fits into `kept`.
+
+    Args:
+        tensors: called twice; gives each tensor of scores with what one of its entries costs.
+        kept: total cost to keep, at least 0.
+
+    Returns:
+        The threshold. Its cost is `kept` exactly if every entry costs 1.
+    """
+    above, bucket = _top_digit(_counted(tensors(), _high_digit), kept)
+    rest, low = _top_digit(_counted(tensors(), lambda part: _low_digit(part, bucket)), kept - above)
+    key = (bucket - HALF // 2) * HALF + low
+    return Threshold(key, kept - above - rest)
+
+
+def kept_by(scores: Tensor, threshold: Threshold, cost: int = 1) -> tuple[int, Threshold]:
+    """How many entries of `scores` a threshold keeps, and the threshold for the tensor after it."""
+    equal, larger = 0, 0
+    for part in _parts(scores):
+        equal += int((part == threshold.key).sum())
+        larger += int((part > threshold.key).sum())
+    ties = min(equal, threshold.ties // cost)
+    return larger + ties, Threshold(threshold.key, threshold.ties - ties * cost)
+
+
+def top_k_mask(scores: Tensor, kept: int) -> Tensor:
+    """Keep exactly the `kept` highest scores.
+
+    Args:
+        scores: any shape; a higher score is kept longer, equal ones go by their index.
+        kept: number of True entries, from 0 to `scores.numel()`.
+
+    Returns:
+        Boolean mask of the shape of `scores`.
+
+    >>> top_k_mask(torch.tensor([0.5, 0.9, 0.5, 0.5]), kept=2)
+    tensor([ True,  True, False, False])
+    """
+    threshold = highest(lambda: [(scores, 1)], kept)
+    mask = torch.empty(scores.numel(), dtype=torch.bool, device=scores.device)
+    ties = threshold.ties
+    for index, part in enumerate(_parts(scores)):
+        equal = (part == threshold.key).nonzero().flatten()[:ties]
+        chosen = part > threshold.key
+        chosen[equal] = True
+        mask[index * CHUNK : index * CHUNK + len(part)] = chosen
+        ties -= len(equal)
+    return mask.view(scores.shape)
+
+
+def _parts(scores: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(scores.reshape(-1), CHUNK):
+        yield keys(part)
+
+
+def _counted(tensors: Iterable[tuple[Tensor, int]], digit: Callable[[Tensor], Tensor]) -> Tensor:
+    total = torch.zeros(HALF, dtype=torch.int64)
+    for scores, cost in tensors:
+        for part in _parts(scores):
+            total += torch.bincount(digit(part), minlength=HALF).cpu() * cost
+    return total
+
+
+def _high_digit(part: Tensor) -> Tensor:
+    return (part >> 16) + HALF // 2
+
+
+def _low_digit(part: Tensor, bucket: int) -> Tensor:
+    return part[_high_digit(part) == bucket] & (HALF - 1)
+
+
+def _top_digit(counts: Tensor, kept: int) -> tuple[int, int]:
+    """The digit at which the count from the top first exceeds `kept` or reaches it, and the count above that digit."""
+    from_top = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, max(kept, 1)))
+    place = min(place, HALF - 1)
+    return int(from_top[place] - counts.flip(0)[place]), HALF - 1 - place
