@@ -1,0 +1,5 @@
+"""A criterion as a user would write it."""
+
+
+def largest_first(weight):
+    return -weight.abs()
