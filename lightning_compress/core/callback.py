@@ -42,6 +42,7 @@ class CompressionCallback(Callback):
         self.window: Window | None = None
         self.last_moment: int | None = None
         self.undo = ExitStack()
+        self.history: list[tuple[int, float]] = []
         self.restored = False
         self.saved: dict[str, Any] | None = None
 
@@ -110,6 +111,8 @@ class CompressionCallback(Callback):
         """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
         full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
         log_now(trainer, full)
+        if shown is not None:
+            self.history.append((int(trainer.global_step), float(metrics[shown])))
         for key, value in full.items():
             self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{shown}")
 
@@ -139,7 +142,7 @@ class CompressionCallback(Callback):
         run = run_of(trainer, pl_module)
         self.window = resolve(self.begin, self.end, self.every, run)
         if not self.resumed:
-            self.last_moment = None
+            self.last_moment, self.history = None, []
         _warn_of_an_early_end(self, trainer, run)
         self.start(trainer, pl_module)
 
@@ -151,7 +154,8 @@ class CompressionCallback(Callback):
 
     # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = {"format": self.state_format, "last_moment": self.last_moment, **self.state()}
+        own = {"last_moment": self.last_moment, "history": [list(point) for point in self.history]}
+        state = {"format": self.state_format, **own, **self.state()}
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -159,6 +163,7 @@ class CompressionCallback(Callback):
         if self.saved is not None:
             _refuse_damaged(self, self.saved)
             self.last_moment = self.saved["last_moment"]
+            self.history = [(step, value) for step, value in self.saved["history"]]
 
     # Tools for subclasses ---------------------------------------------------------------------------------------
 
@@ -221,7 +226,11 @@ def _warn_of_an_early_end(callback: CompressionCallback, trainer: Trainer, run: 
 
 
 def _refuse_damaged(callback: CompressionCallback, saved: Any) -> None:
-    if not isinstance(saved, dict) or "last_moment" not in saved or saved.get("format") != callback.state_format:
+    if (
+        not isinstance(saved, dict)
+        or not {"last_moment", "history"} <= saved.keys()
+        or saved.get("format") != callback.state_format
+    ):
         found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(
             f"The checkpoint's entry '{callback.state_key}' is damaged, or was written by another version: its format "

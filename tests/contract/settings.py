@@ -3,8 +3,10 @@
 Durations are such that something is still to happen after the 8th of 24 steps, where the resume tests stop.
 """
 
+import torch
+
 import lightning_compress
-from lightning_compress import Pruning
+from lightning_compress import CompressionReport, Pruning
 from lightning_compress.core.callback import CompressionCallback
 
 SETTINGS = {
@@ -26,6 +28,11 @@ SETTINGS = {
             "criterion": lambda weight, initial_weight: (weight - initial_weight).abs(),
             "begin": 2, "end": 15, "every": 3,
         },
+    },
+    CompressionReport: {
+        "untimed": {"latency": False, "print_table": False},
+        "timed": {"runs": 5, "seconds": 0.1},
+        "given-input": {"example_input": torch.ones(2, 8), "latency": False},
     },
 }  # fmt: skip
 

@@ -1,0 +1,164 @@
+"""The command `lightning-compress`: run, list, copy and preview recipes, and report on a checkpoint."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+from lightning_compress._version import __version__
+
+if TYPE_CHECKING:
+    from lightning_compress.recipe import Recipe
+
+PROGRAM = "lightning-compress"
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 2 after one line about what was wrong in what it was given."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
+            raise
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())} (--debug shows the traceback)", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says an error in one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_run, _add_recipes, _add_report, _add_timeline):
+        add(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser("run", help="run a complete recipe: model, data, trainer and callbacks")
+    _add_recipe(parser)
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data modules look for their files")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where logs and checkpoints go")
+    _finish(parser, _run)
+
+
+def _add_recipes(commands: Commands) -> None:
+    parser = commands.add_parser("recipes", help="list the ready recipes, or copy one")
+    _finish(parser, _list_recipes)
+    inner = parser.add_subparsers(metavar="copy")
+    copy = inner.add_parser("copy", help="copy a ready recipe, to change it")
+    copy.add_argument("name", metavar="NAME")
+    copy.add_argument("target", metavar="DEST", nargs="?", default=Path(), type=Path, help="a file or a folder")
+    copy.add_argument("--force", action="store_true", help="replace DEST if it is there")
+    _finish(copy, _copy_recipe)
+
+
+def _add_report(commands: Commands) -> None:
+    parser = commands.add_parser("report", help="what a checkpoint holds: parameters, zeros and bytes of each tensor")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the report as one web page too")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON too")
+    _finish(parser, _report)
+
+
+def _add_timeline(commands: Commands) -> None:
+    parser = commands.add_parser("timeline", help="when everything in a recipe happens, before anything runs")
+    _add_recipe(parser)
+    parser.add_argument("--steps", type=_count, metavar="N", help="optimizer steps of the run")
+    parser.add_argument("--epochs", type=_count, metavar="N", help="epochs of the run")
+    parser.add_argument("--batches", type=_count, metavar="N", help="training batches of an epoch")
+    _finish(parser, _timeline)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a ready recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="pruning.final_sparsity=0.95")
+    parser.add_argument("--allow", action="append", default=[], metavar="NAME", help="your own classes: my_package.*")
+
+
+def _finish(parser: argparse.ArgumentParser, command: object) -> None:
+    parser.set_defaults(command=command)
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+# Each command imports what it needs, so that listing recipes does not wait for what running them takes.
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from lightning_compress.recipe_run import run
+
+    run(_load(arguments), data_dir=arguments.data_dir, output_dir=arguments.output_dir)
+
+
+def _timeline(arguments: argparse.Namespace) -> None:
+    from lightning_compress.core.duration import Run
+
+    if arguments.steps is not None and arguments.epochs is not None:
+        raise ValueError("--steps and --epochs both say how long the run is. Give one of them.")
+    if arguments.batches is not None and arguments.epochs is None:
+        raise ValueError("--batches counts those of an epoch: give --epochs too.")
+    recipe = _load(arguments)
+    if arguments.steps is None and arguments.epochs is None:
+        if "trainer" not in recipe.to_dict():
+            raise ValueError(f"{arguments.recipe} does not say how long the run is: give --steps N, or --epochs N.")
+        recipe.timeline()
+        return
+    recipe.timeline(Run(arguments.epochs, arguments.steps, arguments.batches))
+
+
+def _list_recipes(arguments: argparse.Namespace) -> None:
+    from lightning_compress.shipped import purpose, shipped
+
+    for name, path in shipped().items():
+        print(f"{name:<16} {purpose(path)}")
+
+
+def _copy_recipe(arguments: argparse.Namespace) -> None:
+    from lightning_compress.shipped import copy
+
+    print(f"Copied to {copy(arguments.name, arguments.target, force=arguments.force)}.")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from lightning_compress.checkpoint_report import report_checkpoint
+
+    targets = {".html": arguments.html, ".json": arguments.json}
+    for suffix, target in targets.items():
+        if target is not None and target.suffix != suffix:
+            raise ValueError(f"--{suffix[1:]} writes a file that ends in {suffix}, but is {target}.")
+    report = report_checkpoint(arguments.checkpoint)
+    report.print()
+    for target in filter(None, targets.values()):
+        print(f"Written to {report.save(target)}.")
+
+
+def _load(arguments: argparse.Namespace) -> "Recipe":
+    from lightning_compress.recipe import Recipe
+    from lightning_compress.shipped import locate
+
+    if arguments.allow and "" not in sys.path:
+        # As with `python -m`: what the user allows is looked for where the command is typed.
+        sys.path.insert(0, "")
+    return Recipe.load(locate(arguments.recipe), overrides=arguments.set, allow=arguments.allow)

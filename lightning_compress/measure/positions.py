@@ -1,0 +1,88 @@
+"""Where the nonzeros of a tensor lie, in few bytes: as a bitmap, or as the gaps between them in fixed-width symbols."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.integer[Any]]
+WIDTHS_BITS = range(2, 17)
+_CHUNK_SYMBOLS = 1 << 20  # a multiple of 8, so that each chunk ends on a whole byte
+
+
+def packed_bitmap(nonzero: NDArray[np.bool_]) -> bytes:
+    """One bit for each element, in order, highest bit first; the last byte is filled with zeros."""
+    return np.packbits(nonzero).tobytes()
+
+
+def unpacked_bitmap(data: bytes, elements: int) -> Integers:
+    """Flat positions of the nonzeros of `elements` elements."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8), count=elements))
+
+
+def gaps_between(positions: Integers) -> Integers:
+    """How many zeros lie before each nonzero, back to the one before it.
+
+    >>> gaps_between(np.array([0, 1, 5])).tolist()
+    [0, 0, 3]
+    """
+    return np.diff(positions, prepend=-1) - 1
+
+
+def best_width_bits(gaps: Integers) -> tuple[int, int]:
+    """The symbol width that needs the fewest bits, and how many symbols it needs.
+
+    In a width of `w` bits the symbol `2**w - 1` means "that many zeros and no nonzero yet"; any smaller one means
+    "that many zeros, then a nonzero". So a gap takes `gap // (2**w - 1)` of the first kind and one of the second.
+    """
+    lengths, counts = np.unique(gaps, return_counts=True)
+    symbols = {width: len(gaps) + int((lengths // _escape(width) * counts).sum()) for width in WIDTHS_BITS}
+    width = min(symbols, key=lambda bits: bits * symbols[bits])
+    return width, symbols[width]
+
+
+def packed_gaps(gaps: Integers, width_bits: int) -> bytes:
+    """Gaps as symbols of `width_bits`, see `best_width_bits`; the last byte is filled with zeros."""
+    escape = _escape(width_bits)
+    skips = gaps // escape
+    symbols = np.full(len(gaps) + int(skips.sum()), escape, dtype=np.uint16)
+    symbols[np.cumsum(skips + 1) - 1] = gaps % escape
+    starts = range(0, len(symbols), _CHUNK_SYMBOLS)
+    return b"".join(_packed(symbols[start : start + _CHUNK_SYMBOLS], width_bits) for start in starts)
+
+
+def unpacked_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
+    """Flat positions of the first `nonzeros` nonzeros.
+
+    Raises:
+        ValueError: if no symbol is that wide.
+    """
+    if width_bits not in WIDTHS_BITS:
+        raise ValueError(f"symbols are 2 to 16 bits wide, not {width_bits}")
+    chunk_bytes = _CHUNK_SYMBOLS * width_bits // 8
+    chunks = [data[start : start + chunk_bytes] for start in range(0, len(data), chunk_bytes)]
+    symbols = np.concatenate([_unpacked(chunk, width_bits) for chunk in chunks] or [np.zeros(0, np.int64)])
+    escape = _escape(width_bits)
+    steps = np.where(symbols == escape, escape, symbols + 1)
+    return (np.cumsum(steps) - 1)[symbols != escape][:nonzeros]
+
+
+def packed_size_bytes(symbols: int, width_bits: int) -> int:
+    """Length of what `packed_gaps` returns for so many symbols."""
+    return (symbols * width_bits + 7) // 8
+
+
+def _escape(width_bits: int) -> int:
+    return int((1 << width_bits) - 1)
+
+
+def _packed(symbols: Integers, width_bits: int) -> bytes:
+    shifts = np.arange(width_bits - 1, -1, -1, dtype=np.uint16)
+    return np.packbits((symbols[:, None] >> shifts & 1).astype(np.uint8)).tobytes()
+
+
+def _unpacked(data: bytes, width_bits: int) -> Integers:
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    whole = bits[: len(bits) // width_bits * width_bits].reshape(-1, width_bits)
+    values: Integers = whole @ (1 << np.arange(width_bits - 1, -1, -1, dtype=np.int64))
+    return values

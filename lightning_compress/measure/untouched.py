@@ -1,0 +1,69 @@
+"""Run a module for measuring, and leave everything as it was: modes, buffers, random streams, gradients."""
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Inside, every submodule is in eval mode and no gradient is recorded; afterwards nothing has changed.
+
+    The mode is set flag by flag, because a `train()` of the user's own may do more (merge adapters, freeze layers).
+    """
+    with ExitStack() as undo:
+        undo.enter_context(_kept_random_streams(model))
+        undo.enter_context(_kept_buffers(model))
+        undo.enter_context(_evaluating(model))
+        undo.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    kept = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    values = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values.items():
+            _put_back_(buffer, value)
+
+
+@torch.no_grad()
+def _put_back_(buffer: Tensor, value: Tensor) -> None:
+    if buffer.shape == value.shape:
+        buffer.copy_(value)
+    else:
+        buffer.data = value
+
+
+@contextmanager
+def _kept_random_streams(model: nn.Module) -> Iterator[None]:
+    devices = {tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,159 @@
+"""A recipe: YAML that lists callbacks with their arguments, and for a complete run also model, data and trainer.
+
+    callbacks:
+      - Pruning: {final_sparsity: 0.9}
+      - class_path: CompressionReport
+
+It is read as LightningCLI reads its files. Loading makes no object and imports nothing but this package and what the
+user allows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_compress.core.lookup import restricted_imports
+from lightning_compress.recipe_classes import Classes, allowed_by_environment, installed_lightning, lightning_of
+from lightning_compress.recipe_objects import build, call, find_class, short_name
+from lightning_compress.recipe_overrides import override
+from lightning_compress.recipe_sections import (
+    SECTIONS,
+    check_sections,
+    entries,
+    known_sections,
+    names,
+    trainer_class,
+    written_out,
+)
+from lightning_compress.safe_yaml import Located, read
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `Recipe.load` reads one.
+
+    Args:
+        path: where it was read.
+        root: its sections, each object written out with class_path and init_args.
+        classes: which classes it may name.
+        left_out: the sections of the file that `load` was told not to keep.
+    """
+
+    path: Path
+    root: Located
+    classes: Classes
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        sections: Sequence[str] = SECTIONS,
+    ) -> "Recipe":
+        """Read and check a recipe; nothing in it is made yet.
+
+        Args:
+            path: a YAML file.
+            overrides: such as "pruning.final_sparsity=0.95", "callbacks.0.begin=20%", "trainer.max_epochs=3".
+            allow: dotted paths of your own classes and functions that the recipe may name, `*` for any; the variable
+                `LIGHTNING_COMPRESS_ALLOW` adds to them.
+            sections: what to keep and check; `("callbacks",)` to join a run that has all the rest.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not a recipe; with the file, the line, the place and the nearest right name.
+        """
+        _refuse_text("overrides", overrides)
+        _refuse_text("allow", allow)
+        classes = Classes((*allow, *allowed_by_environment()), installed_lightning())
+        root = written_out(known_sections(read(path)))
+        for setting in overrides:
+            root = written_out(override(root, setting, names(root, classes), SECTIONS))
+        kept = {key: section for key, section in root.value.items() if key in sections}
+        left_out = tuple(key for key in root.value if key not in kept)
+        recipe = cls(Path(path), Located(kept, root.where), _for_the_model(classes, kept), left_out)
+        check_sections(recipe.root, recipe.classes)
+        return recipe
+
+    def callbacks(self, lightning: str | None = None) -> list[Any]:
+        """Make the callbacks, in the recipe's order, new ones at each call.
+
+        Args:
+            lightning: whose `ModelCheckpoint` and the like to take, "pytorch_lightning" or "lightning.pytorch"; by
+                default the one the recipe's model is written for, else the first that is installed.
+
+        Raises:
+            ValueError: what a constructor refuses, with the place in front.
+        """
+        classes = replace(self.classes, lightning=lightning or self.classes.lightning)
+        return [self._build(entry, place, classes) for place, entry in entries(self.root)]
+
+    def model(self) -> Any:
+        """Make the module of a complete recipe.
+
+        Raises:
+            ValueError: if there is none, or its constructor refuses its arguments.
+        """
+        return self._object("model")
+
+    def data(self) -> Any:
+        """Make the data module, None if there is none."""
+        return self._object("data") if "data" in self.root.value else None
+
+    def trainer(self, callbacks: list[Any], **defaults: Any) -> Any:
+        """Make the Trainer with the recipe's arguments.
+
+        Args:
+            callbacks: those of this recipe, or others.
+            defaults: for arguments that the recipe does not give.
+
+        Raises:
+            ValueError: if the Trainer refuses an argument.
+        """
+        section = self.root.value.get("trainer", Located({}, self.root.where))
+        arguments = {**defaults, **self._build(section, "trainer", self.classes), "callbacks": callbacks}
+        return call(trainer_class(self.classes), arguments, section.value, f"{section.where}: trainer")
+
+    def timeline(self, length: Any = None) -> str:
+        """Print when everything happens, before anything runs; the text is returned too.
+
+        Args:
+            length: optimizer steps, a Trainer, or a `Run`; by default what the recipe's own `trainer` section says.
+
+        Raises:
+            ValueError: if nothing tells how long the run is, or a constructor refuses its arguments.
+        """
+        from lightning_compress.recipe_timeline import run_of, show
+
+        if length is None and "trainer" not in self.root.value:
+            raise ValueError(f"{self.path} does not say how long the run is. Give its optimizer steps, or a Trainer.")
+        return show(self.callbacks(), run_of(self.to_dict()["trainer"] if length is None else length))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, with what was overridden: for W&B's config, JSON or YAML."""
+        return self.root.plain()  # type: ignore[no-any-return]
+
+    def _object(self, section: str) -> Any:
+        if section not in self.root.value:
+            raise ValueError(f"{self.path} has no `{section}:`, so it cannot run alone; its callbacks can join a run.")
+        return self._build(self.root.value[section], section, self.classes)
+
+    def _build(self, node: Located, place: str, classes: Classes) -> Any:
+        with restricted_imports(self.classes.allow):
+            return build(node, place, classes)
+
+
+def _for_the_model(classes: Classes, sections: dict[str, Located]) -> Classes:
+    if "model" not in sections:
+        return classes
+    model = sections["model"]
+    return replace(classes, lightning=lightning_of(find_class(model, f"model.{short_name(model)}", classes)))
+
+
+def _refuse_text(name: str, value: object) -> None:
+    if isinstance(value, str):
+        raise ValueError(f"{name} is a list of texts, but is the text {value!r}. Write [{value!r}].")

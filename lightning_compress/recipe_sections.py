@@ -1,0 +1,130 @@
+"""The sections of a recipe: which there are, how they are written in full, what is checked before anything is made."""
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from lightning_compress.recipe_classes import Classes, arguments_of, is_callback
+from lightning_compress.recipe_objects import as_object, check, check_keys, find_class, short_name
+from lightning_compress.safe_yaml import Located
+
+SECTIONS = ("callbacks", "model", "data", "trainer", "seed_everything")
+
+
+def known_sections(root: Located) -> Located:
+    """Return `root`, which has the sections of a recipe.
+
+    Raises:
+        ValueError: if it has others, or neither callbacks nor a model.
+    """
+    if not isinstance(root.value, dict):
+        raise ValueError(f"{root.where}: a recipe is a mapping with the key `callbacks:`, not {_kind(root.value)}.")
+    for key, child in root.value.items():
+        check_keys({key: child}, SECTIONS, "recipe", "key")
+    if not root.value.keys() & {"callbacks", "model"}:
+        raise ValueError(
+            f"{root.where}: a recipe has the key `callbacks:`, a list, but here are {', '.join(root.value)}."
+        )
+    return root
+
+
+def written_out(root: Located) -> Located:
+    """Return the recipe with each callback, model, data and logger as `{class_path: ..., init_args: {...}}`.
+
+    Raises:
+        ValueError: if a section is not of its kind.
+    """
+    sections = dict(root.value)
+    for key, kind in (("callbacks", list), ("trainer", dict)):
+        if key in sections and not isinstance(sections[key].value, kind):
+            expected = "a list" if kind is list else "a mapping"
+            raise ValueError(f"{sections[key].where}: {key} is {expected}, not {_kind(sections[key].value)}.")
+    if "callbacks" in sections:
+        entries = enumerate(sections["callbacks"].value)
+        written = [as_object(entry, f"callbacks[{index}]") for index, entry in entries]
+        sections["callbacks"] = Located(written, sections["callbacks"].where)
+    for key in {"model", "data"} & sections.keys():
+        sections[key] = as_object(sections[key], key)
+    if "trainer" in sections and "logger" in sections["trainer"].value:
+        trainer = sections["trainer"]
+        logger = _loggers_written_out(trainer.value["logger"])
+        sections["trainer"] = Located({**trainer.value, "logger": logger}, trainer.where)
+    return Located(sections, root.where)
+
+
+def entries(root: Located) -> list[tuple[str, Located]]:
+    """Each callback with its place, such as "callbacks[0]"."""
+    callbacks = root.value.get("callbacks", Located([], root.where))
+    return [(f"callbacks[{index}]", entry) for index, entry in enumerate(callbacks.value)]
+
+
+def names(root: Located, classes: Classes) -> list[str]:
+    """The name of each callback: its argument, its class's default, or for others the class in lower case."""
+    return [_name(entry, place, classes) or short_name(entry).lower() for place, entry in entries(root)]
+
+
+def _name(entry: Located, place: str, classes: Classes) -> str | None:
+    if "name" in entry.value["init_args"].value:
+        return str(entry.value["init_args"].value["name"].value)
+    known = arguments_of(find_class(entry, f"{place}.{short_name(entry)}", classes)) or {}
+    default = known["name"].default if "name" in known else None
+    return default if isinstance(default, str) else None
+
+
+def check_sections(root: Located, classes: Classes) -> None:
+    """Check every class, every argument's name and the callbacks' names; nothing is made.
+
+    Raises:
+        ValueError: with the file, the line, the place and the nearest right name.
+    """
+    _check_callbacks(entries(root), classes)
+    for name in ("model", "data"):
+        if name in root.value:
+            check(root.value[name], name, classes)
+    if "trainer" in root.value:
+        _check_trainer(root.value["trainer"], classes)
+    seed = root.value.get("seed_everything", Located(False, root.where))
+    if not isinstance(seed.value, int) or seed.value < 0:
+        raise ValueError(f"{seed.where}: seed_everything is a whole number, true or false, not {seed.plain()!r}.")
+
+
+def trainer_class(classes: Classes) -> type[Any]:
+    """The Trainer of the Lightning that the recipe runs on."""
+    return import_module(classes.lightning).Trainer  # type: ignore[no-any-return]
+
+
+def _loggers_written_out(node: Located) -> Located:
+    if isinstance(node.value, list):
+        return Located([_loggers_written_out(entry) for entry in node.value], node.where)
+    return as_object(node, "trainer.logger") if isinstance(node.value, str | dict) else node
+
+
+def _check_callbacks(callbacks: Iterable[tuple[str, Located]], classes: Classes) -> None:
+    taken: dict[str, str] = {}
+    for place, entry in callbacks:
+        check(entry, place, classes)
+        label = f"{place}.{short_name(entry)}"
+        if not is_callback(find_class(entry, label, classes)):
+            raise ValueError(f"{entry.where}: {label}: '{short_name(entry)}' is no callback.")
+        name = _name(entry, place, classes)
+        if name in taken:
+            raise ValueError(
+                f"{entry.where}: {label}: the name '{name}' is taken by {taken[name]}. Write another: name: {name}_2."
+            )
+        if name is not None:
+            taken[name] = f"{label} ({entry.where})"
+
+
+def _check_trainer(section: Located, classes: Classes) -> None:
+    if "callbacks" in section.value:
+        raise ValueError(
+            f"{section.value['callbacks'].where}: trainer.callbacks: in a recipe `callbacks:` stands at the top, by "
+            f"`trainer:`."
+        )
+    check_keys(section.value, arguments_of(trainer_class(classes)), "trainer", "argument")
+    for key, child in section.value.items():
+        check(child, f"trainer.{key}", classes)
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", dict: "a mapping", type(None): "nothing"}.get(type(value), repr(value))

@@ -1,0 +1,153 @@
+"""A report as one HTML page that needs no network: what the page shows is made here, how it looks is in the template."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_compress.measure.latency import Latency
+from lightning_compress.report_plot import Plot, sparsity_plot
+from lightning_compress.report_summary import Line, layer_cells, summary
+from lightning_compress.report_text import (
+    bytes_text,
+    metric_text,
+    milliseconds_text,
+    percent_text,
+    ratio_text,
+    short_count_text,
+)
+from lightning_compress.report_values import Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_METRIC_CARDS = 2
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline number; `before` is empty where there is nothing to compare with."""
+
+    label: str
+    before: str
+    after: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A layer's two bars, widths in percent of the full width.
+
+    `share_percent` is relative to the largest layer, `left_percent` its part that is not zero.
+    """
+
+    name: str
+    sparsity: str
+    sparsity_percent: float
+    share: str
+    share_percent: float
+    left_percent: float
+
+
+def html_page(report: Report) -> str:
+    """The whole page; every name in it is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    plot: Plot | None = sparsity_plot(report.history) if report.history else None
+    lines: list[Line] = summary(report)
+    return jinja.get_template("report.html").render(
+        report=report,
+        cards=cards(report),
+        plot=plot,
+        lines=lines,
+        bars=bars(report),
+        rows=[layer_cells(layer) for layer in report.layers],
+        protocol=protocol(report),
+    )
+
+
+def cards(report: Report) -> list[Card]:
+    """Size, nonzero parameters, sparsity, latency and the first metrics."""
+    return [
+        _size_card(report),
+        _nonzero_card(report),
+        Card(
+            "Sparsity of weights",
+            percent_text(report.before.weight_sparsity) if report.before else "",
+            percent_text(report.weight_sparsity),
+            f"{short_count_text(report.weights_nonzero)} of {short_count_text(report.weights)} weights left",
+        ),
+        *_latency_card(report),
+        *_metric_cards(report),
+    ]
+
+
+def _size_card(report: Report) -> Card:
+    dense, coded = (report.before or report).size_bytes, report.size_bytes_sparse
+    return Card("Size on disk", bytes_text(dense), bytes_text(coded), f"{ratio_text(dense, coded)}, dense fp32 to sparse-coded")
+
+
+def _nonzero_card(report: Report) -> Card:
+    before = report.before.nonzero if report.before else None
+    change = f"of {short_count_text(report.parameters)} parameters"
+    if before is not None:
+        change = ratio_text(before, report.nonzero)
+    shown = "" if before is None else short_count_text(before)
+    return Card("Nonzero parameters", shown, short_count_text(report.nonzero), change)
+
+
+def _latency_card(report: Report) -> list[Card]:
+    after = report.latency_batch_1
+    if after is None:
+        return []
+    before = report.before.latency_batch_1 if report.before else None
+    shown = milliseconds_text(before.median_ms) if before else ""
+    threads = f"{after.threads} thread{'s' * (after.threads > 1)}"
+    return [Card("CPU latency, batch 1", shown, milliseconds_text(after.median_ms), f"median of {after.runs} runs, {threads}")]
+
+
+def _metric_cards(report: Report) -> list[Card]:
+    before = report.before.metrics if report.before else {}
+    return [
+        Card(name, metric_text(before[name]) if name in before else "", metric_text(value))
+        for name, value in list(report.metrics.items())[:MOST_METRIC_CARDS]
+    ]
+
+
+def bars(report: Report) -> list[Bar]:
+    """Layers that have parameters, in order."""
+    layers = [layer for layer in report.layers if layer.parameters]
+    largest = max((layer.parameters for layer in layers), default=1)
+    return [
+        Bar(
+            name=layer.name or "(the model itself)",
+            sparsity=percent_text(layer.weight_sparsity) if layer.weights else "no weights",
+            sparsity_percent=100 * layer.weight_sparsity,
+            share=percent_text(layer.parameters / report.parameters),
+            share_percent=100 * layer.parameters / largest,
+            left_percent=100 * layer.nonzero / largest,
+        )
+        for layer in layers
+    ]
+
+
+def protocol(report: Report) -> list[tuple[str, str]]:
+    """How each kind of number was measured."""
+    latencies = [one for one in (report.latency_batch_1, report.latency_batch_64) if one]
+    return [
+        ("Sparsity", "Fraction that is exactly zero; of weights: of parameters with two or more dimensions."),
+        ("Parameters", "Tied ones count once, in the layer that comes first. Buffers are in the bytes only."),
+        ("Dense fp32", "Length of a file with names, shapes and every parameter and buffer; floats take 4 bytes."),
+        ("Sparse-coded", "Length of a lossless file: each tensor dense, as bitmap and values, or as gaps and values, whichever is shortest."),
+        ("gzip", "Of either file as a whole, level 6."),
+        ("MACs", f"Multiply-accumulates of one call at batch {report.macs_batch or 1}: matrix products, convolutions, recurrences, attention."),
+        ("MACs with a nonzero weight", "What is left if a kernel skips zeros; the dense kernels of torch do not."),
+        *[(f"Latency, batch {one.batch}", latency_protocol(one)) for one in latencies],
+        *[(key, value) for key, value in report.environment.items()],
+    ]  # fmt: skip
+
+
+def latency_protocol(latency: Latency) -> str:
+    return (
+        f"Median {milliseconds_text(latency.median_ms)}, interquartile range {milliseconds_text(latency.iqr_ms)}, "
+        f"{latency.runs} runs after {latency.warmup_runs} to warm up, threads: {latency.threads}, eval mode."
+    )

@@ -1,0 +1,170 @@
+"""Measure the model before and after a run, and put the comparison where people look."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
+from lightning_compress.core.callback import CompressionCallback
+from lightning_compress.report import Report, report
+from lightning_compress.tracking.inputs import Call, Seen
+from lightning_compress.tracking.to_wandb import send
+
+BEFORE_AND_AFTER = "compression_report"
+
+
+class CompressionReport(CompressionCallback):
+    """Report parameters, nonzeros, MACs, bytes, latency and metrics of the model, before and after the run.
+
+    Prints a table, writes `compression_report.json` and `.html`, and adds a table, a summary and an artifact to W&B if
+    the Trainer logs there. `report` holds the result; `trainer.test` afterwards adds its metrics to it.
+
+    Args:
+        example_input: a batch that the module takes, for MACs and latency. None: `module.example_input_array`, or what
+            the module is called with in its first training step.
+        baseline: what "before" is: the `report` of another run's callback, or the path of a saved `.json`. None: the
+            module as this run began.
+        dirpath: folder for the files; None: the logger's, or the Trainer's `default_root_dir`.
+        latency: whether to time the module on the CPU.
+        runs, seconds: of timing, for each batch size: at most so many calls, for at most so long.
+        print_table: whether to print the table at the end.
+        name: key of the state in checkpoints.
+
+    Raises:
+        ValueError: if `baseline` is a path that holds no report.
+    """
+
+    def __init__(
+        self,
+        example_input: Any = None,
+        *,
+        baseline: Report | str | None = None,
+        dirpath: str | None = None,
+        latency: bool = True,
+        runs: int = 50,
+        seconds: float = 1.0,
+        print_table: bool = True,
+        name: str = "report",
+    ) -> None:
+        super().__init__(name)
+        self.example_input, self.baseline, self.dirpath = example_input, baseline, dirpath
+        self.latency, self.runs, self.seconds, self.print_table = latency, runs, seconds, print_table
+        self.report: Report | None = None
+        self.files: tuple[Path, ...] = ()
+        self._before: Report | None = Report.load(baseline) if isinstance(baseline, str) else baseline
+        self._seen: Seen | None = None
+        self._call: Call | None = None
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.report, self._call = None, None
+        if self.saved is not None and self.saved["before"] is not None:
+            self._before = Report.from_dict(self.saved["before"])
+        elif self.baseline is None:
+            self._before = None
+        given = self.example_input if self.example_input is not None else pl_module.example_input_array
+        if given is not None:
+            self._call = Call("", given)
+        elif trainer.is_global_zero:
+            self._seen = Seen(pl_module)
+            self.undo.callback(self._seen.close)
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._before is None and trainer.is_global_zero:
+            self._before = self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._seen is None:
+            return
+        self._seen.close()
+        self._call, self._seen = self._seen.call, None
+        if self._call is not None and self.baseline is None and not self.resumed and self._before is not None:
+            # What is counted and timed has the structure of the dense model still: cuts come in later steps only.
+            timed = self._measure(trainer, pl_module)
+            self._before = _with_costs_of(self._before, timed, self._call.part)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in `on_train_end`, when averages of the weights may still be on their way into the module, and not on the
+        # accelerator: the Trainer has moved the module to the CPU by now.
+        if not trainer.is_global_zero:
+            return
+        measured = self._measure(trainer, pl_module, metrics=trainer.callback_metrics)
+        self.report = replace(measured, history=_history(trainer, self), before=self._before)
+        self._publish(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.report is not None:
+            self.report = replace(self.report, metrics=self.report.metrics | _numbers(trainer.callback_metrics))
+            self._publish(trainer, again=True)
+
+    def state(self) -> dict[str, Any]:
+        return {"before": None if self._before is None else self._before.to_dict()}
+
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Any] | None = None
+    ) -> Report:
+        call = self._call
+        part: nn.Module = pl_module if call is None else pl_module.get_submodule(call.part)
+        timed = self.latency and not trainer.fast_dev_run
+        arguments: dict[str, Any] = {
+            "metrics": _numbers(metrics or {}),
+            "name": type(pl_module).__name__,
+            "runs": self.runs,
+            "seconds": self.seconds,
+        }
+        try:
+            return report(part, None if call is None else call.example, latency=timed, **arguments)
+        except (ValueError, TypeError) as error:
+            if call is None:
+                raise
+            bare = report(part, None, latency=False, **arguments)
+            return replace(bare, notes=(*bare.notes, f"MACs and latency were not measured: {error}"))
+
+    def _publish(self, trainer: Trainer, again: bool = False) -> None:
+        if self.report is None or trainer.fast_dev_run:
+            return
+        folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        self.files = tuple(self.report.save(folder / f"{BEFORE_AND_AFTER}.{kind}") for kind in ("json", "html"))
+        send(trainer, self.report, self.files)
+        if again:
+            return
+        if self.print_table:
+            self.report.print()
+        rank_zero_info(f"'{self.name}' wrote {' and '.join(map(str, self.files))}.")
+
+
+def _with_costs_of(bare: Report, timed: Report, part: str) -> Report:
+    """The counts of `bare`, measured over the whole module, with the costs of `timed`, measured over its `part`."""
+    costs = {layer.name: layer.macs for layer in timed.layers}
+    layers = []
+    for layer in bare.layers:
+        name = layer.name.removeprefix(f"{part}.") if part else layer.name
+        macs = costs.get(name)
+        nonzero = None if macs is None else round(macs * (1 - layer.weight_sparsity))
+        layers.append(replace(layer, name=name, macs=macs, macs_nonzero=nonzero))
+    return replace(
+        bare,
+        layers=tuple(layers),
+        macs_batch=timed.macs_batch,
+        latency_batch_1=timed.latency_batch_1,
+        latency_batch_64=timed.latency_batch_64,
+        notes=timed.notes,
+    )
+
+
+def _history(trainer: Trainer, own: CompressionCallback) -> tuple[tuple[int, float], ...]:
+    """What the other compression callbacks have shown over time: the first one's that has shown anything."""
+    others = [one for one in trainer.callbacks if isinstance(one, CompressionCallback) and one is not own]
+    return next((tuple(one.history) for one in others if one.history), ())
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The user's own metrics: ours are in the report already."""
+    return {key: float(value) for key, value in metrics.items() if not key.startswith("compress/")}

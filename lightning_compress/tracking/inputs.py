@@ -1,0 +1,48 @@
+"""What a model is really called with: seen during the user's own forward pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+
+@dataclass(frozen=True)
+class Call:
+    """A part of a model that holds all its parameters, and what it was called with: a tuple, or a dict of keywords."""
+
+    part: str
+    example: Any
+
+
+class Seen:
+    """The first call of a model, or of the one submodule that holds all of its parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.call: Call | None = None
+        parts = {"": model, **dict(model.named_children())}
+        whole = {id(parameter) for parameter in model.parameters()}
+        full = {name: part for name, part in parts.items() if {id(one) for one in part.parameters()} == whole}
+        self.handles = [
+            part.register_forward_pre_hook(self._listener(name), with_kwargs=True) for name, part in full.items()
+        ]
+
+    def close(self) -> None:
+        """Listen no more."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _listener(self, name: str) -> Callable[..., None]:
+        def listen(_part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            # Positional and keyword arguments at once are no example that `report` takes.
+            if self.call is None and not (arguments and keywords):
+                self.call = Call(name, tree_map(_apart, keywords or arguments))
+
+        return listen
+
+
+@torch.no_grad()
+def _apart(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
