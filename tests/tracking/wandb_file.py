@@ -1,0 +1,44 @@
+"""Read an offline W&B run's file: a log of protocol buffers in LevelDB's format (blocks of 32 KiB, framed records)."""
+
+import struct
+from pathlib import Path
+
+BLOCK = 32768
+FILE_HEADER = 7  # ":W&B", a magic number, a version
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def payloads(path):
+    """The bytes of each record, in order."""
+    data, at, parts = Path(path).read_bytes(), FILE_HEADER, b""
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK  # a header does not fit: the rest of the block is padding
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        if kind not in (FULL, FIRST, MIDDLE, LAST):
+            break
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (FULL, LAST):
+            yield parts
+            parts = b""
+
+
+def records(folder):
+    """All records of the one offline run in a folder."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = Path(folder).glob("**/run-*.wandb")
+    found = []
+    for payload in payloads(path):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(payload)
+        found.append(record)
+    return found
+
+
+def key_of(item):
+    """The key of an item of a config, a summary or a history."""
+    return "/".join(item.nested_key) or item.key
