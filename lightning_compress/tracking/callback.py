@@ -1,9 +1,10 @@
 """Measure the model before and after a run, and put the comparison where people look."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from torch import nn
 
@@ -57,9 +58,10 @@ class CompressionReport(CompressionCallback):
         self._before: Report | None = Report.load(baseline) if isinstance(baseline, str) else baseline
         self._seen: Seen | None = None
         self._call: Call | None = None
+        self._module: Callable[[], nn.Module | None] = lambda: None
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.report, self._call = None, None
+        self.report, self._call, self._module = None, None, ref(pl_module)
         if self.saved is not None and self.saved["before"] is not None:
             self._before = Report.from_dict(self.saved["before"])
         elif self.baseline is None:
@@ -100,19 +102,30 @@ class CompressionReport(CompressionCallback):
         self._publish(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.report is not None:
-            self.report = replace(self.report, metrics=self.report.metrics | _numbers(trainer.callback_metrics))
-            self._publish(trainer, again=True)
+        if self.report is None or self._module() is not pl_module:
+            return
+        # A test may have put other weights into the module, those of the best checkpoint say: count them again.
+        tested = self._measure(trainer, pl_module, timed=False, metrics=trainer.callback_metrics)
+        self.report = replace(
+            self.report,
+            layers=tested.layers,
+            size_bytes=tested.size_bytes,
+            size_bytes_sparse=tested.size_bytes_sparse,
+            size_bytes_gzip=tested.size_bytes_gzip,
+            size_bytes_sparse_gzip=tested.size_bytes_sparse_gzip,
+            metrics=self.report.metrics | tested.metrics,
+        )
+        self._publish(trainer, again=True)
 
     def state(self) -> dict[str, Any]:
         return {"before": None if self._before is None else self._before.to_dict()}
 
     def _measure(
-        self, trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Any] | None = None
+        self, trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Any] | None = None, timed: bool = True
     ) -> Report:
         call = self._call
         part: nn.Module = pl_module if call is None else pl_module.get_submodule(call.part)
-        timed = self.latency and not trainer.fast_dev_run
+        timed = timed and self.latency and not trainer.fast_dev_run
         arguments: dict[str, Any] = {
             "metrics": _numbers(metrics or {}),
             "name": type(pl_module).__name__,

@@ -48,6 +48,47 @@ def test_metrics_of_a_test_join_the_report(make_module, make_trainer, loader, tm
     assert saved["metrics"]["val_loss"] == pytest.approx(measured["val_loss"])
 
 
+def test_what_is_tested_is_what_is_counted(pl, make_module, make_trainer, loader, tmp_path):
+    both, callback = callbacks(latency=False)
+    first = pl.callbacks.ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_top_k=-1)
+    trainer, module = make_trainer([*both, first], max_epochs=2, enable_checkpointing=True), make_module()
+    trainer.fit(module, loader, loader)
+    dense = make_module()
+    trainer.save_checkpoint(tmp_path / "dense.ckpt")
+    checkpoint = torch.load(tmp_path / "dense.ckpt", weights_only=True)
+    torch.save({**checkpoint, "state_dict": dense.state_dict()}, tmp_path / "dense.ckpt")
+    trainer.test(module, loader, ckpt_path=tmp_path / "dense.ckpt", verbose=False)
+    assert callback.report.nonzero == PARAMETERS
+    trainer.test(make_module(), loader, verbose=False)
+    assert callback.report.nonzero == PARAMETERS
+
+
+def test_batches_may_be_objects(pl, make_trainer, tmp_path):
+    class Graph:
+        def __init__(self):
+            self.x = torch.randn(4, 8)
+
+    class OnGraphs(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(8, 3)
+
+        def forward(self, graph):
+            return self.net(graph.x)
+
+        def training_step(self, graph, batch_idx):
+            return self(graph).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    both, callback = callbacks()
+    graphs = torch.utils.data.DataLoader([Graph() for _ in range(8)], batch_size=None)
+    make_trainer(both, max_epochs=2).fit(OnGraphs(), graphs)
+    assert callback.report.parameters == 27
+    assert callback.report.nonzero == 27 - 18
+
+
 def test_another_run_may_be_what_was_before(make_module, make_trainer, loader, tmp_path):
     dense = CompressionReport(latency=False, dirpath=str(tmp_path / "dense"))
     make_trainer([dense], max_epochs=1).fit(make_module(), loader, loader)
