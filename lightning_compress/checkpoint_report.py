@@ -91,7 +91,7 @@ def state_dict_of(checkpoint: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _refuse_damaged(path: Path) -> None:
-    """torch does not compare checksums, and would give wrong weights."""
+    """Torch does not compare checksums, and would give wrong weights."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:

@@ -1,6 +1,7 @@
 """The command `lightning-compress`: run, list, copy and preview recipes, and report on a checkpoint."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,8 +108,13 @@ def _count(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from lightning_compress.injection import VARIABLE
     from lightning_compress.recipe_run import run
 
+    if also := os.environ.get(VARIABLE):
+        raise ValueError(
+            f"{VARIABLE}={also} would add its callbacks to this recipe's. Unset it: it is for your scripts."
+        )
     run(_load(arguments), data_dir=arguments.data_dir, output_dir=arguments.output_dir)
 
 

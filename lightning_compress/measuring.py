@@ -38,7 +38,9 @@ class Protocol:
             raise ValueError(f"batch_dim counts from 0, but is {self.batch_dim}. None means: no batch dimension.")
         for name in ("threads", "runs", "seconds"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is above 0, but is {getattr(self, name)}. To time nothing, set latency=False.")
+                raise ValueError(
+                    f"{name} is above 0, but is {getattr(self, name)}. To time nothing, set latency=False."
+                )
 
 
 def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report:

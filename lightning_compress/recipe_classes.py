@@ -60,7 +60,10 @@ def is_callback(cls: type[Any]) -> bool:
 
 def arguments_of(cls: type[Any]) -> Mapping[str, Parameter] | None:
     """What the constructor takes by name; None if it takes anything."""
-    parameters = signature(cls).parameters
+    try:
+        parameters = signature(cls).parameters
+    except ValueError:  # classes written in C tell nothing
+        return None
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)

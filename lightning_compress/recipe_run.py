@@ -3,16 +3,17 @@
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_compress.core.logs import log_config, wandb_runs
-from lightning_compress.injection import VARIABLE
-from lightning_compress.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning_compress.recipe import Recipe
 
 DATA_VARIABLE = "LIGHTNING_COMPRESS_DATA"
 
 
-def run(recipe: Recipe, *, data_dir: str | Path | None = None, output_dir: str | Path | None = None) -> Any:
+def run(recipe: "Recipe", *, data_dir: str | Path | None = None, output_dir: str | Path | None = None) -> Any:
     """Make everything the recipe lists, train it, and test it if it has a test step and test data.
 
     Args:
@@ -26,7 +27,6 @@ def run(recipe: Recipe, *, data_dir: str | Path | None = None, output_dir: str |
     Raises:
         ValueError: if the recipe is not complete, or something in it is refused.
     """
-    _refuse_two_recipes()
     if data_dir is not None:
         os.environ[DATA_VARIABLE] = str(Path(data_dir).absolute())
     _seed(recipe)
@@ -45,15 +45,7 @@ def run(recipe: Recipe, *, data_dir: str | Path | None = None, output_dir: str |
     return trainer
 
 
-def _refuse_two_recipes() -> None:
-    if os.environ.get(VARIABLE):
-        raise ValueError(
-            f"{VARIABLE}={os.environ[VARIABLE]} would add its callbacks to those of this recipe. Unset it: it is for "
-            f"scripts of your own."
-        )
-
-
-def _seed(recipe: Recipe) -> None:
+def _seed(recipe: "Recipe") -> None:
     seed = recipe.to_dict().get("seed_everything", False)
     if seed is False or seed is None:
         return

@@ -45,7 +45,7 @@ def report(
     Raises:
         TypeError: if an argument is of the wrong kind.
         ValueError: if a parameter has no values (lazy, on the meta device, sharded), or if the model does not take
-            `example_input`.
+            `example_input`, or if a number is out of its range.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"report measures a torch.nn.Module, but got a {type(model).__name__}.")
@@ -54,6 +54,8 @@ def report(
     protocol = Protocol(batch_dim, latency, threads, runs, seconds)
     values = {key: float(value) for key, value in (metrics or {}).items()}
     points = tuple((int(step), float(sparsity)) for step, sparsity in history)
+    if wrong := [point for point in points if not 0 <= point[1] <= 1]:
+        raise ValueError(f"history is pairs of (step, sparsity in [0, 1]), but holds {wrong[0]}. For 90 % write 0.9.")
     before = replace(baseline, before=None) if baseline else None
     bare = measured(model, example_input, protocol)
     return replace(bare, name=name or bare.name, metrics=values, history=points, before=before)

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs no network: what the page shows is made here, how it looks is in the template."""
+"""A report as one HTML page that needs no network: what it shows is made here, how it looks is in the template."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,11 @@ def html_page(report: Report) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     jinja = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     plot: Plot | None = sparsity_plot(report.history) if report.history else None
     lines: list[Line] = summary(report)
@@ -83,7 +87,8 @@ def cards(report: Report) -> list[Card]:
 
 def _size_card(report: Report) -> Card:
     dense, coded = (report.before or report).size_bytes, report.size_bytes_sparse
-    return Card("Size on disk", bytes_text(dense), bytes_text(coded), f"{ratio_text(dense, coded)}, dense fp32 to sparse-coded")
+    before = bytes_text(dense) if report.before else ""
+    return Card("Size on disk", before, bytes_text(coded), f"sparse-coded from dense fp32: {ratio_text(dense, coded)}")
 
 
 def _nonzero_card(report: Report) -> Card:
@@ -102,7 +107,11 @@ def _latency_card(report: Report) -> list[Card]:
     before = report.before.latency_batch_1 if report.before else None
     shown = milliseconds_text(before.median_ms) if before else ""
     threads = f"{after.threads} thread{'s' * (after.threads > 1)}"
-    return [Card("CPU latency, batch 1", shown, milliseconds_text(after.median_ms), f"median of {after.runs} runs, {threads}")]
+    return [
+        Card(
+            "CPU latency, batch 1", shown, milliseconds_text(after.median_ms), f"median of {after.runs} runs, {threads}"
+        )
+    ]
 
 
 def _metric_cards(report: Report) -> list[Card]:
@@ -114,13 +123,13 @@ def _metric_cards(report: Report) -> list[Card]:
 
 
 def bars(report: Report) -> list[Bar]:
-    """Layers that have parameters, in order."""
-    layers = [layer for layer in report.layers if layer.parameters]
+    """Layers that have weights, in order."""
+    layers = [layer for layer in report.layers if layer.weights]
     largest = max((layer.parameters for layer in layers), default=1)
     return [
         Bar(
             name=layer.name or "(the model itself)",
-            sparsity=percent_text(layer.weight_sparsity) if layer.weights else "no weights",
+            sparsity=percent_text(layer.weight_sparsity),
             sparsity_percent=100 * layer.weight_sparsity,
             share=percent_text(layer.parameters / report.parameters),
             share_percent=100 * layer.parameters / largest,
@@ -136,14 +145,14 @@ def protocol(report: Report) -> list[tuple[str, str]]:
     return [
         ("Sparsity", "Fraction that is exactly zero; of weights: of parameters with two or more dimensions."),
         ("Parameters", "Tied ones count once, in the layer that comes first. Buffers are in the bytes only."),
-        ("Dense fp32", "Length of a file with names, shapes and every parameter and buffer; floats take 4 bytes."),
-        ("Sparse-coded", "Length of a lossless file: each tensor dense, as bitmap and values, or as gaps and values, whichever is shortest."),
+        ("Dense fp32", "A file with names, shapes, and every parameter and buffer; a float takes 4 bytes."),
+        ("Sparse-coded", "A lossless file: of dense, bitmap and values, gaps and values, each tensor's shortest code."),
         ("gzip", "Of either file as a whole, level 6."),
-        ("MACs", f"Multiply-accumulates of one call at batch {report.macs_batch or 1}: matrix products, convolutions, recurrences, attention."),
-        ("MACs with a nonzero weight", "What is left if a kernel skips zeros; the dense kernels of torch do not."),
+        ("MACs", f"Multiply-accumulates at batch {report.macs_batch or 1}: matrix products, convolutions, attention."),
+        ("MACs, nonzero weight", "What is left where a kernel skips zeros; the dense kernels of torch do not."),
         *[(f"Latency, batch {one.batch}", latency_protocol(one)) for one in latencies],
-        *[(key, value) for key, value in report.environment.items()],
-    ]  # fmt: skip
+        *report.environment.items(),
+    ]
 
 
 def latency_protocol(latency: Latency) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, log10
 
-from lightning_compress.report_text import percent_text, short_count_text
+from lightning_compress.report_text import count_text, percent_text
 
 WIDTH, HEIGHT = 720.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 20.0, 14.0, 34.0
@@ -55,7 +55,7 @@ def sparsity_plot(history: Sequence[tuple[int, float]]) -> Plot:
     return Plot(
         line=line,
         area=f"{line}V{HEIGHT - BOTTOM}H{x(first)}Z",
-        across=[Tick(x(step), short_count_text(step)) for step in _round_steps(first, last)],
+        across=[Tick(x(step), count_text(step)) for step in _round_steps(first, last)],
         up=[Tick(y(quarter / 4), f"{quarter * 25} %") for quarter in range(5)],
         end_x=x(last),
         end_y=y(points[-1][1]),

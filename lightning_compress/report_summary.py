@@ -67,7 +67,8 @@ def layer_cells(layer: Layer) -> list[str]:
 
 
 def latency_text(latency: Latency) -> str:
-    """
+    """Median, and interquartile range in brackets.
+
     >>> latency_text(Latency(batch=1, median_ms=0.498, iqr_ms=0.022, runs=200, warmup_runs=20, threads=1))
     '0.498 (0.022) ms'
     """

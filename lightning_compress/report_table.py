@@ -22,7 +22,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def _totals(report: Report) -> Table:
-    table = Table(title=escape(report.name), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=escape(report.name), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     headings = ["Before", "After", "Change"] if report.before else ["Value"]
     table.add_column("", no_wrap=True)
     for heading in headings:

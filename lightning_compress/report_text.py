@@ -13,7 +13,8 @@ def bytes_text(size_bytes: int) -> str:
 
 
 def count_text(count: int) -> str:
-    """
+    """In full.
+
     >>> count_text(431_080)
     '431,080'
     """
@@ -21,7 +22,8 @@ def count_text(count: int) -> str:
 
 
 def short_count_text(count: int) -> str:
-    """
+    """To three digits.
+
     >>> short_count_text(950), short_count_text(431_080), short_count_text(2_293_000)
     ('950', '431 k', '2.29 M')
     """
@@ -29,8 +31,7 @@ def short_count_text(count: int) -> str:
 
 
 def percent_text(fraction: float) -> str:
-    """
-    Never rounds up to a whole, so that 100 % means all.
+    """Never rounds up to a whole, so that 100 % means all.
 
     >>> percent_text(0.9), percent_text(0.99999), percent_text(1.0), percent_text(0.0)
     ('90.00 %', '99.99 %', '100 %', '0 %')
@@ -41,7 +42,8 @@ def percent_text(fraction: float) -> str:
 
 
 def milliseconds_text(value_ms: float) -> str:
-    """
+    """To three digits.
+
     >>> milliseconds_text(0.1234), milliseconds_text(12.345)
     ('0.123 ms', '12.3 ms')
     """
@@ -61,7 +63,8 @@ def ratio_text(before: float, after: float) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """
+    """Dimensions in order.
+
     >>> shape_text((50, 20, 5, 5))
     '50 x 20 x 5 x 5'
     """

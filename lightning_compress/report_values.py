@@ -116,7 +116,7 @@ class Report:
         return (self.before or self).size_bytes / self.size_bytes_sparse
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `totals` and each layer's sparsities are for readers, `from_dict` computes them anew."""
+        """Plain values for JSON; totals and sparsities are for readers, `from_dict` computes them anew."""
         values: dict[str, Any] = {"format": FORMAT} | {one.name: getattr(self, one.name) for one in fields(self)}
         for key in ("latency_batch_1", "latency_batch_64"):
             values[key] = vars(values[key]) if values[key] else None

@@ -76,7 +76,7 @@ def parse(text: str, where: Callable[[int], str]) -> Located:
 class _Loader(yaml.SafeLoader):
     """Composes nodes, makes no values, and stops at tags and at too many or too deep nodes."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name for a class attribute
+    yaml_implicit_resolvers: dict[str, Any] = {}
     nodes = depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

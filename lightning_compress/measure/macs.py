@@ -99,6 +99,8 @@ class _Tally:
         self.running.pop()
 
     def _own(self, layer: str, weight: Tensor) -> None:
+        if not weight.numel():
+            return
         self.kept_alive.append(weight)  # else its memory could be given to an activation
         owners = self.owners[_memory(weight)]
         if layer not in owners:

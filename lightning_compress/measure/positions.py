@@ -64,7 +64,8 @@ def unpacked_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
     symbols = np.concatenate([_unpacked(chunk, width_bits) for chunk in chunks] or [np.zeros(0, np.int64)])
     escape = _escape(width_bits)
     steps = np.where(symbols == escape, escape, symbols + 1)
-    return (np.cumsum(steps) - 1)[symbols != escape][:nonzeros]
+    positions: Integers = (np.cumsum(steps) - 1)[symbols != escape]
+    return positions[:nonzeros]
 
 
 def packed_size_bytes(symbols: int, width_bits: int) -> int:
@@ -84,5 +85,5 @@ def _packed(symbols: Integers, width_bits: int) -> bytes:
 def _unpacked(data: bytes, width_bits: int) -> Integers:
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     whole = bits[: len(bits) // width_bits * width_bits].reshape(-1, width_bits)
-    values: Integers = whole @ (1 << np.arange(width_bits - 1, -1, -1, dtype=np.int64))
-    return values
+    symbols: Integers = np.matmul(whole, 1 << np.arange(width_bits - 1, -1, -1, dtype=np.int64))
+    return symbols

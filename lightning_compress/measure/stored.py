@@ -94,7 +94,7 @@ def _refuse_unmeasurable(name: str, tensor: Tensor) -> None:
         )
     if hasattr(tensor, "full_tensor"):
         raise ValueError(
-            f"'{name}' is sharded over processes (DTensor). Gather the whole state_dict into a plain model, measure that."
+            f"'{name}' is sharded over processes (DTensor). Load its whole state_dict into a plain model, measure that."
         )
     if tensor.is_quantized or tensor.is_sparse or hasattr(tensor, "__tensor_flatten__"):
         raise ValueError(

@@ -33,6 +33,8 @@ def words_of(tensor: Tensor) -> Words:
     """
     if tensor.dtype not in DTYPES:
         raise ValueError(f"No code for tensors of type {tensor.dtype}. Convert it to one of {DTYPES}.")
+    if tensor.numel() == 0:  # torch cannot view empty memory as another type
+        return np.zeros(0, f"<u{word_size_bytes(tensor.dtype)}")
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     real = torch.view_as_real(plain).reshape(-1) if plain.is_complex() else plain
     size = word_size_bytes(tensor.dtype)
@@ -42,6 +44,8 @@ def words_of(tensor: Tensor) -> Words:
 
 def tensor_of(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """The tensor whose words these are."""
+    if not len(words):
+        return torch.zeros(shape, dtype=dtype)
     flat = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8).copy())
     if dtype.is_complex:
         return torch.view_as_complex(flat.view(dtype.to_real()).reshape(-1, 2)).reshape(shape)

@@ -1,0 +1,53 @@
+"""What every benchmark writes: its figures, and what they were taken on."""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def arguments(name: str, description: str | None, **extra: Any) -> argparse.Namespace:
+    """Read `--quick` and `--output`, and what else the caller adds: option name to keywords of `add_argument`."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; proves nothing")
+    parser.add_argument("--output", type=Path, help=f"JSON file to write (default: benchmarks/results/{name}.json)")
+    for option, keywords in extra.items():
+        parser.add_argument(f"--{option}", **keywords)
+    read = parser.parse_args()
+    if read.output is None:
+        # A quick look must not take the place of figures that mean something.
+        read.output = (Path(tempfile.mkdtemp()) if read.quick else FOLDER) / f"{name}.json"
+    return read
+
+
+def be_quiet() -> None:
+    """Leave the screen to the tables: a benchmark builds many Trainers, each with the same words to say."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and how busy the machine was: other work beside makes times longer and their spread wider."""
+    names = ("torch", "pytorch-lightning", "lightning-compress")
+    return {
+        **{name: version(name) for name in names},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average_1_minute": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""YAML recipes, and the small, plain Lightning runs that they are shown on."""

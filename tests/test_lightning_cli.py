@@ -1,0 +1,61 @@
+"""LightningCLI of each name takes our classes from its own YAML, by short name and by full path."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import contextlib, sys
+from importlib import import_module
+import lightning_compress
+
+pl, cli = import_module(sys.argv[1]), import_module(f"{sys.argv[1]}.cli")
+
+
+class Net(pl.LightningModule):
+    pass
+
+
+for config in sys.argv[2:]:
+    try:
+        made = cli.LightningCLI(Net, run=False, save_config_callback=None, args=["--config", config])
+    except SystemExit as refused:
+        print("refused", refused.code)
+        continue
+    (pruning,) = [one for one in made.trainer.callbacks if type(one).__name__ == "Pruning"]
+    print("made", pruning.final_sparsity, pruning.granularity, type(pruning.schedule).__name__)
+"""
+CONFIG = """
+trainer:
+  accelerator: cpu
+  logger: false
+  callbacks:
+    - class_path: {name}
+      init_args: {arguments}
+"""
+CONFIGS = [
+    ("Pruning", "{final_sparsity: 0.8}"),
+    ("lightning_compress.Pruning", '{final_sparsity: 0.5, granularity: "2:4", schedule: linear}'),
+    ("lightning_compress.Pruning", "{final_sparsty: 0.8}"),
+    ("lightning_compress.Pruning", "{final_sparsity: 90}"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lightning", ["pytorch_lightning", "lightning.pytorch"])
+def test_pruning_is_taken_by_both_names_and_a_wrong_key_or_value_is_refused(tmp_path, lightning):
+    pytest.importorskip(lightning)
+    pytest.importorskip("jsonargparse")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    for number, (name, arguments) in enumerate(CONFIGS):
+        (tmp_path / f"{number}.yaml").write_text(CONFIG.format(name=name, arguments=arguments))
+    command = [sys.executable, "train.py", lightning, *(f"{number}.yaml" for number in range(len(CONFIGS)))]
+    environment = {name: value for name, value in os.environ.items() if name != "LIGHTNING_COMPRESS_RECIPE"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == ["made 0.8 weight Cubic", "made 0.5 2:4 Linear", "refused 2", "refused 2"], (
+        done.stdout + done.stderr
+    )
+    assert "final_sparsty" in done.stderr
+    assert "is 90. For 90 % write 0.9" in done.stderr
