@@ -61,13 +61,14 @@ def _fitting_prefix(module: nn.Module, weights: Mapping[str, Tensor], checkpoint
         and (prefix or len(weights) == len(wanted))
     ]
     if len(fitting) != 1:
-        found = f"fits in several places: {fitting}" if fitting else _difference(wanted, weights)
+        nearest = max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in wanted))
+        found = f"fits in several places: {fitting}" if fitting else _difference(wanted, weights, nearest)
         raise ValueError(f"{checkpoint} does not fit {type(module).__name__}: {found}.")
     return fitting[0]
 
 
-def _difference(wanted: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> str:
-    for name, shape in wanted.items():
+def _difference(wanted: Mapping[str, torch.Size], weights: Mapping[str, Tensor], prefix: str) -> str:
+    for name, shape in ((prefix + name, shape) for name, shape in wanted.items()):
         if name not in weights:
             return f"it has no '{name}'; it has {', '.join(list(weights)[:8])}"
         if weights[name].shape != shape:

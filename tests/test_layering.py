@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_compress"
 LIGHTNING = {"lightning", "lightning.pytorch", "pytorch_lightning"}
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/callback.py")} - {"core"}
 # Floor 4: whoever brings everything together, and is imported by nobody below.
-COMPOSITION = {"recipe", "injection", "cli", "__init__", "__main__"}
+COMPOSITION = {"injection", "cli", "__init__", "__main__", *(path.stem for path in PACKAGE.glob("recipe*.py"))}
 # Floor 1: torch, math and the standard library; no module goes in or comes out.
 PURE = {
     "core/checks.py", "core/duration.py", "core/lookup.py", "core/patching.py", "core/schedules.py",

@@ -133,7 +133,9 @@ def parse(granularity: str) -> Weight:
     if match := re.fullmatch(r"block (\d+) ?x ?(\d+)", text):
         rows, columns = int(match[1]), int(match[2])
         if rows * columns == 0:
-            raise ValueError(f"granularity '{text}' has no weights in a block; write sizes above 0, such as '4x4'.")
+            raise ValueError(
+                f"granularity '{text}' has no weights in a block; write sizes above 0, such as 'block 4x4'."
+            )
         return Block(rows, columns)
     raise ValueError(
         f"No granularity '{granularity}'. Choose one of {['weight', *SLICES]}, 'N:M' such as '2:4', or 'block RxC' "

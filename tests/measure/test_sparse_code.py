@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -89,8 +91,9 @@ def test_a_bitmap_record_is_an_eighth_of_a_byte_an_element_and_the_values():
 def test_a_gaps_record_is_by_hand():
     weight = torch.zeros(100)
     weight[[3, 50]] = torch.tensor([1.0, 2.0])  # gaps 3 and 46
-    # 2 bits: 3 = skip and 0, 46 = 15 skips and 1: 18 symbols = 36 bits; 3 bits: 3, then 6 skips and 4: 8 symbols = 24 bits;
-    # 4 bits: 3, then 3 skips and 1: 5 symbols = 20 bits; 5 bits: 3, then skip and 15: 3 symbols = 15 bits; 6 bits: 12 bits
+    # 2 bits: 3 = skip and 0, 46 = 15 skips and 1: 18 symbols = 36 bits; 3 bits: 3, then 6 skips and 4: 8 symbols = 24
+    # bits; 4 bits: 3, then 3 skips and 1: 5 symbols = 20 bits; 5 bits: 3, then skip and 15: 3 symbols = 15 bits; 6
+    # bits: 12 bits
     assert best_width_bits(np.array([3, 46])) == (6, 2)
     (record,) = records({"w": weight})
     assert len(record) == (2 + 1 + 1 + 1 + 1) + (1 + 1 + 1) + 2 + 2 * 4
@@ -158,10 +161,8 @@ def test_damage_is_never_another_kind_of_error():
         for change in (1, 64, 128):
             damaged = bytearray(data)
             damaged[place] ^= change
-            try:
+            with suppress(ValueError):
                 decode(bytes(damaged))
-            except ValueError:
-                pass
 
 
 def test_a_type_without_code_is_refused():

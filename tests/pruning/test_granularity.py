@@ -90,7 +90,8 @@ def test_n_of_m_keeps_the_best_n_of_each_m_inputs_and_exactly_these(n, m, shape)
     mask = grain.mask(top_k_mask(grain.units(scores), kept), scores.shape)
     places = product(range(shape[0]), *(range(length) for length in shape[2:]))
     for place in places:
-        row, mask_row = scores[place[0], :, *place[1:]], mask[place[0], :, *place[1:]]
+        line = (place[0], slice(None), *place[1:])
+        row, mask_row = scores[line], mask[line]
         for start in range(0, shape[1], m):
             group = row[start : start + m].tolist()
             best = sorted(range(m), key=lambda index: (-group[index], index))[:n]
