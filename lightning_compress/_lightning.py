@@ -1,9 +1,12 @@
 """The one place that imports Lightning, under every name that is installed.
 
-`lightning.pytorch` and `pytorch_lightning` hold two separate sets of classes. A class of ours derives from each
-installed one, so that Trainers, data connectors and LightningCLI of both names take it for one of theirs.
+`lightning.pytorch` and `pytorch_lightning` hold two separate sets of classes. A callback of ours derives from each
+installed one's, so that Trainers and LightningCLI of both names take it for one of theirs. Modules cannot serve two
+masters (each Trainer would take the other's methods for overrides): those of our recipes are of the name that was
+imported first.
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +28,7 @@ else:
 
     def _installed() -> list[ModuleType]:
         found = []
-        for name in ("pytorch_lightning", "lightning.pytorch"):
+        for name in sorted(("pytorch_lightning", "lightning.pytorch"), key=lambda name: name not in sys.modules):
             try:
                 found.append(import_module(name))
             except ModuleNotFoundError as error:
@@ -41,8 +44,8 @@ else:
 
     _PACKAGES = _installed()
     Callback = _of_every_name("Callback")
-    LightningDataModule = _of_every_name("LightningDataModule")
-    LightningModule = _of_every_name("LightningModule")
+    LightningDataModule = _PACKAGES[0].LightningDataModule
+    LightningModule = _PACKAGES[0].LightningModule
     Trainer = _PACKAGES[0].Trainer
 
 __all__ = [

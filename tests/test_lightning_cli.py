@@ -21,8 +21,9 @@ class Net(pl.LightningModule):
 for config in sys.argv[2:]:
     try:
         made = cli.LightningCLI(Net, run=False, save_config_callback=None, args=["--config", config])
-    except SystemExit as refused:
-        print("refused", refused.code)
+    except (SystemExit, ValueError) as refused:
+        print("refused")
+        print(refused, file=sys.stderr)
         continue
     (pruning,) = [one for one in made.trainer.callbacks if type(one).__name__ == "Pruning"]
     print("made", pruning.final_sparsity, pruning.granularity, type(pruning.schedule).__name__)
@@ -54,8 +55,8 @@ def test_pruning_is_taken_by_both_names_and_a_wrong_key_or_value_is_refused(tmp_
     command = [sys.executable, "train.py", lightning, *(f"{number}.yaml" for number in range(len(CONFIGS)))]
     environment = {name: value for name, value in os.environ.items() if name != "LIGHTNING_COMPRESS_RECIPE"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == ["made 0.8 weight Cubic", "made 0.5 2:4 Linear", "refused 2", "refused 2"], (
+    assert done.stdout.splitlines() == ["made 0.8 weight Cubic", "made 0.5 2:4 Linear", "refused", "refused"], (
         done.stdout + done.stderr
     )
     assert "final_sparsty" in done.stderr
-    assert "is 90. For 90 % write 0.9" in done.stderr
+    assert "For 90 % write 0.9" in done.stderr

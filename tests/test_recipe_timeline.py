@@ -10,9 +10,7 @@ from lightning_compress.recipe_timeline import rows, run_of
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text(
-        "callbacks:\n- Pruning: {schedule: linear, begin: 20%, end: 60%, every: 20%}\n- CompressionReport\n"
-    )
+    path.write_text("callbacks:\n- Pruning: {schedule: linear, begin: 20%, end: 60%, every: 20%}\n- ModelCheckpoint\n")
     return path
 
 

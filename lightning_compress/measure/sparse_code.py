@@ -100,7 +100,7 @@ def decode(data: bytes) -> dict[str, Tensor]:
         for _ in range(int.from_bytes(reader.take(4), "little")):
             name, code = reader.take(reader.number()).decode(), reader.take(1)[0]
             found.append((name, found[reader.number()][1] if code == SAME else _read(reader, code)))
-    except (IndexError, UnicodeDecodeError, ValueError, RuntimeError) as error:
+    except (IndexError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise ValueError(f"The file is damaged in record {len(found)}, at byte {reader.at}: {error}") from error
     if reader.at != len(data):
         raise ValueError(f"The file is {len(data)} bytes long, but its records end at byte {reader.at}.")

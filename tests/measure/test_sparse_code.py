@@ -165,6 +165,7 @@ def test_damage_is_never_another_kind_of_error():
                 decode(bytes(damaged))
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_a_type_without_code_is_refused():
     with pytest.raises(ValueError, match="No code for tensors of type torch.complex32"):
         encode({"x": torch.zeros(2, dtype=torch.complex32)})

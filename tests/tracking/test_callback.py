@@ -29,6 +29,8 @@ def test_reports_before_and_after(make_module, make_trainer, loader, tmp_path, c
     assert after.size_bytes_sparse < before.size_bytes_sparse
     assert after.latency_batch_1.median_ms > 0
     assert before.latency_batch_64.batch == 64
+    assert before.latency_batch_64 == after.latency_batch_64  # dense kernels do not skip zeros
+    assert any("timed once" in note for note in after.notes)
     assert set(after.metrics) == {"train_loss", "val_loss"}
     steps = [step for step, _ in after.history]
     assert steps == sorted(steps)
