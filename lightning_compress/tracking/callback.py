@@ -173,7 +173,7 @@ def _with_costs_of(bare: Report, timed: Report, part: str) -> Report:
 
 
 def _compared(after: Report, before: Report | None) -> Report:
-    """`after` beside `before`, timed once if both run the same kernels: two timings would compare the machine's moods."""
+    """`after` beside `before`; timed once if both run the same kernels, for two timings would compare two moments."""
     if before is None or _structure(before) != _structure(after) or after.latency_batch_1 is None:
         return replace(after, before=before)
     once = replace(before, latency_batch_1=after.latency_batch_1, latency_batch_64=after.latency_batch_64)
