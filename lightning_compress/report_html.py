@@ -88,7 +88,7 @@ def cards(report: Report) -> list[Card]:
 def _size_card(report: Report) -> Card:
     dense, coded = (report.before or report).size_bytes, report.size_bytes_sparse
     before = bytes_text(dense) if report.before else ""
-    return Card("Size on disk", before, bytes_text(coded), f"sparse-coded from dense fp32: {ratio_text(dense, coded)}")
+    return Card("Size on disk", before, bytes_text(coded), f"{ratio_text(dense, coded)}, dense fp32 to sparse-coded")
 
 
 def _nonzero_card(report: Report) -> Card:
@@ -97,7 +97,7 @@ def _nonzero_card(report: Report) -> Card:
     if before is not None:
         change = ratio_text(before, report.nonzero)
     shown = "" if before is None else short_count_text(before)
-    return Card("Nonzero parameters", shown, short_count_text(report.nonzero), change)
+    return Card("Nonzero", shown, short_count_text(report.nonzero), change)
 
 
 def _latency_card(report: Report) -> list[Card]:
@@ -108,9 +108,7 @@ def _latency_card(report: Report) -> list[Card]:
     shown = milliseconds_text(before.median_ms) if before else ""
     threads = f"{after.threads} thread{'s' * (after.threads > 1)}"
     return [
-        Card(
-            "CPU latency, batch 1", shown, milliseconds_text(after.median_ms), f"median of {after.runs} runs, {threads}"
-        )
+        Card("Latency, batch 1", shown, milliseconds_text(after.median_ms), f"median of {after.runs} runs, {threads}")
     ]
 
 

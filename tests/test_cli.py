@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -22,15 +23,17 @@ class Net(pl.LightningModule):
     def __init__(self, width: int = 4):
         super().__init__()
         self.layer = torch.nn.Linear(width, 2)
+        self.register_buffer("steps", torch.zeros(()))
 
     def training_step(self, batch, batch_idx):
+        self.steps += 1
         return self.layer(batch[0]).square().mean()
 
     def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.training_step(batch, batch_idx))
+        self.log("val_loss", float(self.current_epoch))  # the first epoch is the best
 
     def test_step(self, batch, batch_idx):
-        self.log("test_zeros", float((self.layer.weight == 0).sum()))
+        self.log("test_steps", self.steps)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -96,8 +99,7 @@ def test_a_complete_recipe_is_trained_tested_at_its_best_and_says_where_things_l
     assert main(["run", complete, *arguments, *folders]) == 0
     printed = capsys.readouterr().out
     assert f"data in {tmp_path / 'digits'}" in printed
-    assert "test_zeros" in printed
-    assert "2.0" in printed
+    assert re.search(r"test_steps\W+4\.0\b", printed)
     (checkpoint,) = (tmp_path / "out").rglob("*.ckpt")
     assert f"Checkpoint: {checkpoint}" in printed
     assert f"Logs: {tmp_path / 'out' / 'lightning_logs' / 'version_0'}" in printed

@@ -293,6 +293,11 @@ def test_a_wildcard_does_not_let_in_what_a_module_imports_from_elsewhere(written
     assert "is 'subprocess.Popen', which is not allowed" in refusal(written(text), allow=["users_own.*"])
 
 
+@pytest.mark.parametrize("name", ["lightning_compress.recipes.mnist.Path", "Callable", "lightning_compress.Callable"])
+def test_what_our_own_modules_import_from_elsewhere_is_unknown(written, name):
+    assert f"unknown class '{name}'" in refusal(written(f"callbacks: [Pruning: {{schedule: {{class_path: {name}}}}}]"))
+
+
 def test_an_allowed_name_that_is_not_there_is_refused(written, own_package):
     assert "cannot be imported" in refusal(written("callbacks: [users_own.net.Watch]"), allow=["users_own.*"])
     assert "cannot be imported" in refusal(written("callbacks: [users_own.nets.Watc]"), allow=["users_own.*"])

@@ -30,7 +30,7 @@ def check_schedule(schedule: Schedule) -> None:
         if not (isinstance(share, int | float) and 0.0 <= share <= 1.0 + 1e-9):
             raise ValueError(
                 f"A schedule returns the share of the way from the initial to the final value, in [0, 1], but "
-                f"{schedule} returns {share} at progress {tenth / 10}."
+                f"{schedule} returns {share!r} at progress {tenth / 10}."
             )
     if abs(shares[-1] - 1.0) > 1e-6:
         raise ValueError(

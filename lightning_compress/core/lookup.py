@@ -90,7 +90,7 @@ def _imported(path: str) -> Callable[..., Any]:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for "." and ".relative"
         raise ValueError(f"'{path}' cannot be imported: {error}.") from error
     if not callable(found):
         raise ValueError(f"'{path}' is a {type(found).__name__}, but must be callable.")

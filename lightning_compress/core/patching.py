@@ -13,13 +13,15 @@ def wrapped_method(owner: object, name: str, wrapper: Callable[..., Any]) -> Ite
     Several wrappers of one method nest, the newest outermost, and may end in any order.
     """
     own: Any = vars(owner).get(name)
-    method: Any = own if hasattr(own, "wrappers") else _with_wrappers(getattr(owner, name), own)
+    # Of our own making, not a function of somebody's that took our attributes along by functools.wraps.
+    method: Any = own if getattr(own, "itself", None) is own is not None else _with_wrappers(getattr(owner, name), own)
     setattr(owner, name, method)
-    method.wrappers.append(wrapper)
+    layer = partial(wrapper)  # equal to no other layer, even of the same wrapper
+    method.wrappers.append(layer)
     try:
         yield
     finally:
-        method.wrappers.remove(wrapper)
+        method.wrappers.remove(layer)
         if not method.wrappers:
             _put_back(owner, name, method)
 
@@ -35,7 +37,7 @@ def _with_wrappers(original: Callable[..., Any], own: Callable[..., Any] | None)
         return call(*args, **kwargs)
 
     method: Any = call_through
-    method.wrappers, method.own = wrappers, own
+    method.wrappers, method.own, method.itself = wrappers, own, method
     return method
 
 

@@ -17,7 +17,7 @@ def digest(tensors: Iterable[Tensor]) -> int:
     """A 63-bit hash of the bytes of all tensors, in order."""
     hashed = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        hashed.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        hashed.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return int.from_bytes(hashed.digest(), "little") >> 1
 
 

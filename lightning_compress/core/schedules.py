@@ -108,7 +108,7 @@ class Steps:
             raise ValueError(f"count must be at least 1, but is {self.count}.")
 
     def __call__(self, progress: float) -> float:
-        return min(1.0, (math.floor(progress * self.count) + 1) / self.count)
+        return min(1.0, (math.floor(progress * self.count + 1e-9) + 1) / self.count)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from inspect import signature
 from typing import Any
 
 from lightning_compress.core.lookup import near_miss, needs
-from lightning_compress.core.selection import Selection, matches
+from lightning_compress.core.selection import Selection, as_patterns, matches
 from lightning_compress.pruning import distributions
 from lightning_compress.pruning.granularity import NOfM
 
@@ -34,11 +34,11 @@ def check_pattern(pruning: Any) -> None:
     pattern = pruning.grain
     if not isinstance(pattern, NOfM):
         return
-    share = 1 - pattern.n / pattern.m
+    share = (pattern.m - pattern.n) / pattern.m
     if abs(pruning.final_sparsity - share) > 1e-9:
         raise ValueError(
-            f"granularity '{pruning.granularity}' prunes exactly {share:g} of the weights, but final_sparsity is "
-            f"{pruning.final_sparsity}. Write final_sparsity={share:g}."
+            f"granularity '{pruning.granularity}' prunes exactly {share} of the weights, but final_sparsity is "
+            f"{pruning.final_sparsity}. Write final_sparsity={share}."
         )
     if pruning.distribution is not distributions.uniform or pruning.overrides or pruning.floor:
         raise ValueError(
@@ -55,7 +55,8 @@ def overridden(overrides: dict[str, float], selection: Selection) -> dict[str, f
     """
     found: dict[str, float] = {}
     for pattern, sparsity in overrides.items():
-        named = [one.name for one in selection.chosen if matches(pattern, one)]
+        (checked,) = as_patterns(pattern)
+        named = [one.name for one in selection.chosen if matches(checked, one)]
         if not named:
             known = [one.name for one in selection.chosen]
             raise ValueError(

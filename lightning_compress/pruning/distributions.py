@@ -62,13 +62,13 @@ class _Lamp(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         scores = self.scores[name]
-        # What is pruned already (-inf) must not count among those that outlive a weight.
+        # What is pruned already (-inf) must not count among those that outlive a weight, nor what stays anyway (inf).
         order = scores.argsort(stable=True)
         squared = torch.where(scores.isinf(), 0.0, scores.double().square())[order]
         outliving = squared.flip(0).cumsum(0).flip(0)
-        lamp = torch.where(outliving > 0, squared / outliving, 0.0)
-        result = torch.empty_like(scores).scatter_(0, order, lamp.to(scores.dtype))
-        return torch.where(scores == -torch.inf, scores, result)
+        lamp = torch.where(outliving > 0, squared / outliving, 0.0).float()  # half precision would make ties of them
+        result = torch.empty_like(lamp).scatter_(0, order, lamp)
+        return torch.where(scores.isinf(), scores.float(), result)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.scores)

@@ -62,7 +62,7 @@ class Gathered:
         parameter = self.layers[name].parameter
         offered = {}
         if "initial_weight" in self.needs:
-            offered["initial_weight"] = self.initial[name].to(parameter.device)
+            offered["initial_weight"] = self._initial_of(name).to(parameter.device)
         if "weight_grad_sum" in self.needs:
             kept = self.weight_grad.get(name)
             offered["weight_grad_sum"] = torch.zeros_like(parameter) if kept is None else kept.to(parameter.device)
@@ -96,9 +96,22 @@ class Gathered:
         return {key: {name: value.cpu() for name, value in part.items()} for key, part in kept.items() if part}
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take what `state` gave.
+
+        Raises:
+            ValueError: if it belongs to another model, or is damaged.
+        """
+        _refuse_foreign(state, self.layers)
         for key, part in state.items():
             on_device = {name: value.to(self.layers[name].parameter.device) for name, value in part.items()}
             setattr(self, key, on_device)
+
+    def _initial_of(self, name: str) -> Tensor:
+        if name not in self.initial:
+            raise RuntimeError(
+                f"The initial weight of '{name}' is not known. Call remember_initial() before training begins."
+            )
+        return self.initial[name]
 
     def _listener(self, name: str) -> Callable[..., None]:
         owner = self.layers[name].owner
@@ -127,6 +140,27 @@ def _spread(norm: Tensor, candidate: Candidate) -> Tensor:
     per_group = norm.to(weight.dtype).view(groups, -1)
     per_filter = per_group.repeat_interleave(len(weight) // groups, 0) if groups > 1 else per_group
     return per_filter.view(*per_filter.shape, *[1] * (weight.ndim - 2))
+
+
+def _refuse_foreign(state: Any, layers: dict[str, Candidate]) -> None:
+    if not isinstance(state, dict) or not state.keys() <= {"initial", "weight_grad", "squares"}:
+        found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"The checkpoint's sums are damaged: they are {found}.")
+    for key, name, value in ((key, *item) for key, part in state.items() for item in part.items()):
+        if name not in layers:
+            raise ValueError(
+                f"The checkpoint has the {key} of '{name}', which is not pruned here. Resume with the targets of that "
+                f"run; here they are {', '.join(layers)}."
+            )
+        weight = layers[name].parameter
+        inputs = [weight.shape[1] * getattr(layers[name].owner, "groups", 1)]
+        shape = list(value.shape) if isinstance(value, Tensor) else None
+        if shape != (inputs if key == "squares" else list(weight.shape)):
+            found = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
+            raise ValueError(
+                f"The checkpoint's {key} of '{name}' has {found}, but the weight has shape {list(weight.shape)}. It "
+                f"belongs to another model, or is damaged."
+            )
 
 
 def _refuse_unseen(layers: dict[str, Candidate]) -> None:

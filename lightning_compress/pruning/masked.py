@@ -84,21 +84,29 @@ class MaskedParameters:
         Raises:
             ValueError: if they are damaged, or belong to other weights.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"The checkpoint's masks are damaged: a {type(state).__name__} instead of masks by name.")
         for name, saved in state.items():
             if name not in self.parameters:
                 raise ValueError(
                     f"The checkpoint has a mask for '{name}', which is not pruned here. Resume with the targets of "
                     f"that run; here they are {', '.join(self.parameters)}."
                 )
-            shape = self.parameters[name].shape
-            if list(shape) != list(saved["shape"]) or saved["bits"].numel() != -(-shape.numel() // 8):
-                raise ValueError(
-                    f"The checkpoint's mask for '{name}' has shape {list(saved['shape'])} in {saved['bits'].numel()} "
-                    f"bytes, but the weight has shape {list(shape)}. It belongs to another model, or is damaged."
-                )
+            _refuse_damaged(name, saved, self.parameters[name].shape)
         self.masks = {}
         for name, saved in state.items():
             self.set(name, unpack(saved["bits"], self.parameters[name].shape))
+
+
+def _refuse_damaged(name: str, saved: Any, shape: torch.Size) -> None:
+    bits, written = (saved.get("bits"), saved.get("shape")) if isinstance(saved, Mapping) else (None, None)
+    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or not isinstance(written, list | tuple):
+        raise ValueError(f"The checkpoint's mask for '{name}' is damaged: it is not a shape and packed bits.")
+    if list(shape) != list(written) or bits.numel() != -(-shape.numel() // 8):
+        raise ValueError(
+            f"The checkpoint's mask for '{name}' has shape {list(written)} in {bits.numel()} bytes, but the weight has "
+            f"shape {list(shape)}. It belongs to another model, or is damaged."
+        )
 
 
 def pack(mask: Tensor) -> Tensor:

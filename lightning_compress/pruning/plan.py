@@ -61,6 +61,7 @@ def allocate(
     sparsity: float,
     overrides: dict[str, float],
     floor: float,
+    most: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """How many units of each layer to keep.
 
@@ -71,22 +72,29 @@ def allocate(
         sparsity: fraction of the weights without an override to prune, in [0, 1).
         overrides: sparsity of single layers by name.
         floor: smallest fraction of a layer's units that stays; one unit at least.
+        most: units that each layer may keep, such as those not pruned yet; all by default. Stronger than the floor.
+
+    Raises:
+        ValueError: if the distribution gives no whole number of each layer's units.
     """
-    least = {name: max(1, math.ceil(floor * size)) for name, size in layers.sizes.items()}
+    most = layers.sizes if most is None else most
+    bounds = {name: _bounds(size, floor, most[name]) for name, size in layers.sizes.items()}
     kept = {name: layers.sizes[name] - round(value * layers.sizes[name]) for name, value in overrides.items()}
-    kept = {name: max(count, least[name]) for name, count in kept.items()}
+    kept = {name: _within(count, bounds[name]) for name, count in kept.items()}
     free = [name for name in layers.sizes if name not in kept]
     budget = _budget(layers, free, sparsity)
     while free:
         counts = _distributed(layers, score, distribution, free, sparsity)
-        short = [name for name in free if counts[name] < least[name]]
-        if not short:
+        wanting = [name for name in free if counts[name] < bounds[name][0]]
+        # One kind after the other: what the first takes from the rest may well mend the second.
+        fixed = wanting or [name for name in free if counts[name] > bounds[name][1]]
+        if not fixed:
             return kept | counts
-        # What these keep by the floor is taken from the rest.
-        kept |= {name: least[name] for name in short}
-        free = [name for name in free if name not in short]
-        budget -= sum(least[name] * layers.costs[name] for name in short)
-        sparsity = 1 - max(budget, 0) / max(_weights(layers, free), 1)
+        # What these keep by their bounds is taken from the rest, or left to it.
+        kept |= {name: _within(counts[name], bounds[name]) for name in fixed}
+        free = [name for name in free if name not in fixed]
+        budget -= sum(kept[name] * layers.costs[name] for name in fixed)
+        sparsity = 1 - min(max(budget / max(_weights(layers, free), 1), 0.0), 1.0)
     return kept
 
 
@@ -105,7 +113,31 @@ def _distributed(
     about = {key: {name: getattr(layers, key)[name] for name in names} for key in ("sizes", "costs", "shapes")}
     scores = UnitScores(layers, score, names)
     counts: dict[str, int] = call_with_needs(distribution, scores=scores, sparsity=sparsity, **about)
+    _refuse_miscounts(counts, about["sizes"], distribution)
     return counts
+
+
+def _refuse_miscounts(counts: object, sizes: dict[str, int], distribution: Distribution) -> None:
+    title = f"Distribution {getattr(distribution, '__name__', distribution)}"
+    if not isinstance(counts, Mapping):
+        raise ValueError(f"{title} must return units to keep by name, but returned a {type(counts).__name__}.")
+    if missing := [name for name in sizes if name not in counts]:
+        raise ValueError(f"{title} gave no count for {', '.join(missing)}. It must return the units of each to keep.")
+    for name, size in sizes.items():
+        if not isinstance(counts[name], int) or not 0 <= counts[name] <= size:
+            raise ValueError(
+                f"{title} keeps {counts[name]} units of '{name}', which has {size}. It must return whole numbers "
+                f"from 0 to that."
+            )
+
+
+def _bounds(size: int, floor: float, most: int) -> tuple[int, int]:
+    least = max(1, math.ceil(floor * size - 1e-9))  # 0.07 * 100 is a little over 7
+    return min(least, most), most
+
+
+def _within(count: int, bounds: tuple[int, int]) -> int:
+    return min(max(count, bounds[0]), bounds[1])
 
 
 def _weights(layers: Layers, names: list[str]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.core import ranks
+from lightning_compress.core.checks import check_fraction
 from lightning_compress.core.lookup import call_with_needs, needs
 from lightning_compress.pruning.gather import Gathered
 from lightning_compress.pruning.masked import MaskedParameters
@@ -58,17 +59,24 @@ class Pruner:
         Raises:
             ValueError: if the criterion's scores have the wrong shape, or are NaN. The masks are left as they were.
         """
+        check_fraction("sparsity", sparsity)
         self.gathered.complete()
-        score = partial(self.score, monotone=sparsity >= self.sparsity)
+        monotone = sparsity >= self.sparsity
+        score = partial(self.score, monotone=monotone)
+        for name in self.layers.by_name:
+            score(name)  # what is to be refused is refused before the first mask changes
         share = sparsity / self.final_sparsity if self.final_sparsity else 0.0
         overrides = {name: value * share for name, value in self.overrides.items()}
-        kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.floor)
+        most = self._alive() if monotone else None
+        kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.floor, most)
         for name, mask in masks(self.layers, score, kept):
             self.masked.set(name, mask)
         agreed = self._agree()
         self.gathered.forget_inputs()
         self.masked.apply()
         self.masked.apply_to_state(optimizers)
+        for average in self.masked.followers:
+            self.masked.apply_to(average)
         self.sparsity = sparsity
         return agreed
 
@@ -109,9 +117,22 @@ class Pruner:
         Raises:
             ValueError: if it belongs to another model, or is damaged.
         """
+        if lacking := {"masks", "gathered", "sparsity"} - state.keys():
+            raise ValueError(f"The checkpoint's part on pruning is damaged: it has no {', '.join(sorted(lacking))}.")
+        if state["masks"] and (missing := [name for name in self.layers.by_name if name not in state["masks"]]):
+            raise ValueError(
+                f"The checkpoint has no mask for {', '.join(missing)}, which that run did not prune. Resume with its "
+                f"targets: they were {', '.join(state['masks'])}."
+            )
         self.masked.load(state["masks"])
         self.gathered.load(state["gathered"])
         self.sparsity = float(state["sparsity"])
+
+    def _alive(self) -> dict[str, int]:
+        """Units of each weight that are not pruned. Rounding may give a layer one more than before: it has none."""
+        costs, sizes = self.layers.costs, self.layers.sizes
+        alive = {name: int(mask.count_nonzero()) // costs[name] for name, mask in self.masked.masks.items()}
+        return {**sizes, **alive}
 
     def _agree(self) -> bool:
         if not ranks.several():

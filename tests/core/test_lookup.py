@@ -1,4 +1,9 @@
+"""A module's public names are the registry: what is found, what is refused, what is allowed."""
+
 import math
+import sys
+from functools import wraps
+from types import ModuleType
 
 import pytest
 
@@ -24,7 +29,17 @@ def test_functions_are_found_by_name_path_or_themselves():
         ("math.nothing", "'math.nothing' cannot be imported"),
         ("no_such_package.f", "cannot be imported"),
         ("math.pi", "is a float, but must be callable"),
+        ("", "No '' in"),
+        (".", "'.' cannot be imported"),
+        (".relative", "'.relative' cannot be imported"),
+        ("..relative.path", "cannot be imported"),
+        ("math.", "'math.' cannot be imported"),
+        (".criteria.magnitude", "'.criteria.magnitude' cannot be imported"),
+        ("_hidden", "No '_hidden' in"),
+        ("torch", "No 'torch' in"),
+        ("Tensor", "No 'Tensor' in"),
         (3, "3 is no name"),
+        (None, "None is no name"),
     ],
 )
 def test_what_is_not_there_is_said_in_words(name, message):
@@ -49,3 +64,50 @@ def test_a_function_gets_what_it_names():
     assert call_with_needs(function, weight=1, grad=3, other=5) == (1, 3, 2)
     assert near_miss("weigth", ["weight", "grad"]) == " Did you mean 'weight'?"
     assert near_miss("x", ["weight"]) == ""
+
+
+def test_classes_are_named_in_snake_case_and_what_is_imported_or_private_is_not_offered():
+    module = ModuleType("some_module")
+
+    class TwoWords:
+        pass
+
+    class Word:
+        pass
+
+    def own(): ...
+    def global_(): ...
+    def _private(): ...
+
+    for member in (TwoWords, Word, own, global_, _private):
+        member.__module__ = "some_module"
+        setattr(module, member.__name__, member)
+    module.sqrt, module.wraps, module.number = math.sqrt, wraps, 3
+    assert choices(module) == {"two_words": TwoWords, "word": Word, "own": own, "global": global_}
+    assert find("two_words", module) is TwoWords
+
+
+def test_what_is_allowed_is_so_only_within_the_context_and_the_inner_one_counts():
+    with restricted_imports(["math.*"]):
+        with restricted_imports([]), pytest.raises(ValueError, match="not allowed"):
+            find("math.sqrt", criteria)
+        assert find("math.sqrt", criteria) is math.sqrt
+    with pytest.raises(KeyError), restricted_imports([]):
+        raise KeyError
+    assert find("math.sqrt", criteria) is math.sqrt
+
+
+def test_what_is_not_allowed_is_not_even_imported(tmp_path, monkeypatch):
+    (tmp_path / "module_with_a_trap.py").write_text("def function(): ...\nraise SystemExit('the trap')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with restricted_imports(["math.*", "*.module"]), pytest.raises(ValueError, match="not allowed"):
+        find("module_with_a_trap.function", criteria)
+    assert "module_with_a_trap" not in sys.modules
+
+
+def test_a_name_with_a_default_is_given_if_offered_and_not_needed():
+    assert needs(lambda: None) == set()
+    assert needs(lambda weight, grad, scale=1: None) == {"weight", "grad"}
+    assert call_with_needs(lambda scale=1: scale) == 1
+    with pytest.raises(TypeError, match="weight"):
+        call_with_needs(lambda weight: weight, grad=1)
