@@ -11,7 +11,8 @@ VERSION: dict[str, str] = {}
 exec((ROOT / "lightning_compress" / "_version.py").read_text(encoding="utf-8"), VERSION)
 
 RECIPES = "lightning_compress.recipes"
-FACTORY = "lightning_compress = lightning_compress.injection:callbacks_from_environment"
+# Each Lightning asks under its own name, and gets callbacks of its own classes.
+FACTORY = "lightning_compress = lightning_compress.injection:{}"
 
 REQUIRED = [
     "torch>=2.9,<2.15",
@@ -67,8 +68,8 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": ["lightning-compress = lightning_compress.cli:main"],
-        "lightning.pytorch.callbacks_factory": [FACTORY],
-        "pytorch_lightning.callbacks_factory": [FACTORY],
+        "lightning.pytorch.callbacks_factory": [FACTORY.format("for_lightning")],
+        "pytorch_lightning.callbacks_factory": [FACTORY.format("for_pytorch_lightning")],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
