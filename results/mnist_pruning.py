@@ -222,6 +222,12 @@ def write_json(path: Path, kept: dict[str, Any]) -> None:
 
 # The table ---------------------------------------------------------------------------------------------------------
 
+TUNED = """\
+Settings were chosen by validation error alone, of six runs of 4 epochs on seed 0. 98 % pruned: erk 1.80 %, lamp 1.48 %,
+global 1.42 %, lamp with twice the learning rate 1.42 %, lamp from 5 % to 45 % of the run 1.54 %; dense: 1.08 %. Of the pruned ones, all but
+the first lie within the noise of 5,000 images; of the two best, global keeps the recipe's learning rate.
+"""
+
 PAPERS = """\
 | from | pruned | test error | its dense error | what differs from the runs above |
 |---|---|---|---|---|
@@ -230,8 +236,8 @@ PAPERS = """\
 | Han et al., 2015, the first step of Deep Compression | 12x fewer weights | 0.77 % | 0.80 % | a trained network, \
 pruned and retrained; less sparse |
 
-These figures are quoted, not reproduced; a tenth of a point is one standard deviation of the sampling noise of 10,000
-test images, so that none of them differs from ours by more than chance may make.
+These figures are quoted, not reproduced. One standard deviation of the sampling noise of 10,000 test images is about
+0.1 points at 1 % error, beside the spread over seeds above.
 """
 
 
@@ -255,7 +261,7 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
             f"{statistics.mean(run['seconds'] for run in group):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*_heading(runs), *lines, "", *_verdicts(groups, dense), "", "Beside papers:", "", PAPERS])
+    return "\n".join([*_heading(runs), *lines, "", *_verdicts(groups, dense), "", TUNED, "Beside papers:", "", PAPERS])
 
 
 SIZES = ("weights_nonzero", "size_bytes", "size_bytes_gzip", "size_bytes_sparse", "size_bytes_sparse_gzip")
