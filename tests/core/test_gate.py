@@ -49,7 +49,7 @@ def test_until_something_better_comes_the_saved_one_stays(pl):
     show(0.1)
     forget_best([checkpoint])
     assert checkpoint.best_model_path == "epoch=0"
-    assert checkpoint.best_model_score == INF
+    assert checkpoint.best_model_score == checkpoint.kth_value == INF
     assert show(float("nan")) == "epoch=0"
 
 

@@ -111,6 +111,17 @@ def test_a_falling_sparsity_lets_weights_back_and_keeps_the_others():
     assert all(mask.all() for mask in masks_of(pruner).values())
 
 
+def test_the_best_of_what_was_pruned_come_back():
+    model = nn.Sequential(nn.Linear(4, 1))
+    pruner = pruner_of(model, lambda grad: grad)
+    model[0].weight.grad = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    pruner.update(0.75)
+    assert pruner.masked.masks["0.weight"].tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    model[0].weight.grad = torch.tensor([[4.0, 1.0, 2.0, 3.0]])
+    pruner.update(0.5)
+    assert pruner.masked.masks["0.weight"].tolist() == [[1.0, 0.0, 0.0, 1.0]]
+
+
 def test_a_weight_that_comes_back_starts_afresh():
     model = nn.Sequential(nn.Linear(4, 2, bias=False))
     optimizer = torch.optim.Adam(model.parameters())
