@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_compress.measure import latency as latency_module
 from lightning_compress.measure.latency import measure_latency
 
 
@@ -21,12 +22,31 @@ class Sleeps(nn.Module):
         return x
 
 
-def test_median_and_spread_are_of_the_timed_runs_only():
-    model = Sleeps([50, 2, 2, 2, 10, 10])  # the first call is the warm-up
-    latency = measure_latency(model, torch.ones(1), 1, runs=5)
+class Clock(nn.Module):
+    """A model whose calls take the given milliseconds, and the clock that says so: no machine is that steady."""
+
+    def __init__(self, milliseconds):
+        super().__init__()
+        self.milliseconds, self.now_ns = iter(milliseconds), 0
+
+    def forward(self, x):
+        self.now_ns += next(self.milliseconds) * 1_000_000
+        return x
+
+    def perf_counter_ns(self):
+        return self.now_ns
+
+    def perf_counter(self):
+        return self.now_ns / 1e9
+
+
+def test_median_and_spread_are_of_the_timed_runs_only(monkeypatch):
+    clock = Clock([50, 2, 2, 2, 10, 10])  # the first call is the warm-up
+    monkeypatch.setattr(latency_module, "time", clock)
+    latency = measure_latency(clock, torch.ones(1), 1, runs=5, seconds=60)
     assert (latency.runs, latency.warmup_runs, latency.batch) == (5, 1, 1)
-    assert 2 <= latency.median_ms < 8
-    assert 6 < latency.iqr_ms < 25
+    assert latency.median_ms == 2.0
+    assert latency.iqr_ms == 8.0  # the quartiles of 2, 2, 2, 10, 10 are 2 and 10
 
 
 def test_the_model_runs_in_eval_on_the_asked_threads_and_they_are_put_back():

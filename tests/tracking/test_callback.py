@@ -166,14 +166,14 @@ def test_an_offline_wandb_run_holds_config_history_table_summary_and_artifact(
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    import wandb
-
     both, callback = callbacks()
     logger = pl.loggers.WandbLogger(project="compress", offline=True, save_dir=tmp_path)
     trainer = make_trainer(both, max_epochs=2, logger=logger, log_every_n_steps=1)
     trainer.fit(make_module(), loader, loader)
-    wandb.finish()
+    logger.experiment.finish()  # this very run, whichever is W&B's current one: only then is its file complete
     found = records(tmp_path)
+    kinds = [one.WhichOneof("record_type") for one in found]
+    assert {"exit", "config", "summary", "history", "artifact"} <= set(kinds), kinds
     config = {key_of(item): item.value_json for one in found for item in one.run.config.update}
     config |= {key_of(item): item.value_json for one in found for item in one.config.update}
     assert json.loads(config["compress/pruning"])["final_sparsity"] == 0.75
