@@ -54,8 +54,9 @@ class Gathered:
         for name, candidate in self.layers.items():
             parameter = candidate.parameter
             if parameter.grad is not None and parameter in stepping:
-                zeros = self.weight_grad.setdefault(name, torch.zeros_like(parameter))
-                zeros.addcmul_(parameter, parameter.grad)
+                if name not in self.weight_grad:
+                    self.weight_grad[name] = torch.zeros_like(parameter)
+                self.weight_grad[name].addcmul_(parameter, parameter.grad)
 
     def offer(self, name: str) -> dict[str, Tensor]:
         """Everything gathered about one weight."""

@@ -24,9 +24,17 @@ class MaskedParameters:
 
     def set(self, name: str, mask: Tensor) -> None:
         """Give one parameter a new mask, of its shape; True, or 1, keeps a weight."""
-        parameter = self.parameters[name]
-        self.masks.pop(name, None)
-        self.masks[name] = mask.to(dtype=parameter.dtype, device=parameter.device)
+        self._made(name).copy_(mask)
+
+    def make_room(self) -> None:
+        """Give every parameter a mask that keeps all, if it has none: masks made among short-lived tensors scatter."""
+        for name in self.parameters:
+            self._made(name)
+
+    def _made(self, name: str) -> Tensor:
+        if name not in self.masks:
+            self.masks[name] = torch.ones_like(self.parameters[name], requires_grad=False)
+        return self.masks[name]
 
     @torch.no_grad()
     def apply(self) -> None:

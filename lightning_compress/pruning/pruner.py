@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Pruner:
         overrides = {name: value * share for name, value in self.overrides.items()}
         most = self._alive() if monotone else None
         kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.floor, most)
+        self.masked.make_room()
         for name, mask in masks(self.layers, score, kept):
             self.masked.set(name, mask)
         agreed = self._agree()
@@ -83,10 +85,14 @@ class Pruner:
     def score(self, name: str, monotone: bool = True) -> Tensor:
         """The criterion's scores of one weight; what is pruned gets the lowest if it is to stay so."""
         parameter = self.layers.by_name[name].parameter
-        # No gradient means that the loss does not depend on it: its gradient is zero.
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + list(self.layers.by_name).index(name))
-        offered = {"weight": parameter.detach(), "grad": grad, "generator": generator, **self.gathered.offer(name)}
+        offered: dict[str, Any] = {"weight": parameter.detach(), **self.gathered.offer(name)}
+        named = signature(self.criterion).parameters
+        if "grad" in named:
+            # No gradient means that the loss does not depend on it: its gradient is zero.
+            offered["grad"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if "generator" in named:
+            place = list(self.layers.by_name).index(name)
+            offered["generator"] = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         scores: Tensor = call_with_needs(self.criterion, **offered)
         _refuse_bad_scores(scores, parameter, name, self.criterion)
         mask = self.masked.masks.get(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # entries looked at at once: what is needed beside the scores is some of these
 HALF = 1 << 16
 
 

@@ -61,7 +61,7 @@ class CompressionReport(CompressionCallback):
         self._module: Callable[[], nn.Module | None] = lambda: None
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.report, self._call, self._module = None, None, ref(pl_module)
+        self.report, self._call, self._seen, self._module = None, None, None, ref(pl_module)
         if self.saved is not None and self.saved["before"] is not None:
             self._before = Report.from_dict(self.saved["before"])
         elif self.baseline is None:
@@ -88,9 +88,6 @@ class CompressionReport(CompressionCallback):
             # What is counted and timed has the structure of the dense model still: cuts come in later steps only.
             timed = self._measure(trainer, pl_module)
             self._before = _with_costs_of(self._before, timed, self._call.part)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_train_end`, when averages of the weights may still be on their way into the module, and not on the
