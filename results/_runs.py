@@ -1,0 +1,128 @@
+"""Many training runs, each in a process of its own; finished ones are kept, so that a script may stop and go on."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_VARIABLE = "LIGHTNING_COMPRESS_DATA"
+RESULT_MARK = "RESULT "
+
+
+def run_all(script: str, todo: Sequence[Any], kept: dict[str, Any], path: Path, workers: int, console: Console) -> None:
+    """Do what is not kept yet, and keep each result as soon as it is there.
+
+    Args:
+        script: file that trains one run when it is called with `--run` and the run's settings as JSON.
+        todo: settings with `key`, `label`, `seed` and `epochs`.
+        kept: results by key, added to in place and written to `path`.
+    """
+    lock = Lock()
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[last]}"), console=console) as progress:
+
+        def one(settings: Any) -> None:
+            name = f"{settings.label}, seed {settings.seed}"
+            task = progress.add_task(name, total=settings.epochs, last="")
+            result = _in_a_process(script, settings, lambda line: progress.update(task, advance=1, last=line))
+            with lock:
+                kept[settings.key] = result
+                write_runs(path, kept)
+            test = "" if result.get("test_error") is None else f", test {result['test_error']:.2%}"
+            progress.remove_task(task)
+            progress.console.print(
+                f"{name}: val {result['val_error']:.2%}{test}, {result['seconds']:.0f} s", highlight=False
+            )
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(one, [settings for settings in todo if settings.key not in kept]))
+
+
+def _in_a_process(script: str, settings: Any, tell: Callable[[str], None]) -> dict[str, Any]:
+    command = [sys.executable, str(Path(script).resolve()), "--run", settings.key]
+    # Other processes have the other cores: with more threads they would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT
+        ) as running:
+            found = None
+            for line in running.stdout or ():
+                if line.startswith(RESULT_MARK):
+                    found = json.loads(line.removeprefix(RESULT_MARK))
+                elif line.startswith("epoch "):
+                    tell(line.strip())
+        if found is None:
+            errors.seek(0)
+            raise RuntimeError(f"The run {settings.key} ended with code {running.returncode}:\n{errors.read()[-3000:]}")
+    return dict(found)
+
+
+def read_runs(path: Path, settings: Callable[..., Any]) -> dict[str, Any]:
+    """Finished runs by the key of their settings."""
+    if not path.exists():
+        return {}
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return {settings(**run["settings"]).key: run for run in runs}
+
+
+def write_runs(path: Path, kept: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".json.part")
+    half.write_text(json.dumps({"runs": list(kept.values())}, indent=1) + "\n", encoding="utf-8")
+    half.replace(path)
+
+
+def told(callback: type) -> Any:
+    """A callback that says each epoch's validation error to the process that shows the progress, and keeps them."""
+
+    class Told(callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.errors: list[float] = []
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            self.errors.append(float(trainer.callback_metrics["val_error"]))
+            print(f"epoch {len(self.errors)}: val_error {self.errors[-1]:.4f}", flush=True)
+
+    return Told()
+
+
+def versions() -> dict[str, str]:
+    """What the figures were taken with."""
+    from lightning_compress import __version__
+
+    found = {name: version(name) for name in ("torch", "pytorch-lightning", "torchmetrics", "numpy")}
+    return {"lightning_compress": __version__, "python": platform.python_version(), **found}
+
+
+def device_name(accelerator: str) -> str:
+    """What the runs were trained on, in words."""
+    import torch
+
+    return torch.cuda.get_device_name() if accelerator == "cuda" else "one CPU thread"
+
+
+def data_folder() -> Path | None:
+    """The folder of the data sets, if there is one."""
+    named = os.environ.get(DATA_VARIABLE)
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+def spread(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
+    """Mean ± standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{sign}.{digits}f} ± {deviation:.{digits}f}"
