@@ -8,7 +8,7 @@ import pytest
 import lightning_compress
 from lightning_compress import CompressionReport, Pruning, Recipe
 from lightning_compress.core.schedules import Exponential
-from lightning_compress.shipped import shipped
+from lightning_compress.recipe.shipped import shipped
 
 PRUNE = """
 callbacks:
