@@ -291,6 +291,8 @@ def test_the_environment_can_allow(written, own_package, monkeypatch):
 def test_a_wildcard_does_not_let_in_what_a_module_imports_from_elsewhere(written, own_package):
     text = "callbacks: [Pruning: {schedule: {class_path: users_own.nets.Popen, init_args: {args: [ls]}}}]"
     assert "is 'subprocess.Popen', which is not allowed" in refusal(written(text), allow=["users_own.*"])
+    text = "callbacks: [Pruning: {criterion: users_own.nets.Popen}]"
+    assert "is 'subprocess.Popen', which is not allowed" in refusal(written(text), allow=["users_own.*"])
 
 
 @pytest.mark.parametrize("name", ["lightning_compress.recipes.mnist.Path", "Callable", "lightning_compress.Callable"])
