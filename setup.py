@@ -62,7 +62,11 @@ setup(
         *(f"{RECIPES}.{name}" for name in find_packages("recipes")),
     ],
     package_dir={"lightning_compress": "lightning_compress", RECIPES: "recipes"},
-    package_data={"lightning_compress": ["py.typed", "templates/*"], RECIPES: ["*.yaml"]},
+    package_data={
+        "lightning_compress": ["py.typed"],
+        "lightning_compress.report": ["templates/*"],
+        RECIPES: ["*.yaml"],
+    },
     include_package_data=False,
     install_requires=REQUIRED,
     extras_require=EXTRAS,

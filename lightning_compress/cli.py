@@ -109,7 +109,7 @@ def _count(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from lightning_compress.injection import VARIABLE
-    from lightning_compress.recipe_run import run
+    from lightning_compress.recipe.run import run
 
     if also := os.environ.get(VARIABLE):
         raise ValueError(
@@ -135,20 +135,20 @@ def _timeline(arguments: argparse.Namespace) -> None:
 
 
 def _list_recipes(arguments: argparse.Namespace) -> None:
-    from lightning_compress.shipped import purpose, shipped
+    from lightning_compress.recipe.shipped import purpose, shipped
 
     for name, path in shipped().items():
         print(f"{name:<16} {purpose(path)}")
 
 
 def _copy_recipe(arguments: argparse.Namespace) -> None:
-    from lightning_compress.shipped import copy
+    from lightning_compress.recipe.shipped import copy
 
     print(f"Copied to {copy(arguments.name, arguments.target, force=arguments.force)}.")
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from lightning_compress.checkpoint_report import report_checkpoint
+    from lightning_compress.report.checkpoint import report_checkpoint
 
     targets = {".html": arguments.html, ".json": arguments.json}
     for suffix, target in targets.items():
@@ -162,7 +162,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _load(arguments: argparse.Namespace) -> "Recipe":
     from lightning_compress.recipe import Recipe
-    from lightning_compress.shipped import locate
+    from lightning_compress.recipe.shipped import locate
 
     if arguments.allow and "" not in sys.path:
         # As with `python -m`: what the user allows is looked for where the command is typed.

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.checkpoint_report import load, state_dict_of
 from lightning_compress.core.selection import canonical
 from lightning_compress.pruning.masked import MaskedParameters
+from lightning_compress.report.checkpoint import load, state_dict_of
 
 Model = TypeVar("Model", bound=nn.Module)
 OURS = "lightning_compress/"

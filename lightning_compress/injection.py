@@ -27,7 +27,7 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     if not name:
         return []
     from lightning_compress.recipe import Recipe
-    from lightning_compress.shipped import locate
+    from lightning_compress.recipe.shipped import locate
 
     try:
         recipe = Recipe.load(locate(name), sections=("callbacks",))

@@ -1,7 +1,7 @@
 """Find a function or class by its name: a module's public names are the registry."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -74,6 +74,7 @@ def call_with_needs(function: Callable[..., Any], **offered: Any) -> Any:
 def restricted_imports(allow: Iterable[str]) -> Iterator[None]:
     """Within the context, dotted paths are imported only if they match one of `allow`, with `*` wildcards.
 
+    So must the place where the found thing is written, unless its path is allowed word for word.
     A file that somebody else wrote must not decide which code runs.
     """
     token = _allowed.set(tuple(allow))
@@ -83,9 +84,29 @@ def restricted_imports(allow: Iterable[str]) -> Iterator[None]:
         _allowed.reset(token)
 
 
+def matches(path: str, allow: Iterable[str]) -> bool:
+    """Whether one of `allow` is this dotted path, with `*` wildcards."""
+    return any(fnmatchcase(path, pattern) for pattern in allow)
+
+
+def refuse_from_elsewhere(path: str, found: Any, allow: Collection[str]) -> None:
+    """Refuse what an allowed module has only imported: `my_package.*` is about what is written in my_package.
+
+    A path that stands in `allow` word for word is let in, wherever it leads.
+
+    Raises:
+        ValueError: if the place where `found`, or else its class, is written matches none of `allow`.
+    """
+    named = found if hasattr(found, "__qualname__") else type(found)
+    module = getattr(named, "__module__", None) or type(named).__module__  # methods of built-in types have none
+    home = f"{module}.{named.__qualname__}"
+    if path not in allow and not matches(home, allow):
+        raise ValueError(f"'{path}' is '{home}', which is not allowed here. If you trust it: allow=['{path}'].")
+
+
 def _imported(path: str) -> Callable[..., Any]:
     allowed = _allowed.get()
-    if allowed is not None and not any(fnmatchcase(path, pattern) for pattern in allowed):
+    if allowed is not None and not matches(path, allowed):
         raise ValueError(f"'{path}' is not allowed here. If you trust it, allow it by name: allow=['{path}'].")
     module, _, attribute = path.rpartition(".")
     try:
@@ -94,4 +115,6 @@ def _imported(path: str) -> Callable[..., Any]:
         raise ValueError(f"'{path}' cannot be imported: {error}.") from error
     if not callable(found):
         raise ValueError(f"'{path}' is a {type(found).__name__}, but must be callable.")
+    if allowed is not None:
+        refuse_from_elsewhere(path, found, allowed)
     return found  # type: ignore[no-any-return]

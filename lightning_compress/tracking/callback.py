@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
 from lightning_compress.core.callback import CompressionCallback
+from lightning_compress.core.duration import Run
 from lightning_compress.report import Report, report
 from lightning_compress.tracking.inputs import Call, Seen
 from lightning_compress.tracking.to_wandb import send
@@ -116,6 +117,11 @@ class CompressionReport(CompressionCallback):
 
     def state(self) -> dict[str, Any]:
         return {"before": None if self._before is None else self._before.to_dict()}
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        (begin, _), *end = super().timeline(run)
+        before = [(begin, "measures before")] if self.baseline is None else []
+        return [*before, *((moment, "measures after") for moment, _ in end)]
 
     def _measure(
         self, trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Any] | None = None, timed: bool = True

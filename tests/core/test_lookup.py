@@ -105,6 +105,62 @@ def test_what_is_not_allowed_is_not_even_imported(tmp_path, monkeypatch):
     assert "module_with_a_trap" not in sys.modules
 
 
+OWN_MODULE = """
+from functools import partial
+from math import sqrt
+from shutil import rmtree
+from torch import abs
+
+def by_size(weight): ...
+
+class Score:
+    def __call__(self, weight): ...
+    def method(self, weight): ...
+
+short, score, method = lambda weight: 1, Score(), Score().method
+bound, upper, append = partial(by_size), str.upper, [].append
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "lookup_own.py").write_text(OWN_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "lookup_own"
+    sys.modules.pop("lookup_own", None)
+
+
+@pytest.mark.parametrize("name", ["by_size", "Score", "short", "score", "method"])
+def test_a_wildcard_lets_in_what_is_written_there(own_module, name):
+    with restricted_imports([f"{own_module}.*"]):
+        assert callable(find(f"{own_module}.{name}", criteria))
+
+
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("rmtree", "shutil.rmtree"),
+        ("sqrt", "math.sqrt"),
+        ("abs", "torch.[^']*abs"),
+        ("bound", "functools.partial"),
+        ("upper", "builtins.str.upper"),
+        ("append", "builtins.list.append"),
+    ],
+)
+def test_a_wildcard_does_not_let_in_what_a_module_has_from_elsewhere(own_module, name, home):
+    path = f"{own_module}.{name}"
+    with (
+        restricted_imports([f"{own_module}.*"]),
+        pytest.raises(ValueError, match=rf"'{path}' is '{home}', which is not allowed.*allow=\['{path}'\]"),
+    ):
+        find(path, criteria)
+    with restricted_imports([f"{own_module}.*", path]):
+        assert callable(find(path, criteria))
+    with restricted_imports([f"{own_module}.*", "*.*"]):
+        assert callable(find(path, criteria))
+    assert callable(find(path, criteria))
+
+
 def test_a_name_with_a_default_is_given_if_offered_and_not_needed():
     assert needs(lambda: None) == set()
     assert needs(lambda weight, grad, scale=1: None) == {"weight", "grad"}

@@ -8,7 +8,7 @@ import pytest
 import lightning_compress
 from lightning_compress import CompressionReport, Pruning, Recipe
 from lightning_compress.core.schedules import Exponential
-from lightning_compress.shipped import shipped
+from lightning_compress.recipe.shipped import shipped
 
 PRUNE = """
 callbacks:
@@ -290,6 +290,8 @@ def test_the_environment_can_allow(written, own_package, monkeypatch):
 
 def test_a_wildcard_does_not_let_in_what_a_module_imports_from_elsewhere(written, own_package):
     text = "callbacks: [Pruning: {schedule: {class_path: users_own.nets.Popen, init_args: {args: [ls]}}}]"
+    assert "is 'subprocess.Popen', which is not allowed" in refusal(written(text), allow=["users_own.*"])
+    text = "callbacks: [Pruning: {criterion: users_own.nets.Popen}]"
     assert "is 'subprocess.Popen', which is not allowed" in refusal(written(text), allow=["users_own.*"])
 
 

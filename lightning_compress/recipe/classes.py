@@ -4,16 +4,15 @@ Nothing else is imported, so that a recipe which somebody else wrote cannot deci
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import Parameter, isclass, signature
 from typing import Any
 
 from lightning_compress.core import schedules
-from lightning_compress.core.lookup import near_miss
+from lightning_compress.core.lookup import matches, near_miss, refuse_from_elsewhere
 
 PACKAGE = "lightning_compress"
 LIGHTNING_NAMES = ("pytorch_lightning", "lightning.pytorch")
@@ -119,7 +118,7 @@ class Classes:
         return getattr(import_module(f"{self.lightning}.{folder}"), short)  # type: ignore[no-any-return]
 
     def _allowed(self, name: str) -> type[Any] | None:
-        if "." not in name or not _matches(name, self.allow):
+        if "." not in name or not matches(name, self.allow):
             return None
         path, _, short = name.rpartition(".")
         try:
@@ -128,15 +127,8 @@ class Classes:
             raise ValueError(f"the class '{name}' cannot be imported: {error}.") from error
         if not isclass(found):
             raise ValueError(f"'{name}' is no class, but a {type(found).__name__}.")
-        home = f"{found.__module__}.{found.__qualname__}"
-        if name not in self.allow and not _matches(home, self.allow):
-            # `my_package.*` must not let in what the modules of my_package import from elsewhere.
-            raise ValueError(f"'{name}' is '{home}', which is not allowed here. If you trust it: allow=['{name}'].")
+        refuse_from_elsewhere(name, found, self.allow)
         return found
-
-
-def _matches(path: str, allow: Iterable[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in allow)
 
 
 def _public_names() -> list[str]:

@@ -188,13 +188,13 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def to_html(self) -> str:
-        from lightning_compress.report_html import html_page
+        from lightning_compress.report.html import html_page
 
         return html_page(self)
 
     def print(self, console: "Console | None" = None) -> None:
         """Print the totals before and after, the layers and the notes."""
-        from lightning_compress.report_table import print_report
+        from lightning_compress.report.table import print_report
 
         print_report(self, console)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_compress.core.lookup import near_miss
-from lightning_compress.recipe_classes import Classes, arguments_of
-from lightning_compress.safe_yaml import Located
+from lightning_compress.recipe.classes import Classes, arguments_of
+from lightning_compress.recipe.safe_yaml import Located
 
 
 def is_object(value: Any) -> bool:

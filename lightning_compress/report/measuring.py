@@ -16,7 +16,7 @@ from lightning_compress.measure.macs import Macs, computed_names, count_macs
 from lightning_compress.measure.sizes import GZIP_LIMIT_BYTES, FileSize, file_size
 from lightning_compress.measure.sparse_code import as_float32
 from lightning_compress.measure.stored import Stored, count_nonzero, layers_by_module, stored
-from lightning_compress.report_values import Layer, Report
+from lightning_compress.report.values import Layer, Report
 
 
 @dataclass(frozen=True)

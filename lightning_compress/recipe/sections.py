@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from lightning_compress.recipe_classes import Classes, arguments_of, is_callback
-from lightning_compress.recipe_objects import as_object, check, check_keys, find_class, short_name
-from lightning_compress.safe_yaml import Located
+from lightning_compress.recipe.classes import Classes, arguments_of, is_callback
+from lightning_compress.recipe.objects import as_object, check, check_keys, find_class, short_name
+from lightning_compress.recipe.safe_yaml import Located
 
 SECTIONS = ("callbacks", "model", "data", "trainer", "seed_everything")
 

@@ -4,7 +4,7 @@ import pytest
 
 from lightning_compress import Pruning, Recipe
 from lightning_compress.core.duration import Run
-from lightning_compress.recipe_timeline import rows, run_of
+from lightning_compress.recipe.timeline import rows, run_of
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
-from lightning_compress.checkpoint_report import report_checkpoint
-from lightning_compress.report_values import Report
+from lightning_compress.report.checkpoint import report_checkpoint
+from lightning_compress.report.values import Report
 
 STATE = {
     "fc.weight": torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, -0.0]]),

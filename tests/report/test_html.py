@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_compress.report import Layer, Report, report
-from lightning_compress.report_html import bars, cards
-from lightning_compress.report_plot import sparsity_plot
+from lightning_compress.report.html import bars, cards
+from lightning_compress.report.plot import sparsity_plot
 
 VOID = {"meta", "br", "line", "path", "circle"}
 

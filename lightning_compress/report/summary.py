@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lightning_compress.measure.latency import Latency
-from lightning_compress.report_text import (
+from lightning_compress.report.text import (
     bytes_text,
     count_text,
     metric_text,
@@ -14,7 +14,7 @@ from lightning_compress.report_text import (
     shape_text,
     three_digits,
 )
-from lightning_compress.report_values import Layer, Report
+from lightning_compress.report.values import Layer, Report
 
 T = TypeVar("T")
 NONE = "n/a"

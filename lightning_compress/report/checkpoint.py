@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_compress.measure.sizes import FileSize, file_size
 from lightning_compress.measure.sparse_code import as_float32
 from lightning_compress.measure.stored import count_nonzero, identity
-from lightning_compress.report_values import Layer, Report
+from lightning_compress.report.values import Layer, Report
 
 # What normalisation layers count, not learn: PyTorch's names, for a file does not tell buffers from parameters.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

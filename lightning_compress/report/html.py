@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_compress.measure.latency import Latency
-from lightning_compress.report_plot import Plot, sparsity_plot
-from lightning_compress.report_summary import Line, layer_cells, summary
-from lightning_compress.report_text import (
+from lightning_compress.report.plot import Plot, sparsity_plot
+from lightning_compress.report.summary import Line, layer_cells, summary
+from lightning_compress.report.text import (
     bytes_text,
     metric_text,
     milliseconds_text,
@@ -14,7 +14,7 @@ from lightning_compress.report_text import (
     ratio_text,
     short_count_text,
 )
-from lightning_compress.report_values import Report
+from lightning_compress.report.values import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_METRIC_CARDS = 2

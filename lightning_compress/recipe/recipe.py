@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_compress.core.lookup import restricted_imports
-from lightning_compress.recipe_classes import Classes, allowed_by_environment, installed_lightning, lightning_of
-from lightning_compress.recipe_objects import build, call, find_class, short_name
-from lightning_compress.recipe_overrides import override
-from lightning_compress.recipe_sections import (
+from lightning_compress.recipe.classes import Classes, allowed_by_environment, installed_lightning, lightning_of
+from lightning_compress.recipe.objects import build, call, find_class, short_name
+from lightning_compress.recipe.overrides import override
+from lightning_compress.recipe.safe_yaml import Located, read
+from lightning_compress.recipe.sections import (
     SECTIONS,
     check_sections,
     entries,
@@ -26,7 +27,6 @@ from lightning_compress.recipe_sections import (
     trainer_class,
     written_out,
 )
-from lightning_compress.safe_yaml import Located, read
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Recipe:
         Raises:
             ValueError: if nothing tells how long the run is, or a constructor refuses its arguments.
         """
-        from lightning_compress.recipe_timeline import run_of, show
+        from lightning_compress.recipe.timeline import run_of, show
 
         if length is None and "trainer" not in self.root.value:
             raise ValueError(f"{self.path} does not say how long the run is. Give its optimizer steps, or a Trainer.")

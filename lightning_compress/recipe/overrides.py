@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_compress.core.lookup import near_miss
-from lightning_compress.recipe_objects import as_object, is_object, short_name
-from lightning_compress.safe_yaml import Located, parse
+from lightning_compress.recipe.objects import as_object, is_object, short_name
+from lightning_compress.recipe.safe_yaml import Located, parse
 
 
 def override(root: Located, setting: str, names: list[str], sections: Iterable[str]) -> Located:

@@ -5,9 +5,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_compress.report_summary import layer_cells, summary
-from lightning_compress.report_text import bytes_text, percent_text, short_count_text
-from lightning_compress.report_values import Layer, Report
+from lightning_compress.report.summary import layer_cells, summary
+from lightning_compress.report.text import bytes_text, percent_text, short_count_text
+from lightning_compress.report.values import Layer, Report
 
 WIDE = 110  # columns of a terminal that has room for types and shapes
 

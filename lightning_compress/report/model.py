@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.measuring import Protocol, measured
-from lightning_compress.report_values import Layer, Report
-
-__all__ = ["Layer", "Report", "report"]
+from lightning_compress.report.measuring import Protocol, measured
+from lightning_compress.report.values import Report
 
 
 def report(

@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from lightning_compress.safe_yaml import MAX_BYTES, parse, read
+from lightning_compress.recipe.safe_yaml import MAX_BYTES, parse, read
 
 
 def at(line):

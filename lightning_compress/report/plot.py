@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, log10
 
-from lightning_compress.report_text import count_text, percent_text
+from lightning_compress.report.text import count_text, percent_text
 
 WIDTH, HEIGHT = 720.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 20.0, 14.0, 34.0

@@ -1,0 +1,6 @@
+"""What a model holds and costs, measured and told: the values, and their forms in a terminal, a file and a web page."""
+
+from lightning_compress.report.model import report
+from lightning_compress.report.values import Layer, Report
+
+__all__ = ["Layer", "Report", "report"]
