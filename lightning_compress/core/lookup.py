@@ -17,12 +17,13 @@ _allowed: ContextVar[tuple[str, ...] | None] = ContextVar("allowed dotted paths"
 def choices(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """The public functions and classes written in `module` itself, by their name in snake_case.
 
-    A name that would be a keyword is written with `_` at its end and found without.
+    A package has those that it imports from its own files. A name that would be a keyword is written with `_` at its
+    end and found without.
     """
     own = {
         name: member
         for name, member in vars(module).items()
-        if (isfunction(member) or isclass(member)) and member.__module__ == module.__name__ and name[0] != "_"
+        if (isfunction(member) or isclass(member)) and _is_in(member.__module__, module.__name__) and name[0] != "_"
     }
     return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().rstrip("_"): member for name, member in own.items()}
 
@@ -48,6 +49,21 @@ def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., An
     return known[name]
 
 
+def known_needs(function: Callable[..., Any], offered: Iterable[str]) -> Callable[..., Any]:
+    """Return `function`, if all it asks for is offered.
+
+    Raises:
+        ValueError: if not.
+    """
+    for name in needs(function) - set(offered):
+        raise ValueError(
+            f"{getattr(function, '__name__', function)} asks for '{name}', which nobody gathers."
+            f"{near_miss(name, offered)} Its parameters may be {', '.join(offered)}, or have "
+            f"defaults; here they are {signature(function)}."
+        )
+    return function
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known name, or nothing.
 
@@ -68,6 +84,10 @@ def needs(function: Callable[..., Any]) -> frozenset[str]:
 def call_with_needs(function: Callable[..., Any], **offered: Any) -> Any:
     """Call `function` with those of the `offered` values that it names as parameters."""
     return function(**{name: offered[name] for name in signature(function).parameters if name in offered})
+
+
+def _is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
 
 
 @contextmanager

@@ -1,28 +1,11 @@
 """What the arguments of pruning must be like, checked before anything is trained."""
 
-from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import Any
 
-from lightning_compress.core.lookup import near_miss, needs
+from lightning_compress.core.lookup import near_miss
 from lightning_compress.core.selection import Selection, as_patterns, matches
 from lightning_compress.pruning import distributions
 from lightning_compress.pruning.granularity import NOfM
-
-
-def known_needs(function: Callable[..., Any], offered: Sequence[str]) -> Callable[..., Any]:
-    """Return `function`, if all it asks for is offered.
-
-    Raises:
-        ValueError: if not.
-    """
-    for name in needs(function) - set(offered):
-        raise ValueError(
-            f"{getattr(function, '__name__', function)} asks for '{name}', which nobody gathers."
-            f"{near_miss(name, offered)} Its parameters may be {', '.join(offered)}, or have "
-            f"defaults; here they are {signature(function)}."
-        )
-    return function
 
 
 def check_pattern(pruning: Any) -> None:

@@ -15,11 +15,11 @@ from lightning_compress.core.averages import averages
 from lightning_compress.core.callback import CompressionCallback, now
 from lightning_compress.core.checks import check_fraction, check_schedule
 from lightning_compress.core.duration import Duration, Run, Window, resolve
-from lightning_compress.core.lookup import find
+from lightning_compress.core.lookup import find, known_needs
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Predicate, Selection, as_patterns, select
 from lightning_compress.pruning import criteria, distributions
-from lightning_compress.pruning.arguments import check_pattern, known_needs, overridden
+from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.granularity import parse
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.pruning.plan import Layers

@@ -1,0 +1,214 @@
+"""Losses between what two networks see: features of a layer, without parameters of their own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_compress.distillation.losses._divergence import divergence
+from lightning_compress.distillation.losses._precision import inner, widened
+from lightning_compress.distillation.losses._shapes import check_batch, check_layers, check_same, pooled_alike
+
+MAPS = (3, 4, 5)  # dimensions of (batch, channels, *space)
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of features of one shape; for others see `projected_hint`.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Reference: Romero et al., 2015, section 2.2, https://arxiv.org/abs/1412.6550
+    """
+    check_same(student, teacher)
+    return functional.mse_loss(widened(student), widened(teacher))
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of where the two look: squares summed over channels, as a vector of length 1.
+
+    Args:
+        student, teacher: features, shape `(batch, channels, *space)`; channels may differ, and so may space: the larger
+            map is averaged down to the smaller.
+
+    Returns:
+        Scalar, the mean over batch and places; the authors weigh it by 1000.
+
+    Raises:
+        ValueError: if the batches or the numbers of dimensions differ.
+
+    Reference: Zagoruyko and Komodakis, 2017, section 3.1, https://arxiv.org/abs/1612.03928
+    """
+    check_batch(student.shape, teacher.shape, MAPS)
+    maps = pooled_alike(*(widened(features).square().sum(1, keepdim=True) for features in (student, teacher)))
+    looks_student, looks_teacher = (functional.normalize(one.flatten(1)) for one in maps)
+    return functional.mse_loss(looks_student, looks_teacher)
+
+
+def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of how alike the samples of a batch are: inner products, each row of length 1.
+
+    Args:
+        student, teacher: features, shape `(batch, ...)`; only the batch must agree.
+
+    Returns:
+        Scalar, the mean over pairs of samples; the authors weigh it by 3000.
+
+    Raises:
+        ValueError: if the batches differ.
+
+    Reference: Tung and Mori, 2019, section 3, https://arxiv.org/abs/1907.09682
+    """
+    check_batch(student.shape, teacher.shape)
+    alike_student, alike_teacher = (functional.normalize(inner(rows, rows)) for rows in _samples(student, teacher))
+    return functional.mse_loss(alike_student, alike_teacher)
+
+
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 difference of the distances between samples, in units of their mean over the batch.
+
+    Args:
+        student, teacher: features, shape `(batch, ...)`; only the batch must agree.
+
+    Returns:
+        Scalar, the mean over pairs of two samples; 0 for a batch of one.
+
+    Raises:
+        ValueError: if the batches differ.
+
+    Reference: Park et al., 2019, section 3.2.1, https://arxiv.org/abs/1904.05068
+    """
+    check_batch(student.shape, teacher.shape)
+    far_student, far_teacher = (_relative_distances(rows) for rows in _samples(student, teacher))
+    return functional.smooth_l1_loss(far_student, far_teacher, reduction="sum") / max(far_student.numel(), 1)
+
+
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 difference of the cosines of the angles that three samples form.
+
+    Args:
+        student, teacher: features, shape `(batch, ...)`; only the batch must agree. Memory grows with `batch ** 3`.
+
+    Returns:
+        Scalar, the mean over triples of three samples; 0 for a batch of two or less.
+
+    Raises:
+        ValueError: if the batches differ.
+
+    Reference: Park et al., 2019, section 3.2.2, https://arxiv.org/abs/1904.05068
+    """
+    check_batch(student.shape, teacher.shape)
+    batch = len(student)
+    angle_student, angle_teacher = (_angles(rows) for rows in _samples(student, teacher))
+    # The angle between a direction and itself is none; with the vertex itself both cosines are 0, and add nothing.
+    others = ~torch.eye(batch, dtype=torch.bool, device=student.device)
+    difference = functional.smooth_l1_loss(angle_student, angle_teacher, reduction="none") * others
+    return difference.sum() / max(batch * (batch - 1) * (batch - 2), 1)
+
+
+def pkt(student: Tensor, teacher: Tensor) -> Tensor:
+    """Divergence of whom each sample takes for its neighbours, `KL(teacher || student)`, by cosine similarity.
+
+    Args:
+        student, teacher: features, shape `(batch, ...)`; only the batch must agree.
+
+    Returns:
+        Scalar in nats, the mean over samples of the sum over their neighbours; the authors' code divides by the batch
+        once more, so that a weight of theirs is to be divided by it.
+
+    Raises:
+        ValueError: if the batches differ.
+
+    Reference: Passalis and Tefas, 2018, section 3, https://arxiv.org/abs/1803.10837
+    """
+    check_batch(student.shape, teacher.shape)
+    log_q, log_p = (_neighbours(rows) for rows in _samples(student, teacher))
+    return divergence(log_p, log_q).mean()
+
+
+def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference of the flow from one layer to another: inner products of their channels over space.
+
+    Args:
+        student, teacher: features of two layers each, shape `(batch, channels, *space)`. The channels of a layer must
+            agree. Within a network the space of the two may differ: the larger is averaged down to the smaller.
+
+    Returns:
+        Scalar, the mean over batch and pairs of channels; the paper sums over pairs.
+
+    Raises:
+        ValueError: if there are not two layers of each, or their batches or channels differ.
+
+    Reference: Yim et al., 2017, section 3,
+    https://openaccess.thecvf.com/content_cvpr_2017/papers/Yim_A_Gift_From_CVPR_2017_paper.pdf
+    """
+    check_layers(student, teacher, number=2)
+    for layer_student, layer_teacher in zip(student, teacher, strict=True):
+        check_batch(layer_student.shape, layer_teacher.shape)
+    flow_student, flow_teacher = _flow(*student), _flow(*teacher)
+    check_same(flow_student, flow_teacher)
+    return functional.mse_loss(flow_student, flow_teacher)
+
+
+def nst(student: Tensor, teacher: Tensor) -> Tensor:
+    """Discrepancy of what makes the channels fire: squared mean discrepancy under the kernel `(x . y) ** 2`.
+
+    A channel's activations over space, brought to length 1, are one draw; the draws of the two are compared.
+
+    Args:
+        student, teacher: features, shape `(batch, channels, *space)`; channels may differ, and so may space: the larger
+            map is averaged down to the smaller.
+
+    Returns:
+        Scalar, the mean over the batch; from 0.
+
+    Raises:
+        ValueError: if the batches or the numbers of dimensions differ.
+
+    Reference: Huang and Wang, 2017, section 4, https://arxiv.org/abs/1707.01219
+    """
+    check_batch(student.shape, teacher.shape, MAPS)
+    maps = pooled_alike(widened(student), widened(teacher))
+    ours, theirs = (functional.normalize(one.flatten(2), dim=-1) for one in maps)
+    return (_kernel_mean(ours, ours) + _kernel_mean(theirs, theirs) - 2 * _kernel_mean(ours, theirs)).mean()
+
+
+def _samples(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    return widened(student).flatten(1), widened(teacher).flatten(1)
+
+
+def _relative_distances(rows: Tensor) -> Tensor:
+    distances = functional.pdist(rows)
+    return distances / (distances.sum() / max(distances.numel(), 1)).clamp(min=1e-12)
+
+
+def _angles(rows: Tensor) -> Tensor:
+    """Cosines at each sample (first dimension) between the directions to two others."""
+    towards = rows[None] - rows[:, None]
+    length = torch.linalg.vector_norm(towards, dim=-1, keepdim=True)
+    directions = towards / torch.where(length > 0, length, 1.0)
+    return inner(directions, directions)
+
+
+def _neighbours(rows: Tensor) -> Tensor:
+    """Log-probabilities, shape `(batch, batch)`, in proportion to the closeness of two samples, none to oneself."""
+    directions = functional.normalize(rows)
+    closeness = ((inner(directions, directions) + 1) / 2).clamp(min=1e-7).log()
+    oneself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    # The lowest number in place of -inf: 0 * log(0) is to be 0.
+    return functional.log_softmax(closeness.masked_fill(oneself, torch.finfo(closeness.dtype).min), dim=-1)
+
+
+def _flow(first: Tensor, second: Tensor) -> Tensor:
+    check_batch(first.shape, second.shape, MAPS)
+    first, second = (layer.flatten(2) for layer in pooled_alike(widened(first), widened(second)))
+    return inner(first, second) / first.shape[-1]
+
+
+def _kernel_mean(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean of `(x . y) ** 2` over the draws x of one and y of the other, shape `(batch, draws, places)`."""
+    draws = ours.shape[1] * theirs.shape[1]
+    if ours.shape[-1] ** 2 < draws:  # the same sum with the smaller table: places by places instead of draws by draws
+        return (inner(ours.mT, ours.mT) * inner(theirs.mT, theirs.mT)).sum((1, 2)) / draws
+    return inner(ours, theirs).square().sum((1, 2)) / draws

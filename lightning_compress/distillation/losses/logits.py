@@ -1,0 +1,201 @@
+"""Losses between what two networks say: logits, and the outputs of a regression."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_compress.distillation.losses._divergence import check_temperature, divergence, softened
+from lightning_compress.distillation.losses._precision import widened
+from lightning_compress.distillation.losses._shapes import check_labels, check_same
+
+
+def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """Divergence of the student's softened class probabilities from the teacher's, `KL(teacher || student)`.
+
+    Args:
+        student, teacher: logits, shape `(batch, ..., classes)`.
+        temperature: above 0, no unit; 1 leaves the probabilities as they are.
+
+    Returns:
+        Scalar in nats, the mean over all rows of classes, times `temperature ** 2` so that gradients keep their size
+        at any temperature.
+
+    Raises:
+        ValueError: if the shapes differ, or the temperature is not above 0.
+
+    Reference: Hinton et al., 2015, section 2, https://arxiv.org/abs/1503.02531
+    """
+    check_same(student, teacher)
+    return divergence(softened(teacher, temperature), softened(student, temperature)).mean() * temperature**2
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """As `soft_targets`, but `KL(student || teacher)`: the student may leave out what it cannot say.
+
+    Reference: Gu et al., 2024, section 2.1, https://arxiv.org/abs/2306.08543
+    """
+    check_same(student, teacher)
+    return soft_targets(teacher, student, temperature)
+
+
+def standardised_soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """As `soft_targets`, of logits brought to mean 0 and standard deviation 1 in each row.
+
+    The student learns the relations between logits, and is free in their size. The deviation is that of the whole row,
+    divided by the number of classes.
+
+    Reference: Sun et al., 2024, section 4, https://arxiv.org/abs/2403.01427
+    """
+    check_same(student, teacher)
+    return soft_targets(_standardised(student), _standardised(teacher), temperature)
+
+
+def squared_logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the logits, of any one shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Reference: Ba and Caruana, 2014, section 2.2, https://arxiv.org/abs/1312.6184
+    """
+    check_same(student, teacher)
+    return functional.mse_loss(widened(student), widened(teacher))
+
+
+def dkd(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0
+) -> Tensor:
+    """Decoupled distillation: how sure the teacher is of the target, and how it ranks the other classes.
+
+    With `beta` equal to the teacher's probability of all other classes in each row, and `alpha` 1, it would be
+    `soft_targets`; a constant `beta` listens as closely to a teacher that is sure.
+
+    Args:
+        student, teacher: logits, shape `(batch, classes)`.
+        target: integer class labels, shape `(batch,)`.
+        temperature: above 0, no unit.
+        alpha: weight of the divergence of (target, all others).
+        beta: weight of the divergence among the others.
+
+    Returns:
+        Scalar in nats, the mean over the batch, times `temperature ** 2`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the temperature is not above 0.
+
+    Reference: Zhao et al., 2022, section 3, https://arxiv.org/abs/2203.08679
+    """
+    check_same(student, teacher)
+    check_labels(target, student)
+    check_temperature(temperature)
+    own_student, rest_student = _own_and_rest(widened(student) / temperature, target)
+    own_teacher, rest_teacher = _own_and_rest(widened(teacher) / temperature, target)
+    own, rest = divergence(own_teacher, own_student), divergence(rest_teacher, rest_student)
+    return (alpha * own + beta * rest).mean() * temperature**2
+
+
+def dist(student: Tensor, teacher: Tensor, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """One minus the correlation of student and teacher: over the classes of a sample, and over the samples of a class.
+
+    Args:
+        student, teacher: logits, shape `(batch, ..., classes)`; all but the last dimension are samples.
+        temperature: above 0, no unit.
+        beta: weight of the relation between the classes of each sample.
+        gamma: weight of the relation between the samples of each class; it needs two samples, and is constant for one.
+
+    Returns:
+        Scalar in `[0, 2 * (beta + gamma)]`, times `temperature ** 2` as in the authors' code.
+
+    Raises:
+        ValueError: if the shapes differ, or the temperature is not above 0.
+
+    Reference: Huang et al., 2022, section 3.2, https://arxiv.org/abs/2205.10536
+    """
+    check_same(student, teacher)
+    rows_student, rows_teacher = (softened(logits, temperature).exp().flatten(0, -2) for logits in (student, teacher))
+    between_classes = 1 - _correlation(rows_student, rows_teacher).mean()
+    between_samples = 1 - _correlation(rows_student.T, rows_teacher.T).mean()
+    return (beta * between_classes + gamma * between_samples) * temperature**2
+
+
+def multi_label(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """Divergence of the student's probability of each label, which may hold or not by itself, from the teacher's.
+
+    Args:
+        student, teacher: logits, shape `(batch, ..., labels)`.
+        temperature: above 0, no unit.
+
+    Returns:
+        Scalar in nats, summed over labels, the mean over all rows, times `temperature ** 2`.
+
+    Raises:
+        ValueError: if the shapes differ, or the temperature is not above 0.
+
+    Reference: Yang et al., 2023, section 3.2, https://arxiv.org/abs/2308.06453
+    """
+    check_same(student, teacher)
+    check_temperature(temperature)
+    log_q, log_p = (_yes_and_no(widened(logits) / temperature) for logits in (student, teacher))
+    return divergence(log_p, log_q).sum(-1).mean() * temperature**2
+
+
+def bounded_regression(student: Tensor, teacher: Tensor, target: Tensor, margin: float = 0.0) -> Tensor:
+    """Squared error of the student, counted only in rows where it is not better than the teacher's by the margin.
+
+    Args:
+        student, teacher: outputs of a regression, shape `(batch, ..., outputs)`.
+        target: real values of the same shape, what is to be predicted.
+        margin: from 0, in squares of the target's unit.
+
+    Returns:
+        Scalar, summed over outputs, the mean over all rows, those of error 0 included.
+
+    Raises:
+        ValueError: if the shapes differ, or the margin is below 0.
+
+    Reference: Chen et al., 2017, section 3.3,
+    https://papers.nips.cc/paper/6676-learning-efficient-object-detection-models-with-knowledge-distillation
+    """
+    check_same(student, teacher)
+    if target.shape != student.shape:
+        raise ValueError(f"student has shape {tuple(student.shape)} and target {tuple(target.shape)}: they must agree.")
+    if margin < 0:
+        raise ValueError(f"margin is 0 or more, but is {margin}. The larger it is, the more often the error counts.")
+    error, bound = ((widened(output) - widened(target)).square().sum(-1) for output in (student, teacher))
+    return torch.where(error + margin > bound, error, 0.0).mean()
+
+
+def per_pixel(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """As `soft_targets`, at each place of a dense prediction, shape `(batch, classes, *space)`; the mean over places.
+
+    Reference: Liu et al., 2019, section 3.1, https://arxiv.org/abs/1903.04197
+    """
+    check_same(student, teacher)
+    if student.ndim < 3:
+        raise ValueError(f"per_pixel takes shape (batch, classes, *space), but got {tuple(student.shape)}.")
+    return soft_targets(student.movedim(1, -1), teacher.movedim(1, -1), temperature)
+
+
+def _standardised(logits: Tensor) -> Tensor:
+    # Of equal logits, as of a head that begins at zero, the deviation is 0 and without `eps` its gradient infinite.
+    return functional.layer_norm(widened(logits), logits.shape[-1:], eps=1e-7)
+
+
+def _own_and_rest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (target, all others), shape `(batch, 2)`, and of each class if the target is none."""
+    # The lowest number in place of -inf: 0 * log(0) is to be 0.
+    rest = logits.scatter(-1, target[:, None], torch.finfo(logits.dtype).min)
+    own = torch.cat([logits.gather(-1, target[:, None]), rest.logsumexp(-1, keepdim=True)], dim=-1)
+    return functional.log_softmax(own, dim=-1), functional.log_softmax(rest, dim=-1)
+
+
+def _yes_and_no(logits: Tensor) -> Tensor:
+    return torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)], dim=-1)
+
+
+def _correlation(rows: Tensor, others: Tensor) -> Tensor:
+    return functional.cosine_similarity(_centred(rows), _centred(others), dim=-1)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(-1, keepdim=True)
