@@ -1,10 +1,25 @@
 """Compression for existing PyTorch Lightning runs, as callbacks."""
 
 from lightning_compress._version import __version__
+from lightning_compress.distillation.callback import Distillation
+from lightning_compress.distillation.peer import PeerTeacher
+from lightning_compress.distillation.teachers import AveragedTeacher, BranchTeacher
 from lightning_compress.export import load_compressed
 from lightning_compress.pruning.callback import Pruning
 from lightning_compress.recipe import Recipe
 from lightning_compress.report import Report, report
 from lightning_compress.tracking.callback import CompressionReport
 
-__all__ = ["CompressionReport", "Pruning", "Recipe", "Report", "__version__", "load_compressed", "report"]
+__all__ = [
+    "AveragedTeacher",
+    "BranchTeacher",
+    "CompressionReport",
+    "Distillation",
+    "PeerTeacher",
+    "Pruning",
+    "Recipe",
+    "Report",
+    "__version__",
+    "load_compressed",
+    "report",
+]

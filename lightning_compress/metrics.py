@@ -136,3 +136,39 @@ def _tensors(model: Model) -> list[Tensor]:
 def _nonzeros(tensors: list[Tensor], device: torch.device) -> Tensor:
     counts = [nonzero_count(tensor).to(device) for tensor in tensors]
     return torch.stack(counts).sum() if counts else torch.tensor(0, device=device)
+
+
+class Agreement(Metric):
+    """Fraction of samples for which two networks name the same class, in [0, 1].
+
+    >>> Agreement()(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([[0.4, 0.6], [0.3, 0.7]]))
+    tensor(0.5000)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    agreed: Tensor
+    samples: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("agreed", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        """Count one batch of logits, shape `(batch, ..., classes)` each.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"Logits have shapes {tuple(student.shape)} and {tuple(teacher.shape)}: compare equal ones."
+            )
+        same = student.argmax(-1) == teacher.argmax(-1)
+        self.agreed += same.sum()
+        self.samples += same.numel()
+
+    def compute(self) -> Tensor:
+        return self.agreed / self.samples

@@ -1,5 +1,11 @@
 """Checks of arguments that several callbacks take, made at their construction."""
 
+from collections.abc import Callable
+from inspect import isclass
+from typing import Any, cast
+
+from lightning_compress.core import schedules
+from lightning_compress.core.lookup import find
 from lightning_compress.core.schedules import Schedule
 
 
@@ -37,3 +43,15 @@ def check_schedule(schedule: Schedule) -> None:
             f"A schedule ends at 1, the final value, but {schedule} returns {shares[-1]} at progress 1.0. Divide its "
             f"values by the last one, and set the final value itself to what it should reach."
         )
+
+
+def as_schedule(schedule: str | Callable[[float], float]) -> Schedule:
+    """The schedule of that name in `core.schedules` or of that dotted path, or the function itself.
+
+    Raises:
+        ValueError: if it is unknown, or does not lead from the initial to the final value.
+    """
+    found = find(schedule, schedules)
+    made: Schedule = cast(Any, found)() if isclass(found) else found
+    check_schedule(made)
+    return made

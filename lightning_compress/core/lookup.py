@@ -25,7 +25,16 @@ def choices(module: ModuleType) -> dict[str, Callable[..., Any]]:
         for name, member in vars(module).items()
         if (isfunction(member) or isclass(member)) and _is_in(member.__module__, module.__name__) and name[0] != "_"
     }
-    return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().rstrip("_"): member for name, member in own.items()}
+    return {in_snake_case(name): member for name, member in own.items()}
+
+
+def in_snake_case(name: str) -> str:
+    """The name under which a function or class is found.
+
+    >>> in_snake_case("OneCycle"), in_snake_case("global_")
+    ('one_cycle', 'global')
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().rstrip("_")
 
 
 def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., Any]:

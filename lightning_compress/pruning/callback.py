@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from inspect import isclass
-from typing import Any, cast
+from typing import Any
 from weakref import ref
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core import schedules
 from lightning_compress.core.averages import averages
 from lightning_compress.core.callback import CompressionCallback, now
-from lightning_compress.core.checks import check_fraction, check_schedule
+from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.lookup import find, known_needs
 from lightning_compress.core.patching import wrapped_method
@@ -89,7 +87,7 @@ class Pruning(CompressionCallback):
         self.granularity = granularity
         self.grain = parse(granularity)
         self.distribution = known_needs(find(distribution, distributions), distributions.OFFERED)
-        self.schedule = _schedule(schedule)
+        self.schedule = as_schedule(schedule)
         self.targets, self.ignore = targets, ignore
         as_patterns(targets), as_patterns(ignore)
         self.overrides = {key: check_fraction(f"overrides[{key!r}]", value) for key, value in (overrides or {}).items()}
@@ -260,13 +258,6 @@ def _update_then_mask(
 ) -> None:
     update(*args, **kwargs)
     masked.apply_to(average)
-
-
-def _schedule(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
-    found = find(schedule, schedules)
-    made: Callable[[float], float] = cast(Any, found)() if isclass(found) else found
-    check_schedule(made)
-    return made
 
 
 def _refuse_others(trainer: Trainer) -> None:

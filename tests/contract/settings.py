@@ -4,10 +4,35 @@ Durations are such that something is still to happen after the 8th of 24 steps, 
 """
 
 import torch
+from torch import nn
 
 import lightning_compress
-from lightning_compress import CompressionReport, Pruning
+from lightning_compress import AveragedTeacher, CompressionReport, Distillation, PeerTeacher, Pruning
 from lightning_compress.core.callback import CompressionCallback
+
+
+def teacher():
+    """A network of more neurons, equal each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+class Peer(nn.Module):
+    """Another student, with a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = teacher()
+        self.net.insert(2, nn.Dropout(0.2))
+
+    def log(self, *_, **__): ...
+
+    log_dict = log
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
 
 SETTINGS = {
     Pruning: {
@@ -27,6 +52,25 @@ SETTINGS = {
             "final_sparsity": 0.5,
             "criterion": lambda weight, initial_weight: (weight - initial_weight).abs(),
             "begin": 2, "end": 15, "every": 3,
+        },
+    },
+    Distillation: {
+        "soft-targets": {"teacher": teacher()},
+        "window": {"teacher": teacher(), "begin": 2, "end": 15, "every": 3, "final_alpha": 0.1, "losses": "dkd"},
+        "late": {"teacher": teacher(), "begin": 10, "final_temperature": 1.0, "gradient_cosine": True},
+        "learned-losses": {
+            "teacher": teacher(),
+            "losses": {
+                ("net.0", "0"): ["projected_hint", "crd", {"loss": "vid", "weight": 0.1}], "output": "soft_targets",
+            },
+        },
+        "learned-late": {"teacher": teacher(), "losses": {("net.1", "1"): {"loss": "crd", "memory": 24}}, "begin": 10},
+        "averaged": {"teacher": AveragedTeacher(0.9), "alpha": 0.5},
+        "peer": {"teacher": PeerTeacher(Peer()), "alpha": 0.5},
+        "function": {"teacher": teacher().forward, "losses": "squared_logits", "every": 2},
+        "several": {
+            "teacher": [teacher(), nn.Sequential(teacher(), nn.Linear(3, 2))], "teacher_classes": [(0, 1, 2), (2, 0)],
+            "teacher_weights": [3, 1],
         },
     },
     CompressionReport: {

@@ -170,11 +170,11 @@ def test_two_callbacks_of_one_name_are_refused_by_name(make, make_module, make_t
 @every_callback
 def test_a_damaged_entry_of_a_checkpoint_is_refused_in_words(make, make_module, make_trainer, loader, tmp_path):
     callback = make()
-    trainer = make_trainer([callback], max_epochs=1)
+    trainer = make_trainer([callback], max_epochs=2)
     trainer.fit(make_module(), loader)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     checkpoint["callbacks"][callback.state_key] = {"format": "another"}
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
     with pytest.raises(ValueError, match="is damaged, or was written by another version"):
-        make_trainer([make()], max_epochs=2).fit(make_module(), loader, ckpt_path=tmp_path / "damaged.ckpt")
+        make_trainer([make()], max_epochs=3).fit(make_module(), loader, ckpt_path=tmp_path / "damaged.ckpt")

@@ -1,0 +1,216 @@
+"""One fit of a student: what is seen of it, who teaches it, and the loss that comes of it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_compress.core.capture import Call, Capture, Discovery, is_compiled, submodule
+from lightning_compress.distillation.companion import Companion, owner_of
+from lightning_compress.distillation.objective import Lesson, Objective, seen, total
+from lightning_compress.distillation.peer import PeerTeacher
+from lightning_compress.distillation.precompute import CachedTeacher
+from lightning_compress.distillation.teachers import Step
+from lightning_compress.distillation.terms import OUTPUT
+from lightning_compress.distillation.values import Key, detached, mask_of, target_of, tensor_of
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What came of one step: each term's value, their sum, and who said what in the last call."""
+
+    values: dict[str, Tensor]
+    loss: Tensor
+    call: Call
+    answers: Sequence[Mapping[str, Any]]
+    lesson: Lesson
+
+
+class Distiller:
+    """Sees a student's calls, asks the teachers, and adds up the terms.
+
+    Args:
+        objective: terms and teachers.
+        student: name of the module that is given the batch; None: found in the first step.
+        target, mask: where a batch has them, see `values`.
+    """
+
+    def __init__(self, objective: Objective, student: str | None, target: Key | None, mask: Key | None) -> None:
+        self.objective, self.student, self.target, self.mask = objective, student, target, mask
+        self.ready = False
+        self.followed: Optimizer | None = None
+        self.companion: Companion | None = None
+        self._saved: dict[str, Any] = {}
+
+    def attach(self, model: nn.Module, undo: ExitStack) -> None:
+        """Put hooks into the model and the teachers; `undo` takes them away.
+
+        Raises:
+            ValueError: if a layer or the student is not there, or a teacher is part of the model.
+        """
+        if self.student is None and is_compiled(model):
+            raise ValueError(
+                "The whole module is compiled, so that it cannot be seen which part of it is given the batch. Name "
+                "the student: student='net'."
+            )
+        self.model = model
+        for tutor in self.objective.tutors:
+            tutor.teacher.attach(model, self.objective.teacher_layers(tutor), undo)
+        self.capture = Capture(model, self.objective.student_layers())
+        undo.callback(self.capture.remove)
+        self._discovery = Discovery(model) if self.student is None else None
+        if self._discovery is not None:
+            undo.callback(self._discovery.remove)
+        else:
+            self._follow(submodule(model, self.student or ""))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the context, the student's calls are noted."""
+        with self.capture.open(), ExitStack() as also:
+            if self._discovery is not None:
+                also.enter_context(self._discovery.open())
+            yield
+
+    def calls(self) -> list[Call]:
+        """The student's calls since the last time.
+
+        Raises:
+            ValueError: if it cannot be told which module is the student.
+        """
+        if self._discovery is not None:
+            root, calls = self._discovery.found()
+            for call in calls:
+                self.capture.add(call)
+            self._discovery.remove()
+            self._discovery = None
+            self._follow(root)
+        return self.capture.take()
+
+    def prepare(self, call: Call, step: Step, optimizers: Sequence[Optimizer], fill: Callable[..., Any]) -> None:
+        """Get ready with the first call: caches, modules of losses that learn, and what a checkpoint held.
+
+        Args:
+            fill: called with each cached teacher, to compute and open its cache.
+        """
+        for tutor in self.objective.tutors:
+            if isinstance(tutor.teacher, CachedTeacher):
+                fill(tutor.teacher, call)
+        self.followed = owner_of(optimizers, self._root) or owner_of(optimizers, self.model)
+        if any(term.learns for term in self.objective.terms):
+            answers = [tutor.teacher.teach(call, step.rehearsed()) for tutor in self.objective.tutors]
+            self.objective.build(call, answers, step.device)
+            self.companion = Companion(self.objective.learned, self._optimizer("losses with parameters of their own"))
+        for tutor in self.objective.tutors:
+            if isinstance(tutor.teacher, PeerTeacher):
+                tutor.teacher.start(self._optimizer("a peer"))
+        self._take(self._saved)
+        self.ready = True
+
+    def teach(self, calls: Sequence[Call], step: Step, temperature: float) -> Taught:
+        """The loss of these calls of the student, the mean over them.
+
+        Raises:
+            ValueError: if student and teacher do not fit.
+        """
+        found = [self._taught(call, step, temperature) for call in calls]
+        if len(found) == 1:
+            return found[0]
+        last = found[-1]
+        values = {name: sum(one.values[name] for one in found) / len(found) for name in last.values}
+        return Taught(values, total(values), last.call, last.answers, last.lesson)  # type: ignore[arg-type]
+
+    def rehearse(self, calls: Sequence[Call], step: Step, temperature: float) -> None:
+        """Compute the loss once for nothing, so that what does not fit is known before training time is spent.
+
+        Raises:
+            ValueError: if student and teacher do not fit.
+        """
+        self.objective.learned.eval()  # no running statistics, no queue
+        self.teach(calls, step.rehearsed(), temperature)
+        self.objective.learned.train()
+
+    def teach_peers(self, taught: Taught, alpha: float, share: float) -> None:
+        """Let the peers learn from the student's answers in turn; `share` is that of a batch in an optimizer step."""
+        ours = {name: detached(value) for name, value in seen(taught.call).items()}
+        for place, tutor in enumerate(self.objective.tutors):
+            if isinstance(tutor.teacher, PeerTeacher):
+                alone = Objective(self.objective.terms, [self.objective.tutors[place]], self.objective.output)
+                tutor.teacher.learn(partial(_distance, alone, ours, taught.lesson), alpha, share)
+
+    def after_step(self, optimizer: Optimizer | None, scale: float = 1.0) -> None:
+        """The optimizer has stepped: what trains along follows."""
+        if not self.ready or optimizer is not self.followed:
+            return
+        if self.companion is not None:
+            self.companion.step(scale)
+        for tutor in self.objective.tutors:
+            tutor.teacher.after_step()
+
+    def forget_gradients(self, optimizer: Optimizer | None) -> None:
+        """The user drops the gradients of `optimizer`, perhaps without a step."""
+        if self.companion is not None and optimizer is self.followed:
+            self.companion.forget()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        if not self.ready:
+            return self._saved
+        learned = {} if self.companion is None else self.companion.state()
+        return {"learned": learned, "teachers": [tutor.teacher.state() for tutor in self.objective.tutors]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave, as soon as there is a place for it."""
+        self._saved = state
+
+    def _take(self, state: dict[str, Any]) -> None:
+        if not state:
+            return
+        if len(state["teachers"]) != len(self.objective.tutors):
+            raise ValueError(
+                f"The checkpoint has {len(state['teachers'])} teachers, but there are {len(self.objective.tutors)} now."
+            )
+        if self.companion is not None and state["learned"]:
+            self.companion.load(state["learned"])
+        for tutor, saved in zip(self.objective.tutors, state["teachers"], strict=True):
+            tutor.teacher.load(saved)
+
+    def _taught(self, call: Call, step: Step, temperature: float) -> Taught:
+        target = target_of(step.args[0] if step.args else None, self.target)
+        mask = mask_of(call.output, target) if self.mask is None else target_of(step.args[0], self.mask)
+        lesson = Lesson(temperature, target, mask if self.objective.asks_for("mask") else None)
+        answers = [tutor.teacher.teach(call, step) for tutor in self.objective.tutors]
+        values = self.objective(seen(call), answers, lesson)
+        return Taught(values, total(values), call, answers, lesson)
+
+    def _follow(self, root: nn.Module) -> None:
+        self._root = root
+        self.capture.follow(root)
+        for tutor in self.objective.tutors:
+            tutor.teacher.follow(root)
+
+    def _optimizer(self, who: str) -> Optimizer:
+        if self.followed is None:
+            raise ValueError(
+                f"For {who} there must be an optimizer to follow, but none of the Trainer's holds the student's "
+                f"weights. Return it from configure_optimizers."
+            )
+        return self.followed
+
+
+def _distance(objective: Objective, theirs: Mapping[str, Any], lesson: Lesson, own: Mapping[str, Any]) -> Tensor:
+    return total(objective(own, [theirs], lesson))
+
+
+def logits_of(taught: Taught, objective: Objective) -> tuple[Tensor, Tensor] | None:
+    """The logits of student and first teacher, if they are of one shape."""
+    ours = tensor_of(taught.call.output, objective.output)
+    theirs = taught.answers[0].get(OUTPUT)
+    if theirs is None:
+        return None
+    theirs = tensor_of(theirs, objective.output)
+    return (ours.detach(), theirs) if ours.shape == theirs.shape and ours.ndim > 1 else None
