@@ -34,7 +34,10 @@ def imports(path):
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and id(node) not in unread:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            # `torch.nn.functional` holds functions and no modules.
+            if node.module != "torch.nn" or {alias.name for alias in node.names} != {"functional"}:
+                found.add(node.module)
         if isinstance(node, ast.Import) and id(node) not in unread:
             found |= {alias.name for alias in node.names}
     return found
