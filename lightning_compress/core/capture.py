@@ -15,12 +15,16 @@ Call_ = Callable[..., Any]
 
 @dataclass
 class Call:
-    """One call of a module: what it was given, what it gave, and what its layers gave meanwhile, by their names."""
+    """One call of a module: what it was given, what it gave, and what its layers gave meanwhile, by their names.
+
+    `older` says that a backward pass has been made since, which may have freed its graph.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
     layers: dict[str, Any] = field(default_factory=dict)
+    older: bool = False
 
 
 class Capture:
@@ -44,7 +48,7 @@ class Capture:
 
     def add(self, call: Call) -> None:
         """Note a call that was seen by somebody else."""
-        self.calls.append(Call(call.args, call.kwargs, call.output, self._outputs))
+        self.calls.append(Call(call.args, call.kwargs, call.output, self._outputs, call.older))
         self._outputs = {}
 
     def take(self) -> list[Call]:
@@ -101,7 +105,8 @@ class Discovery:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Listen within the context."""
+        """Listen within the context; what was noted before is forgotten."""
+        self.calls.clear()
         self.listening, self._depth = True, 0
         try:
             yield

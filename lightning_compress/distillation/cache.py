@@ -161,15 +161,16 @@ class Cache:
         """
         ordered, order = self._ordered(keys.device)
         found = torch.searchsorted(ordered, keys.contiguous()).clamp_(max=len(ordered) - 1)
-        missing = int((ordered[found] != keys).sum())
-        if missing:
+        there = ordered.index_select(0, found)
+        if not torch.equal(there, keys):
+            missing = int((there != keys).sum())
             raise ValueError(
                 f"{missing} of {len(keys)} samples are not in the cache {self.folder}. If they are augmented at "
                 "random, make that a function of the sample: seed it by its index, so that it comes out alike always. "
                 "If data or preparation changed since the cache was made, choose another path, or remove the folder "
                 "to have it computed again."
             )
-        return order[found]
+        return order.index_select(0, found)
 
     def read(self, rows: Tensor, device: torch.device | str) -> dict[str, Tensor]:
         """The outputs of these rows by name, in the types that the teacher gave them."""

@@ -216,7 +216,10 @@ class Distillation(CompressionCallback):
     def _on_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> Tensor:
         mine = self.backward is None or self.backward == self._backwards
         self._backwards += 1
-        if not mine or not self._distiller.capture.listening:
+        if not self._distiller.capture.listening:
+            return loss
+        if not mine:
+            self._distiller.backward_passes()
             return loss
         return self._combined(trainer, pl_module, loss)
 

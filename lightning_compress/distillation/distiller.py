@@ -77,7 +77,7 @@ class Distiller:
             yield
 
     def calls(self) -> list[Call]:
-        """The student's calls since the last time.
+        """The student's calls since the last time; those before a backward pass only if there are no later ones.
 
         Raises:
             ValueError: if it cannot be told which module is the student.
@@ -89,7 +89,14 @@ class Distiller:
             self._discovery.remove()
             self._discovery = None
             self._follow(root)
-        return self.capture.take()
+        calls = self.capture.take()
+        return [call for call in calls if not call.older] or calls
+
+    def backward_passes(self) -> None:
+        """A backward pass is made of another loss, through graphs of the calls so far."""
+        found = [] if self._discovery is None else [call for _, _, call in self._discovery.calls]
+        for call in (*self.capture.calls, *found):
+            call.older = True
 
     def prepare(self, call: Call, step: Step, optimizers: Sequence[Optimizer], fill: Callable[..., Any]) -> None:
         """Get ready with the first call: caches, modules of losses that learn, and what a checkpoint held.

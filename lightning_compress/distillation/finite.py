@@ -1,5 +1,6 @@
 """Teachers that say NaN: noticed before the weights change, without waiting for the GPU at each step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +34,11 @@ class Finite:
         Raises:
             ValueError: on the CPU at once, if a teacher said NaN or infinity.
         """
-        finite = loss.detach().isfinite()
         if loss.device.type != "cuda":
-            _look(finite, taught, batch)
+            _look(math.isfinite(loss.item()), taught, batch)
             return
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(finite, non_blocking=True)
+        host.copy_(loss.detach().isfinite(), non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
         self._watched.append(_Watched(host, ready, taught, batch))
@@ -52,10 +52,10 @@ class Finite:
         watched, self._watched = self._watched, []
         for one in watched:
             one.ready.synchronize()
-            _look(one.finite, one.taught, one.batch)
+            _look(bool(one.finite), one.taught, one.batch)
 
 
-def _look(finite: Tensor, taught: Sequence[Mapping[str, Any]], batch: int) -> None:
+def _look(finite: bool, taught: Sequence[Mapping[str, Any]], batch: int) -> None:
     if finite:
         return  # NaN of the student's is the user's own affair: a gradient scaler may be at work
     for place, outputs in enumerate(taught):

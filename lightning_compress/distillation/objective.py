@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.capture import Call, random_state_kept
-from lightning_compress.core.lookup import call_with_needs
 from lightning_compress.distillation.teachers import BranchTeacher, Teacher
 from lightning_compress.distillation.terms import OUTPUT, Names, Term
 from lightning_compress.distillation.values import Key, tensor_of
@@ -71,7 +69,7 @@ class Objective:
     def asks_for(self, name: str) -> bool:
         """Whether a loss needs `name`, or a teacher does that knows some of the classes only."""
         grouped = name == "target" and any(tutor.classes is not None for tutor in self.tutors)
-        return grouped or any(term.asks_for(name) for term in self.terms)
+        return grouped or any(name in term.parameters for term in self.terms)
 
     def build(self, call: Call, taught: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Make the modules of losses that learn, of the shapes at hand; the user's random stream stays where it is."""
@@ -109,13 +107,14 @@ class Objective:
                 return ours.sum()  # no sample of this teacher's: nothing to learn, but a place in the graph
         offered = {"temperature": lesson.temperature, "target": target, "mask": lesson.mask}
         present = {name: value for name, value in offered.items() if value is not None}
-        if missing := [name for name in ("target", "mask") if _must_have(term, name) and name not in present]:
+        if missing := [name for name in ("target", "mask") if term.parameters.get(name) and name not in present]:
             raise ValueError(
                 f"The loss '{term.label}' asks for '{missing[0]}', which this batch does not show. Say where it is: "
                 f"{missing[0]}=1, {missing[0]}='labels', or a function of the batch."
             )
         called, options = (self.learned[key].forward, {}) if term.learns else (term.loss, term.options)
-        return _scalar(call_with_needs(called, student=ours, teacher=theirs, **present, **options), term)
+        offered = {"student": ours, "teacher": theirs, **present, **options}
+        return _scalar(called(**{name: offered[name] for name in term.parameters if name in offered}), term)
 
     def _pair(self, term: Term, tutor: Tutor, student: Mapping[str, Any], taught: Mapping[str, Any]) -> tuple[Any, Any]:
         names = tutor.names(term)
@@ -160,12 +159,6 @@ def of_classes(
     places = target.unsqueeze(-1) == known
     rows = places.any(-1)
     return student[rows][:, list(classes)], teacher[rows], places[rows].int().argmax(-1)
-
-
-def _must_have(term: Term, name: str) -> bool:
-    called: Callable[..., Any] = term.loss.forward if term.learns else term.loss  # type: ignore[attr-defined]
-    parameter = signature(called).parameters.get(name)
-    return parameter is not None and parameter.default is parameter.empty
 
 
 def _shape(value: Any) -> Any:

@@ -80,10 +80,12 @@ class NetworkTeacher(Teacher):
     ) -> None:
         self.module, self.precision, self.device = module, precision, device
         self.capture = Capture(module)
+        self._placed: torch.device | None = None
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         network = self._network
         refuse_shared(network, model)
+        self._placed = None
         self.capture = Capture(network, (name for name in layers if name != OUTPUT))
         undo.callback(self.capture.remove)
         put_back(network, undo)
@@ -91,7 +93,7 @@ class NetworkTeacher(Teacher):
 
     def teach(self, call: Call, step: Step) -> dict[str, Any]:
         device = torch.device(self.device) if self.device is not None else step.device
-        self._network.to(device)
+        self._place(device)
         args, kwargs = (call.args, call.kwargs) if device == step.device else _moved((call.args, call.kwargs), device)
         with torch.no_grad(), self._precision(device), self.capture.open():
             output = self._network(*args, **kwargs)
@@ -104,6 +106,13 @@ class NetworkTeacher(Teacher):
     def _network(self) -> nn.Module:
         assert self.module is not None
         return self.module
+
+    def _place(self, device: torch.device) -> None:
+        """Move the network, unless it is there: to ask each of its parts at each step takes as long as a small one."""
+        first = next(self._network.parameters(), None)
+        if self._placed != device or (first is not None and first.device != device):
+            self._network.to(device)
+            self._placed = device
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.precision is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import isclass, signature
 from typing import Any
 
@@ -40,10 +41,11 @@ class Term:
         """Whether the loss has parameters of its own, and is made when the shapes are known."""
         return isclass(self.loss)
 
-    def asks_for(self, name: str) -> bool:
-        """Whether the loss names `name` among its parameters."""
+    @cached_property
+    def parameters(self) -> dict[str, bool]:
+        """The parameters of the loss by name, and whether it must be given them; looked up once, not at each step."""
         called: Any = self.loss.forward if self.learns else self.loss  # type: ignore[attr-defined]
-        return name in signature(called).parameters
+        return {name: one.default is one.empty for name, one in signature(called).parameters.items()}
 
 
 def read(losses: Spec) -> list[Term]:
