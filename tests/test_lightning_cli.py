@@ -60,3 +60,31 @@ def test_pruning_is_taken_by_both_names_and_a_wrong_key_or_value_is_refused(tmp_
     )
     assert "final_sparsty" in done.stderr
     assert "For 90 % write 0.9" in done.stderr
+
+
+DISTILLATIONS = {
+    "{teacher: {class_path: lightning_compress.AveragedTeacher, init_args: {decay: 0.9}}, "
+    "losses: {'net.0 -> 0': {loss: projected_hint, weight: 2.0}, output: dkd}}": "net.0/projected_hint, dkd",
+    "{teacher: teacher.ckpt, teacher_class: lightning_compress.recipes.mnist.LeNet5, begin: 10%}": "soft_targets",
+    "{teacher: [one.ckpt, two.ckpt], teacher_class: lightning_compress.recipes.mnist.LeNet5}": "soft_targets",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lightning", ["pytorch_lightning", "lightning.pytorch"])
+def test_distillation_is_taken_with_teachers_of_each_kind(tmp_path, lightning):
+    pytest.importorskip(lightning)
+    pytest.importorskip("jsonargparse")
+    script = SCRIPT.replace("Pruning", "Distillation").replace(
+        'print("made", pruning.final_sparsity, pruning.granularity, type(pruning.schedule).__name__)',
+        'print("made", ", ".join(term.label for term in pruning.terms))',
+    )
+    (tmp_path / "train.py").write_text(script)
+    for number, arguments in enumerate(DISTILLATIONS):
+        (tmp_path / f"{number}.yaml").write_text(CONFIG.format(name="Distillation", arguments=arguments))
+    command = [sys.executable, "train.py", lightning, *(f"{number}.yaml" for number in range(len(DISTILLATIONS)))]
+    environment = {name: value for name, value in os.environ.items() if name != "LIGHTNING_COMPRESS_RECIPE"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == [f"made {labels}" for labels in DISTILLATIONS.values()], (
+        done.stdout + done.stderr
+    )

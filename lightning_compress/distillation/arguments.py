@@ -76,6 +76,19 @@ def check_several(teacher: Any, weights: Sequence[float] | None, classes: Sequen
         raise ValueError(f"teacher_weights are at least 0 and not all 0, but are {list(weights)}.")
 
 
+def as_class(teacher_class: str | type | None) -> Any:
+    """The class, or what a dotted path leads to; found at construction, where a recipe says what may be imported.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    if teacher_class is None or not isinstance(teacher_class, str):
+        return teacher_class
+    if "." not in teacher_class:
+        raise ValueError(f"teacher_class is {teacher_class!r}. Write where it is: 'my_package.{teacher_class}'.")
+    return find(teacher_class, losses)
+
+
 def as_tutors(distillation: Any) -> list[Tutor]:
     """The teachers that a `Distillation` was given, read from their checkpoints where they are paths.
 
@@ -108,14 +121,14 @@ def _teacher(given: Any, distillation: Any) -> Teacher:
     )
 
 
-def _loaded(path: Path, teacher_class: str | type | None) -> nn.Module:
+def _loaded(path: Path, teacher_class: Any) -> nn.Module:
     if not path.exists():
         beside = sorted(one.name for one in path.parent.glob("*.ckpt"))[:10] if path.parent.is_dir() else []
         there = f" In {path.parent} there are {', '.join(beside)}." if beside else ""
         raise ValueError(f"There is no teacher at '{path}'.{there} Train it first, or correct the path.")
     if teacher_class is None:
         raise ValueError(f"The teacher '{path}' is a checkpoint: say of which class it is, teacher_class=MyModule.")
-    return load_checkpoint(str(path), find(teacher_class, losses) if isinstance(teacher_class, str) else teacher_class)
+    return load_checkpoint(str(path), teacher_class)
 
 
 def _cached(teacher: Teacher, place: int, distillation: Any) -> Teacher:

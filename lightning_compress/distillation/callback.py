@@ -18,6 +18,7 @@ from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.duration import Duration
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.distillation.arguments import (
+    as_class,
     as_tutors,
     check_precision,
     check_several,
@@ -119,7 +120,7 @@ class Distillation(CompressionCallback):
         self.losses, self.terms = losses, read(losses)
         check_several(teacher, teacher_weights, teacher_classes)
         check_precision(teacher_precision)
-        self.teacher, self.teacher_class, self.student = teacher, teacher_class, student
+        self.teacher, self.teacher_class, self.student = teacher, as_class(teacher_class), student
         self.teacher_weights, self.teacher_classes = teacher_weights, teacher_classes
         self.teacher_precision, self.teacher_device = teacher_precision, teacher_device
         self.cache, self.cache_form = cache, cache_form

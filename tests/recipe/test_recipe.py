@@ -6,7 +6,7 @@ from functools import wraps
 import pytest
 
 import lightning_compress
-from lightning_compress import CompressionReport, Pruning, Recipe
+from lightning_compress import CompressionReport, Distillation, Pruning, Recipe
 from lightning_compress.core.schedules import Exponential
 from lightning_compress.recipe.shipped import shipped
 
@@ -145,12 +145,13 @@ def test_to_dict_is_plain_and_has_what_was_overridden(written):
     }
 
 
-@pytest.mark.parametrize("name", ["prune", "prune_2_4", "prune_mnist"])
+@pytest.mark.parametrize("name", ["distill", "prune", "prune_2_4", "prune_mnist"])
 def test_every_shipped_recipe_builds_and_says_what_it_is_for(name, capsys):
     path = shipped()[name]
     recipe = Recipe.load(path)
-    assert any(isinstance(callback, Pruning) for callback in recipe.callbacks())
-    assert "sparsity 0.00%" in recipe.timeline(1000)
+    kind, said = (Distillation, "begins") if name == "distill" else (Pruning, "sparsity 0.00%")
+    assert any(isinstance(callback, kind) for callback in recipe.callbacks())
+    assert said in recipe.timeline(1000)
     assert path.read_text().startswith("# ")
     if name == "prune_mnist":
         parameters = sum(parameter.numel() for parameter in recipe.model().parameters())
