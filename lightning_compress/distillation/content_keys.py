@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Words hashed at once. What is needed beside the inputs is twice their 8 MB, and on the CPU so little that it stays in
-# the cache of a core.
-CHUNK_WORDS, CHUNK_WORDS_CPU = 1 << 20, 1 << 20
+CHUNK_WORDS = 1 << 20  # words hashed at once: what is needed beside the inputs is twice their 8 MB
 # Odd 64-bit constants of SplitMix64, as torch's signed integers.
 STEP, FIRST, SECOND = (
     odd - (1 << 64) for odd in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -126,8 +124,8 @@ def _weighted_sum(words: Tensor, weights: Tensor) -> Tensor:
     A product alone would not do: flipped signs are multiples of 2 ** 63, which cancel in pairs whatever the weights.
     So the high bits of the product come down, and are multiplied once more.
     """
-    sums, chunk = [], CHUNK_WORDS_CPU if words.device.type == "cpu" else CHUNK_WORDS
-    for part in torch.split(words, max(1, chunk // max(1, words.shape[1]))):
+    sums = []
+    for part in torch.split(words, max(1, CHUNK_WORDS // max(1, words.shape[1]))):
         product = part * weights
         product ^= _shifted(product, 47)
         product *= weights

@@ -1,6 +1,6 @@
 """The distillation loss of one step: each term of each teacher, and the modules of those losses that learn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
