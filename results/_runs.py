@@ -22,13 +22,22 @@ DATA_VARIABLE = "LIGHTNING_COMPRESS_DATA"
 RESULT_MARK = "RESULT "
 
 
-def run_all(script: str, todo: Sequence[Any], kept: dict[str, Any], path: Path, workers: int, console: Console) -> None:
+def run_all(
+    script: str,
+    todo: Sequence[Any],
+    kept: dict[str, Any],
+    path: Path,
+    workers: int,
+    console: Console,
+    shown: Callable[[float], str] = "{:.2%}".format,
+) -> None:
     """Do what is not kept yet, and keep each result as soon as it is there.
 
     Args:
         script: file that trains one run when it is called with `--run` and the run's settings as JSON.
         todo: settings with `key`, `label`, `seed` and `epochs`.
         kept: results by key, added to in place and written to `path`.
+        shown: a result's error in words.
     """
     lock = Lock()
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -41,10 +50,10 @@ def run_all(script: str, todo: Sequence[Any], kept: dict[str, Any], path: Path, 
             with lock:
                 kept[settings.key] = result
                 write_runs(path, kept)
-            test = "" if result.get("test_error") is None else f", test {result['test_error']:.2%}"
+            test = "" if result.get("test_error") is None else f", test {shown(result['test_error'])}"
             progress.remove_task(task)
             progress.console.print(
-                f"{name}: val {result['val_error']:.2%}{test}, {result['seconds']:.0f} s", highlight=False
+                f"{name}: val {shown(result['val_error'])}{test}, {result['seconds']:.0f} s", highlight=False
             )
 
         with ThreadPoolExecutor(workers) as pool:
@@ -86,7 +95,7 @@ def write_runs(path: Path, kept: dict[str, Any]) -> None:
     half.replace(path)
 
 
-def told(callback: type) -> Any:
+def told(callback: type, monitor: str = "val_error") -> Any:
     """A callback that says each epoch's validation error to the process that shows the progress, and keeps them."""
 
     class Told(callback):  # type: ignore[misc]
@@ -94,8 +103,8 @@ def told(callback: type) -> Any:
             self.errors: list[float] = []
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            self.errors.append(float(trainer.callback_metrics["val_error"]))
-            print(f"epoch {len(self.errors)}: val_error {self.errors[-1]:.4f}", flush=True)
+            self.errors.append(float(trainer.callback_metrics[monitor]))
+            print(f"epoch {len(self.errors)}: {monitor} {self.errors[-1]:.4f}", flush=True)
 
     return Told()
 
