@@ -28,7 +28,6 @@ from lightning_compress.distillation.arguments import (
 from lightning_compress.distillation.distiller import Distiller
 from lightning_compress.distillation.finite import Finite
 from lightning_compress.distillation.objective import Objective
-from lightning_compress.distillation.peer import PeerTeacher
 from lightning_compress.distillation.precompute import CachedTeacher
 from lightning_compress.distillation.steps import gradient_cosine as cosine_of
 from lightning_compress.distillation.steps import loss_in, with_loss
@@ -135,7 +134,7 @@ class Distillation(CompressionCallback):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         objective = Objective(self.terms, as_tutors(self), self.output, self.seed)
         self.distiller = Distiller(objective, self.student, self.target, self.mask)
-        _refuse_scaled_peers(self, trainer)
+        _refuse_peers(self, trainer)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         distiller = self._distiller
@@ -308,14 +307,19 @@ def _progress(words: str) -> Iterator[Callable[[int, int], object]]:
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def _refuse_scaled_peers(distillation: Distillation, trainer: Trainer) -> None:
-    tutors = distillation._distiller.objective.tutors
-    if getattr(trainer.precision_plugin, "scaler", None) and any(
-        isinstance(one.teacher, PeerTeacher) for one in tutors
-    ):
+def _refuse_peers(distillation: Distillation, trainer: Trainer) -> None:
+    """Refuse what a teacher that learns cannot do."""
+    if not any(tutor.teacher.learns for tutor in distillation._distiller.objective.tutors):
+        return
+    if getattr(trainer.precision_plugin, "scaler", None):
         raise ValueError(
             "A PeerTeacher cannot follow a gradient scaler, which would skip the steps of one student and not of the "
             "other. Use precision='bf16-mixed' or '32-true'."
+        )
+    if learned := [term.label for term in distillation.terms if term.learns]:
+        raise ValueError(
+            f"{', '.join(learned)} is made for one direction, from teacher to student, but a PeerTeacher learns too. "
+            f"Take losses without parameters of their own, such as 'soft_targets' or 'attention_transfer'."
         )
 
 

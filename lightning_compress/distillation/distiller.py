@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from lightning_compress.core.capture import Call, Capture, Discovery, is_compiled, submodule
 from lightning_compress.distillation.companion import Companion, owner_of
 from lightning_compress.distillation.objective import Lesson, Objective, seen, total
-from lightning_compress.distillation.peer import PeerTeacher
 from lightning_compress.distillation.precompute import CachedTeacher
 from lightning_compress.distillation.teachers import Step
 from lightning_compress.distillation.terms import OUTPUT
@@ -113,7 +112,7 @@ class Distiller:
             self.objective.build(call, answers, step.device)
             self.companion = Companion(self.objective.learned, self._optimizer("losses with parameters of their own"))
         for tutor in self.objective.tutors:
-            if isinstance(tutor.teacher, PeerTeacher):
+            if tutor.teacher.learns:
                 tutor.teacher.start(self._optimizer("a peer"))
         self._take(self._saved)
         self.ready = True
@@ -144,9 +143,9 @@ class Distiller:
     def teach_peers(self, taught: Taught, alpha: float, share: float) -> None:
         """Let the peers learn from the student's answers in turn; `share` is that of a batch in an optimizer step."""
         ours = {name: detached(value) for name, value in seen(taught.call).items()}
-        for place, tutor in enumerate(self.objective.tutors):
-            if isinstance(tutor.teacher, PeerTeacher):
-                alone = Objective(self.objective.terms, [self.objective.tutors[place]], self.objective.output)
+        for tutor in self.objective.tutors:
+            if tutor.teacher.learns:
+                alone = Objective(self.objective.terms, [tutor], self.objective.output)
                 tutor.teacher.learn(partial(_distance, alone, ours, taught.lesson), alpha, share)
 
     def after_step(self, optimizer: Optimizer | None, scale: float = 1.0) -> None:

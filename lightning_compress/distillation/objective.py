@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.capture import Call, random_state_kept
-from lightning_compress.distillation.teachers import BranchTeacher, Teacher
+from lightning_compress.distillation.teachers import Teacher
 from lightning_compress.distillation.terms import OUTPUT, Names, Term
 from lightning_compress.distillation.values import Key, tensor_of
 
@@ -58,8 +58,7 @@ class Objective:
         """The student's layers that are needed, by name."""
         names = [name for term in self.terms for name in term.student]
         for tutor in self.tutors:
-            if isinstance(tutor.teacher, BranchTeacher):
-                names += [name for term in self.terms for name in tutor.teacher.layers(tutor.names(term))]
+            names += [name for term in self.terms for name in tutor.teacher.student_layers(tutor.names(term))]
         return [name for name in dict.fromkeys(names) if name != OUTPUT]
 
     def teacher_layers(self, tutor: Tutor) -> list[str]:

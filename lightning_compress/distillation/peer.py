@@ -31,6 +31,8 @@ class PeerTeacher(Teacher):
     Reference: Zhang et al., 2018, section 3, https://arxiv.org/abs/1706.00384
     """
 
+    learns = True
+
     def __init__(self, module: Any, seed: int = 0) -> None:
         if not callable(getattr(module, "training_step", None)):
             raise ValueError(
@@ -54,7 +56,6 @@ class PeerTeacher(Teacher):
             undo.enter_context(wrapped_method(self.peer, name, lambda *_, **__: None))
 
     def start(self, followed: Optimizer) -> None:
-        """Train as `followed` trains the student."""
         self.companion = Companion(self.peer, followed)
 
     def teach(self, call: Call, step: Step) -> dict[str, Any]:
@@ -66,13 +67,7 @@ class PeerTeacher(Teacher):
         return {name: detached(value) for name, value in self._own[1].items()}
 
     def learn(self, distilled: Callable[[dict[str, Any]], Tensor], alpha: float, share: float) -> None:
-        """Add the gradient of the peer's own loss.
-
-        Args:
-            distilled: tells how far its outputs are from the student's.
-            alpha: share of that in the loss.
-            share: of this batch in an optimizer step.
-        """
+        """Add the gradient of the peer's own loss."""
         if self._own is not None:
             (loss, outputs), self._own = self._own, None
             (share * ((1 - alpha) * loss + alpha * distilled(outputs))).backward()  # type: ignore[no-untyped-call]

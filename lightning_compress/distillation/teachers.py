@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_compress.core.capture import Call, Capture, random_state_kept, submodule
 from lightning_compress.distillation.terms import OUTPUT, Names
@@ -19,10 +20,18 @@ class Teacher:
     """What every teacher can do; each kind overrides what it does its own way."""
 
     module: nn.Module | None = None
+    learns = False  # whether it is trained at the same time
+
+    def start(self, followed: Optimizer) -> None:
+        """Be trained as `followed` trains the student."""
 
     def names_for(self, student: Names) -> Names:
         """The teacher's layers that are compared with these of the student, if nobody says which."""
         return student
+
+    def student_layers(self, names: Names) -> Names:
+        """The student's own layers that this teacher must see, if it is asked for these names."""
+        return ()
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         """Get ready for a fit of `model`, which holds the student; `layers` are those that will be asked for."""
@@ -33,6 +42,15 @@ class Teacher:
     def teach(self, call: Call, step: "Step") -> dict[str, Any]:
         """What the layers, and the "output", give for what the student was given in `call`; without gradient."""
         raise NotImplementedError
+
+    def learn(self, distilled: Callable[[dict[str, Any]], Tensor], alpha: float, share: float) -> None:
+        """Learn from the student in turn, if this teacher does.
+
+        Args:
+            distilled: tells how far the teacher's own outputs are from the student's.
+            alpha: share of that in the teacher's loss.
+            share: of this batch in an optimizer step.
+        """
 
     def after_step(self) -> None:
         """The student's weights have just changed."""
@@ -158,7 +176,7 @@ class AveragedTeacher(Teacher):
         self._copies: nn.Module | None = None
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
-        self._model, self._layers, self._undo = model, list(layers), undo
+        self._model, self._layers = model, list(layers)
         self._copies = copied(model).eval().requires_grad_(False)
         self._pairs = _pairs(self._copies, model)
 
@@ -211,11 +229,10 @@ class BranchTeacher(Teacher):
         return (OUTPUT,)
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
-        names = dict.fromkeys(self.layer if name == OUTPUT else name for name in layers)
-        self._capture = {name: submodule(model, name) for name in names}
+        for name in self.student_layers(tuple(layers)):
+            submodule(model, name)  # refuses what is not there
 
-    def layers(self, names: Names) -> Names:
-        """The student's layers that these names of the teacher stand for."""
+    def student_layers(self, names: Names) -> Names:
         return tuple(self.layer if name == OUTPUT else name for name in names)
 
     def teach(self, call: Call, step: Step) -> dict[str, Any]:

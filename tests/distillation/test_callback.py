@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import AveragedTeacher, BranchTeacher, Distillation, PeerTeacher
 from tests.conftest import adamw, sgd
+from tests.contract.settings import Peer
 
 ALPHA, TEMPERATURE = 0.7, 3.0
 
@@ -641,7 +642,6 @@ def test_terms_agreement_and_the_teachers_accuracy_are_logged(teacher, pl, step_
     first = next(iter(loader))
     with torch.no_grad():
         logits, answer = module.net(first[0]), teacher(first[0])
-    logger = pl.loggers.CSVLogger("unused") if False else None
     seen = []
 
     class Watch(pl.Callback):
@@ -649,7 +649,7 @@ def test_terms_agreement_and_the_teachers_accuracy_are_logged(teacher, pl, step_
             seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     callback = distillation(teacher, losses={"output": ["soft_targets", {"loss": "squared_logits", "weight": 0.5}]})
-    trainer = make_trainer([callback, Watch()], max_epochs=2, log_every_n_steps=1, logger=logger or False)
+    trainer = make_trainer([callback, Watch()], max_epochs=2, log_every_n_steps=1)
     trainer.fit(module, loader)
     got = {name.removeprefix("compress/distillation/"): value for name, value in seen[0].items()}
     terms = by_hand(logits, answer), 0.5 * F.mse_loss(logits, answer)
@@ -737,6 +737,10 @@ def test_bad_arguments_are_refused_at_construction(arguments, words, teacher, st
         ({"teacher": network(), "losses": lambda student, teacher: 3.0}, "returned 3.0"),
         ({"teacher": lambda x: "what"}, "output of type str"),
         ({"teacher": AveragedTeacher(), "cache": "x"}, "AveragedTeacher says something new"),
+        (
+            {"teacher": PeerTeacher(Peer()), "losses": {("net.0", "net.0"): "vid"}},
+            "net.0/vid is made for one direction",
+        ),
     ],
 )
 @pytest.mark.parametrize("begin", ["0%", "50%"])
