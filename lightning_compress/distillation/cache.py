@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -16,58 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_compress.distillation.cache_format import (
+    DTYPES,
+    KEYS,
+    Array,
+    Form,
+    Output,
+    Part,
+    arrays,
+    damaged,
+    name_of,
+    parse_form,
+    stored_as,
+)
+
 VERSION = 1
 HEADER_LIMIT_BYTES = 1 << 20
-NAMES = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in NAMES}
-KEYS = ("", "keys")
-
-Output = tuple[torch.dtype, tuple[int, ...]]  # type and shape for one sample
-Part = tuple[str, str]  # name of an output, and what is stored of it
-
-
-@dataclass(frozen=True)
-class Form:
-    """How outputs are stored: as they are, with other `floats`, or as the `top` most probable classes.
-
-    The latter are log-probabilities in float16, their places in the last dimension, and the log of the probability mass
-    of the rest, spread evenly over it on reading. So log-probabilities are read: logits whose softmax at temperature 1
-    is that of the teacher for these classes, up to float16.
-    """
-
-    floats: torch.dtype | None = None
-    top: int | None = None
-
-    def encode(self, name: str, output: Tensor) -> dict[str, Tensor]:
-        """What is stored of an output `(batch, ...)`."""
-        if self.top is not None:
-            return _top(name, output, self.top)
-        return {"values": output.to(self.floats) if self.floats and output.is_floating_point() else output}
-
-    def decode(self, parts: Mapping[str, Tensor], output: Output) -> Tensor:
-        """The output again, in its own type."""
-        dtype, shape = output
-        if self.top is None:
-            return parts["values"].to(dtype)
-        logs = (parts["rest"] - math.log(shape[-1] - self.top)).repeat(*[1] * len(shape), shape[-1])
-        return logs.scatter_(-1, parts["places"].long(), parts["values"].to(logs.dtype)).to(dtype)
-
-
-def parse_form(form: str) -> Form:
-    """Read "full", "float16" or "top-k".
-
-    Raises:
-        ValueError: if it is none of them.
-
-    >>> parse_form("top-20")
-    Form(floats=None, top=20)
-    """
-    if form in ("full", "float16"):
-        return Form(floats=torch.float16 if form == "float16" else None)
-    top = re.fullmatch("top-([1-9][0-9]{0,8})", form) if isinstance(form, str) else None
-    if top is None:
-        raise ValueError(f'form is {form!r}. Write "full", "float16", or "top-20" for the 20 most probable classes.')
-    return Form(top=int(top[1]))
 
 
 def write_cache(
@@ -135,10 +98,10 @@ def open_cache(path: str | Path, *, teacher: str, count: int | None) -> "Cache":
         )
     if count is not None and header["count"] != count:
         raise ValueError(f"The cache {folder} is of {header['count']} samples, but your data set has {count}. {again}")
-    form, outputs, arrays = _planned(folder, header)
-    files = {part: (array.open(folder), array.dtype) for part, array in arrays.items()}
+    form, outputs, planned = _planned(folder, header)
+    files = {part: (array.open(folder), array.dtype) for part, array in planned.items()}
     if _sha256(files[KEYS][0]) != header["data"]:
-        raise _damaged(folder, "its keys are not those that were written.")
+        raise damaged(folder, "its keys are not those that were written.")
     return Cache(folder, form, outputs, files, header["data"])
 
 
@@ -211,7 +174,7 @@ class _Writer:
                 _check_finite(name, rows, values, 'It is beyond float16, which ends at 65504: write "full".')
                 parts[name, part] = values
         for place, values in parts.items():
-            self.files[place][rows.numpy()] = values.view(_stored(values.dtype)).cpu().numpy()
+            self.files[place][rows.numpy()] = values.view(stored_as(values.dtype)).cpu().numpy()
         self.filled[rows.numpy()] = True
 
     def finish(self, form: str, teacher: str) -> None:
@@ -220,7 +183,7 @@ class _Writer:
                 f"{int((~self.filled).sum())} of {self.count} rows are missing, row {int(self.filled.argmin())} first. "
                 f"Go through the whole data set once, with no sample dropped."
             )
-        described = [{"name": n, "dtype": _name(dtype), "shape": shape} for n, (dtype, shape) in self.outputs.items()]
+        described = [{"name": n, "dtype": name_of(dtype), "shape": shape} for n, (dtype, shape) in self.outputs.items()]
         header = {"version": VERSION, "count": self.count, "form": form, "teacher": teacher}
         header |= {"data": _sha256(self.files[KEYS]), "outputs": described}
         for file in self.files.values():
@@ -236,14 +199,14 @@ class _Writer:
                 raise ValueError(
                     f"Output {name!r} is {dtype} of shape {shape} a sample. Types to be kept are {[*DTYPES]}."
                 )
-        arrays = _arrays(self.count, self.form, outputs)
-        needed, free = sum(array.size_bytes for array in arrays.values()), shutil.disk_usage(self.folder).free
+        planned = arrays(self.count, self.form, outputs)
+        needed, free = sum(array.size_bytes for array in planned.values()), shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
                 f"The cache needs {needed} bytes, but {self.folder.parent} has {free} free. Choose another disk, or a "
                 f'smaller form: "float16" or "top-20".'
             )
-        self.outputs, self.files = outputs, {part: array.create(self.folder) for part, array in arrays.items()}
+        self.outputs, self.files = outputs, {part: array.create(self.folder) for part, array in planned.items()}
 
     def _check(self, rows: Tensor, outputs: dict[str, Output]) -> None:
         if outputs != self.outputs:
@@ -259,52 +222,6 @@ class _Writer:
             )
 
 
-@dataclass(frozen=True)
-class _Array:
-    """A file that has a row for each sample."""
-
-    file: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        return np.dtype(_name(_stored(self.dtype)))
-
-    def create(self, folder: Path) -> np.memmap[Any, Any]:
-        return np.lib.format.open_memmap(folder / self.file, "w+", self.numpy_dtype, self.shape)
-
-    def open(self, folder: Path) -> np.ndarray[Any, Any]:
-        """Map the file for reading, once its length is known to be right."""
-        try:
-            with (folder / self.file).open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-                begin, end = file.tell(), file.seek(0, os.SEEK_END)
-        except Exception as error:  # numpy has several parsers for its own header, and each has its errors
-            raise _damaged(folder, f"{self.file} cannot be read ({error}).") from error
-        if (shape, by_column, dtype, end) != (self.shape, False, self.numpy_dtype, begin + self.size_bytes):
-            raise _damaged(
-                folder,
-                f"{self.file} has {end} bytes, {dtype} and shape {shape}, instead of {begin + self.size_bytes} bytes, "
-                f"{self.numpy_dtype} and shape {self.shape}.",
-            )
-        return np.asarray(np.memmap(folder / self.file, dtype, "r", begin, shape))
-
-
-def _arrays(count: int, form: Form, outputs: Mapping[str, Output]) -> dict[Part, _Array]:
-    """All files; they are numbered, because the name of an output could be anything."""
-    arrays = {KEYS: _Array("keys.npy", torch.int64, (count,))}
-    for name, (dtype, shape) in outputs.items():
-        for part, rows in form.encode(name, torch.empty(0, *shape, dtype=dtype)).items():
-            arrays[name, part] = _Array(f"{len(arrays) - 1}.npy", rows.dtype, (count, *rows.shape[1:]))
-    return arrays
-
-
 def _header(folder: Path) -> dict[str, Any]:
     """Read the header, and check all of it but what only the files can tell."""
     try:
@@ -316,29 +233,25 @@ def _header(folder: Path) -> dict[str, Any]:
     try:
         header = json.loads(text) if len(text) <= HEADER_LIMIT_BYTES else None
     except (ValueError, RecursionError) as error:
-        raise _damaged(folder, "header.json is not JSON.") from error
+        raise damaged(folder, "header.json is not JSON.") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         version = header.get("version") if isinstance(header, dict) else None
-        raise _damaged(folder, f"header.json has the version {version!r}, and {VERSION} can be read.")
+        raise damaged(folder, f"header.json has the version {version!r}, and {VERSION} can be read.")
     types = {"count": int, "form": str, "teacher": str, "data": str, "outputs": list}
     wrong = [name for name, kind in types.items() if type(header.get(name)) is not kind]
     if wrong:
-        raise _damaged(folder, f"header.json has no valid {' nor '.join(wrong)}.")
+        raise damaged(folder, f"header.json has no valid {' nor '.join(wrong)}.")
     return header
 
 
-def _planned(folder: Path, header: dict[str, Any]) -> tuple[Form, dict[str, Output], dict[Part, _Array]]:
+def _planned(folder: Path, header: dict[str, Any]) -> tuple[Form, dict[str, Output], dict[Part, Array]]:
     """What the files of a cache should be, by its header."""
     try:
         form = parse_form(header["form"])
         outputs = {str(one["name"]): (DTYPES[one["dtype"]], tuple(one["shape"])) for one in header["outputs"]}
-        return form, outputs, _arrays(header["count"], form, outputs)
+        return form, outputs, arrays(header["count"], form, outputs)
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise _damaged(folder, f"header.json describes outputs that cannot be ({error!r}).") from error
-
-
-def _damaged(folder: Path, why: str) -> ValueError:
-    return ValueError(f"The cache {folder} is damaged: {why} Remove the folder to have it computed again.")
+        raise damaged(folder, f"header.json describes outputs that cannot be ({error!r}).") from error
 
 
 def _refuse_existing(folder: Path) -> None:
@@ -382,20 +295,6 @@ def _sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def _top(name: str, output: Tensor, top: int) -> dict[str, Tensor]:
-    classes = output.shape[-1] if output.ndim > 1 else 1
-    if not output.is_floating_point() or top >= classes:
-        raise ValueError(
-            f'"top-{top}" is for logits of more than {top} classes, but {name!r} is {output.dtype} with {classes} in '
-            f'its last dimension. Take a smaller number, or "float16".'
-        )
-    logs = output.to(torch.promote_types(output.dtype, torch.float32)).log_softmax(-1)
-    values, places = logs.topk(top, dim=-1)
-    rest = logs.scatter(-1, places, -torch.inf).logsumexp(-1, keepdim=True)
-    small = torch.int16 if classes <= 1 << 15 else torch.int32
-    return {"values": values.to(torch.float16), "places": places.to(small), "rest": rest.to(torch.float32)}
-
-
 def _check_lengths(rows: Tensor, keys: Tensor, outputs: Mapping[str, Tensor]) -> None:
     lengths = {"rows": tuple(rows.shape), "keys": tuple(keys.shape)}
     lengths |= {name: tuple(output.shape[:1]) for name, output in outputs.items()}
@@ -410,14 +309,6 @@ def _check_finite(name: str, rows: Tensor, values: Tensor, mend: str) -> None:
     bad = rows[~values.unsqueeze(-1).flatten(1).isfinite().all(1).cpu()]
     if len(bad):
         raise ValueError(f"Output {name!r} of row {int(bad[0])} is not finite. {mend}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _stored(dtype: torch.dtype) -> torch.dtype:
-    return torch.int16 if dtype is torch.bfloat16 else dtype  # numpy has no bfloat16
 
 
 def _sha256(keys: np.ndarray[Any, Any]) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_compress.core.capture import Call, random_state_kept
-from lightning_compress.distillation.cache import Cache, open_cache, parse_form, write_cache
+from lightning_compress.distillation.cache import Cache, open_cache, write_cache
+from lightning_compress.distillation.cache_format import parse_form
 from lightning_compress.distillation.content_keys import content_keys, fingerprint
 from lightning_compress.distillation.teachers import FunctionTeacher, NetworkTeacher, Step, Teacher
 from lightning_compress.distillation.terms import OUTPUT, Names

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_compress.distillation.cache import open_cache, parse_form, write_cache
+from lightning_compress.distillation.cache import open_cache, write_cache
+from lightning_compress.distillation.cache_format import parse_form
 from lightning_compress.distillation.content_keys import content_keys
 
 COUNT, CLASSES = 23, 40
