@@ -1,0 +1,112 @@
+"""What the writers of files are given: a plain module in eval mode, and the grids that its weights lie on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGrid:
+    """The whole numbers of one weight, and what they stand for.
+
+    Attributes:
+        codes: whole numbers of the weight's shape; within int8 for up to 8 bits.
+        scale: step of the grid: 0-d for the whole tensor, or one per channel, shaped to broadcast to the weight, or
+            `(channels, groups)` if `group` is given.
+        bits: of a code, as it may be packed.
+        axis: along which the channels lie; 1 for transposed convolutions, else 0.
+        group: how many inputs of a channel share a scale, counted over its flattened inputs; 0 for all of them.
+        levels: floats that the codes are indices of, if the grid is not affine; then there is no scale.
+
+    Raises:
+        ValueError: if these do not fit together.
+    """
+
+    codes: Tensor
+    scale: Tensor | None
+    bits: int
+    axis: int = 0
+    group: int = 0
+    levels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.is_floating_point():
+            raise ValueError(f"codes are whole numbers, but have dtype {self.codes.dtype}. Round and cast them.")
+        if (self.scale is None) == (self.levels is None):
+            raise ValueError("A grid has either a scale or a table of levels: give one of the two.")
+        if self.scale is not None and tuple(self.scale.shape) not in self._fitting_shapes():
+            raise ValueError(
+                f"scale has shape {tuple(self.scale.shape)}, but for codes of shape {tuple(self.codes.shape)}, axis "
+                f"{self.axis} and group {self.group} it is one of {self._fitting_shapes()}."
+            )
+        if self.levels is not None and not bool(((self.codes >= 0) & (self.codes < len(self.levels))).all()):
+            raise ValueError(
+                f"codes are indices of {len(self.levels)} levels, but reach from {int(self.codes.min())} to "
+                f"{int(self.codes.max())}."
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many channels the weight has along its axis."""
+        return self.codes.shape[self.axis] if self.codes.ndim else 1
+
+    def values(self) -> Tensor:
+        """The weight as floats on the grid."""
+        if self.levels is not None:
+            return self.levels[self.codes.long()]
+        scale = self.full_scale()
+        return self.codes.to(scale.dtype) * scale
+
+    def full_scale(self) -> Tensor:
+        """The scale, shaped to broadcast to the weight also where it is by group.
+
+        Raises:
+            ValueError: if the grid has a table of levels.
+        """
+        if self.scale is None:
+            raise ValueError("A grid with a table of levels has no scale: look its codes up in the table.")
+        if not self.group:
+            return self.scale
+        swapped = list(self.codes.shape)
+        swapped[0], swapped[self.axis] = swapped[self.axis], swapped[0]
+        return self.scale.repeat_interleave(self.group, dim=1).reshape(swapped).transpose(0, self.axis)
+
+    def _fitting_shapes(self) -> list[tuple[int, ...]]:
+        if self.group:
+            return [(self.channels, self.codes.numel() // self.channels // self.group)]
+        by_channel = [self.channels if place == self.axis else 1 for place in range(self.codes.ndim)]
+        return [(), (1,) * self.codes.ndim, tuple(by_channel)]
+
+
+@dataclass(frozen=True, eq=False)
+class Deployable:
+    """A model as it is deployed, with what is known of its numbers.
+
+    Attributes:
+        module: a plain module in eval mode. Its quantized weights lie on their grids with BatchNorm folded in; the
+            quantizers of its activations are called in its forward.
+        weights: grid of each quantized weight, by the parameter's name.
+        inputs: name of the quantizer of its input, by the name of the layer.
+        quantizers: the quantizers of activations, by name: each computes `torch.fake_quantize_per_tensor_affine` from
+            its buffers `scale` and `zero_point`.
+    """
+
+    module: nn.Module
+    weights: Mapping[str, WeightGrid]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        for name, grid in self.weights.items():
+            if name not in parameters:
+                raise ValueError(f"The module has no parameter '{name}'; it has {', '.join(list(parameters)[:8])}.")
+            if not torch.equal(parameters[name].detach().float(), grid.values().float()):
+                raise ValueError(f"'{name}' does not lie on its grid: fold and quantize it before the export.")
+
+    @property
+    def quantizers(self) -> dict[str, nn.Module]:
+        """The quantizers of activations, by their name."""
+        held = getattr(self.module, "quantizers", None)
+        return dict(held.named_children()) if isinstance(held, nn.Module) else {}
