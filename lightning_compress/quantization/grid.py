@@ -1,0 +1,102 @@
+"""What every quantizer returns, and how a gradient comes through the rounding."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# Below it `1 / scale` would overflow float32, or a learned step could no longer come back.
+SMALLEST_STEP = 1e-12
+
+
+class Quantized(NamedTuple):
+    """Numbers on a grid.
+
+    Attributes:
+        values: in the shape and precision of what was given; `values / scale + zero_point` are whole numbers.
+        scale: the distance of neighbours, above 0, in float32; None if the values lie on no one such grid.
+        zero_point: the whole number that stands for 0, as int32; None if `scale` is.
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+
+def learns(**initial: Callable[[Tensor, int, int], Tensor]) -> Callable[[Function], Function]:
+    """Mark a quantizer as one that learns: names of its learned tensors, and what each begins with.
+
+    Each function is given `values` as a matrix `(rows, elements)`, `low` and `high`, and returns shape `(rows, 1)`.
+    """
+
+    def mark(function: Function) -> Function:
+        function.learned = initial  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def serves(*kinds: str) -> Callable[[Function], Function]:
+    """Mark for which kinds of formats a quantizer is: "integer", "ternary", "binary", "float"."""
+
+    def mark(function: Function) -> Function:
+        function.kinds = kinds  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def straight_through(values: Tensor, result: Tensor, passes: Tensor | None = None) -> Tensor:
+    """`result`, through which the gradient goes to `values` as if nothing had happened.
+
+    Args:
+        values: what was quantized.
+        result: what it became, same shape; its own graph is cut.
+        passes: what the gradient is multiplied with on its way, broadcast to the shape; None: 1.
+    """
+    kept: Tensor = _StraightThrough.apply(values, result.detach().to(values.dtype), passes)  # type: ignore[no-untyped-call]
+    return kept
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32, or wider if it is: half precision has no room for the whole numbers of a grid."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def no_offset(scale: Tensor) -> Tensor:
+    """The zero point of a grid that is symmetric around zero."""
+    return torch.zeros_like(scale, dtype=torch.int32)
+
+
+def above_zero(scale: Tensor) -> Tensor:
+    """The scale, and 1 where all values are zero."""
+    return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_STEP))
+
+
+def sign(values: Tensor) -> Tensor:
+    """+1 for what is 0 or above, -1 for what is below; what is no number stays none."""
+    return torch.where(values < 0, -1.0, torch.where(values >= 0, 1.0, values))
+
+
+def drawn(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform random numbers in [0, 1), one for each of `values`."""
+    return torch.rand(values.shape, generator=generator, device=generator.device).to(values.device)
+
+
+def scale_of_rows(values: Tensor, scale: float) -> Tensor:
+    """The same scale for each row of a matrix, shape `(rows, 1)`."""
+    return torch.full((len(values), 1), scale, device=values.device)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, result: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(passes)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (passes,) = ctx.saved_tensors
+        return (gradient if passes is None else (gradient * passes).to(gradient.dtype)), None, None

@@ -1,0 +1,111 @@
+"""Quantizers to two levels, of which none is zero: a weight that was pruned comes back as the upper one."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_compress.quantization.grid import (
+    Quantized,
+    above_zero,
+    drawn,
+    no_offset,
+    scale_of_rows,
+    serves,
+    sign,
+    straight_through,
+    wide,
+)
+
+
+@serves("binary")
+def binary_connect(values: Tensor) -> Quantized:
+    """The sign of each weight. The gradient passes where `|values| <= 1`.
+
+    The paper also clips the weights themselves to [-1, 1] after each update, which is left to others. No zeros.
+
+    Args:
+        values: weights `(rows, elements)`.
+
+    Returns:
+        Values -1 and +1, scale 1.
+
+    Reference: Courbariaux et al., 2015, section 2, https://arxiv.org/abs/1511.00363
+    """
+    scale = scale_of_rows(values, 1.0)
+    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, no_offset(scale))
+
+
+@serves("binary")
+def stochastic_binary(values: Tensor, generator: torch.Generator) -> Quantized:
+    """As `binary_connect`, but +1 with the probability `clip((values + 1) / 2, 0, 1)`. No zeros.
+
+    Reference: Courbariaux et al., 2015, section 2.3, https://arxiv.org/abs/1511.00363
+    """
+    scale = scale_of_rows(values, 1.0)
+    result = sign((wide(values) + 1) / 2 - drawn(values, generator))
+    return Quantized(straight_through(values, result, values.abs() <= 1), scale, no_offset(scale))
+
+
+@serves("binary")
+def xnor(values: Tensor) -> Quantized:
+    """The sign of each weight times the mean size of its row. No zeros, but in a row of nothing else.
+
+    A gradient is multiplied by `1 / elements`, plus the mean size where `|values| <= 1`.
+
+    Args:
+        values: weights `(rows, elements)`; in the paper a row is a filter.
+
+    Returns:
+        Values, scale: the mean size of the row.
+
+    Reference: Rastegari et al., 2016, sections 3.1 and 3.1 "Training", https://arxiv.org/abs/1603.05279
+    """
+    sizes = wide(values.detach()).abs()
+    mean = sizes.mean(1, keepdim=True)
+    passes = 1 / max(sizes.shape[1], 1) + mean * (sizes <= 1)
+    scale = above_zero(mean).float()
+    return Quantized(straight_through(values, sign(values) * mean, passes), scale, no_offset(scale))
+
+
+@serves("binary")
+def bnn(values: Tensor) -> Quantized:
+    """The sign of each activation. The gradient passes where `|values| <= 1`. No zeros.
+
+    Args:
+        values: activations of any shape; of either sign, so a BatchNorm goes before and no ReLU.
+
+    Returns:
+        Values -1 and +1, scale 1.
+
+    Reference: Hubara et al., 2016, section 1, https://arxiv.org/abs/1602.02830
+    """
+    scale = torch.ones((), device=values.device)
+    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, no_offset(scale))
+
+
+@serves("binary")
+def xnor_activations(values: Tensor, window: int = 1) -> Quantized:
+    """The sign of each activation times the mean size of the channels at its place. No zeros.
+
+    The gradient passes where `|values| <= 1`, times that mean. The paper multiplies what a binary convolution returns
+    by the means, averaged over the kernel's window; on its input, as here, that is the same for 1 x 1 kernels.
+
+    Args:
+        values: activations `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, *space)` of two or
+            more dimensions of space.
+        window: width in height and width of the box that means are averaged over, an odd number; 1 for none.
+
+    Returns:
+        Values, and no scale: it differs from place to place.
+
+    Raises:
+        ValueError: if the window is no odd number above 0.
+
+    Reference: Rastegari et al., 2016, section 3.2, https://arxiv.org/abs/1603.05279
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window is an odd number of places from 1 on, but is {window}. For 3 x 3 kernels write 3.")
+    mean = wide(values.detach()).abs().mean(1 if values.ndim > 3 else -1, keepdim=True)
+    if window > 1 and values.ndim == 4:
+        mean = functional.avg_pool2d(mean, window, stride=1, padding=window // 2)
+    return Quantized(straight_through(values, sign(values) * mean, mean * (values.abs() <= 1)), None, None)
