@@ -6,6 +6,8 @@ from lightning_compress.distillation.peer import PeerTeacher
 from lightning_compress.distillation.teachers import AveragedTeacher, BranchTeacher
 from lightning_compress.export import load_compressed
 from lightning_compress.pruning.callback import Pruning
+from lightning_compress.quantization.calibrate import quantize
+from lightning_compress.quantization.callback import QuantizationAwareTraining
 from lightning_compress.recipe import Recipe
 from lightning_compress.report import Report, report
 from lightning_compress.tracking.callback import CompressionReport
@@ -17,9 +19,11 @@ __all__ = [
     "Distillation",
     "PeerTeacher",
     "Pruning",
+    "QuantizationAwareTraining",
     "Recipe",
     "Report",
     "__version__",
     "load_compressed",
+    "quantize",
     "report",
 ]

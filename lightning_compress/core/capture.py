@@ -221,3 +221,11 @@ def random_state_kept() -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         yield
+
+
+def is_partly_compiled(model: nn.Module) -> bool:
+    """Whether any module in this one was compiled, or the whole of it."""
+    return is_compiled(model) or any(
+        isinstance(getattr(module, "_orig_mod", None), nn.Module) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )

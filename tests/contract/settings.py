@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 import lightning_compress
-from lightning_compress import AveragedTeacher, CompressionReport, Distillation, PeerTeacher, Pruning
+from lightning_compress import (
+    AveragedTeacher,
+    CompressionReport,
+    Distillation,
+    PeerTeacher,
+    Pruning,
+    QuantizationAwareTraining,
+)
 from lightning_compress.core.callback import CompressionCallback
 
 
@@ -72,6 +79,20 @@ SETTINGS = {
             "teacher": [teacher(), nn.Sequential(teacher(), nn.Linear(3, 2))], "teacher_classes": [(0, 1, 2), (2, 0)],
             "teacher_weights": [3, 1],
         },
+    },
+    QuantizationAwareTraining: {
+        "int8": {"begin": 2, "freeze_ranges": 15, "freeze_bn": 15},
+        "late": {"begin": 10},
+        "int4-learned": {"weights": 4, "activations": 4, "first": "same", "last": "same", "begin": 2, "damping": 1e-3},
+        "falling-bits": {"weights": 3, "activations": 4, "initial_bits": 8, "begin": 2, "end": 20, "every": 3},
+        "ternary": {"weights": "ternary", "activations": "fp8", "first": "same", "last": "same", "begin": 0},
+        "drawn": {"method": "dorefa", "gradients": 6, "weights": 4, "activations": 4, "begin": 2},
+        "wage": {"method": "wage", "weights": 2, "gradients": 8, "errors": 8, "begin": 2},
+        "stochastic-binary": {
+            "method": "stochastic", "weights": "binary", "activations": 4, "first": "same", "last": "same", "begin": 2,
+        },
+        "percentile-groups": {"method": "percentile", "granularity": "group 2", "begin": 2, "symmetric": False},
+        "calibrating": {"calibrate_only": True, "begin": 2},
     },
     CompressionReport: {
         "untimed": {"latency": False, "print_table": False},

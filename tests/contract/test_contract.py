@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_compress import Pruning
+from lightning_compress import Pruning, QuantizationAwareTraining
 from tests.conftest import adamw, sgd
 from tests.contract.settings import SETTINGS, cases, ids, public_callbacks
 
@@ -156,9 +156,12 @@ def test_the_shortest_runs_end_well(make, limits, make_module, make_trainer, loa
     callback = make()
     callback.begin, callback.end, callback.every = "10%", "70%", "1%"
     module = make_module()
-    make_trainer([callback], **limits).fit(module, loader)
+    trainer = make_trainer([callback], **limits)
+    trainer.fit(module, loader)
     assert all(value.isfinite().all() for value in module.state_dict().values())
-    assert callback.reached == isinstance(callback, Pruning)  # a report has no moments of its own
+    # The first step of quantization is watched, the next one is quantized; other callbacks have no end to reach.
+    quantized = isinstance(callback, QuantizationAwareTraining) and trainer.global_step > 1
+    assert callback.reached == (isinstance(callback, Pruning) or quantized)
 
 
 @every_callback

@@ -29,7 +29,7 @@ def binary_connect(values: Tensor) -> Quantized:
     Returns:
         Values -1 and +1, scale 1.
 
-    Reference: Courbariaux et al., 2015, section 2, https://arxiv.org/abs/1511.00363
+    Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
     """
     scale = scale_of_rows(values, 1.0)
     return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, no_offset(scale))
@@ -39,7 +39,7 @@ def binary_connect(values: Tensor) -> Quantized:
 def stochastic_binary(values: Tensor, generator: torch.Generator) -> Quantized:
     """As `binary_connect`, but +1 with the probability `clip((values + 1) / 2, 0, 1)`. No zeros.
 
-    Reference: Courbariaux et al., 2015, section 2.3, https://arxiv.org/abs/1511.00363
+    Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
     """
     scale = scale_of_rows(values, 1.0)
     result = sign((wide(values) + 1) / 2 - drawn(values, generator))
@@ -50,7 +50,8 @@ def stochastic_binary(values: Tensor, generator: torch.Generator) -> Quantized:
 def xnor(values: Tensor) -> Quantized:
     """The sign of each weight times the mean size of its row. No zeros, but in a row of nothing else.
 
-    A gradient is multiplied by `1 / elements`, plus the mean size where `|values| <= 1`.
+    The gradient goes through the mean, and where `|values| <= 1` through the sign too. The paper prints `1 / elements`
+    for the first of these, which leaves out the other weights of the row.
 
     Args:
         values: weights `(rows, elements)`; in the paper a row is a filter.
@@ -58,13 +59,13 @@ def xnor(values: Tensor) -> Quantized:
     Returns:
         Values, scale: the mean size of the row.
 
-    Reference: Rastegari et al., 2016, sections 3.1 and 3.1 "Training", https://arxiv.org/abs/1603.05279
+    Reference: Rastegari et al., 2016, section 3.1, https://arxiv.org/abs/1603.05279
     """
-    sizes = wide(values.detach()).abs()
-    mean = sizes.mean(1, keepdim=True)
-    passes = 1 / max(sizes.shape[1], 1) + mean * (sizes <= 1)
-    scale = above_zero(mean).float()
-    return Quantized(straight_through(values, sign(values) * mean, passes), scale, no_offset(scale))
+    wide_values = wide(values)
+    mean = wide_values.abs().mean(1, keepdim=True)
+    signs = straight_through(wide_values, sign(wide_values), wide_values.abs() <= 1)
+    scale = above_zero(mean.detach()).float()
+    return Quantized((signs * mean).to(values.dtype), scale, no_offset(scale))
 
 
 @serves("binary")

@@ -69,7 +69,7 @@ def ttq(values: Tensor, positive: Tensor, negative: Tensor) -> Quantized:
     Returns:
         Values, and no scale: the two levels differ in size.
 
-    Reference: Zhu et al., 2017, section 3.2, https://arxiv.org/abs/1612.01064
+    Reference: Zhu et al., 2017, section 3, https://arxiv.org/abs/1612.01064
     """
     above, below = _beyond(wide(values.detach()))
     upper, lower = (level.abs().clamp(min=SMALLEST_STEP) for level in (positive, negative))

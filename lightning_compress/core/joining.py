@@ -1,0 +1,77 @@
+"""Parameters of ours in an optimizer of the user's, and out of it again, schedulers included."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+# What schedulers of torch keep for each group, beside what they write into the groups themselves.
+PER_GROUP = {"lr_lambdas", "_last_lr", "base_momentums", "max_momentums"}
+
+
+@contextmanager
+def joined(
+    optimizer: Optimizer,
+    schedulers: Iterable[Any],
+    parameters: Mapping[str, nn.Parameter],
+    like: nn.Parameter,
+    **changed: Any,
+) -> Iterator[None]:
+    """Within the context, `optimizer` trains `parameters` too: a group of their own, set like the one of `like`.
+
+    Schedulers of the optimizer move the new group as they move the one of `like`; the others' numbers stay as they are.
+
+    Args:
+        optimizer: of the user.
+        schedulers: all of the run; those of other optimizers are left alone.
+        parameters: to train along, by name.
+        like: a parameter whose group shows the way.
+        changed: settings that the new group has instead, such as `weight_decay=0.0`, where the optimizer knows them.
+    """
+    index = _group_of(optimizer, like)
+    group = dict(optimizer.param_groups[index])
+    named = group.pop("param_names", None) is not None
+    group |= {name: value for name, value in changed.items() if name in group}
+    own = [one for scheduler in schedulers for one in _with_parts(scheduler) if _optimizer_of(one) is optimizer]
+    before = len(optimizer.param_groups)
+    optimizer.add_param_group({**group, "params": list(parameters.items() if named else parameters.values())})
+    for entry in _per_group(own, before):
+        entry.append(entry[index])
+    try:
+        yield
+    finally:
+        place = _group_of(optimizer, next(iter(parameters.values())))
+        for entry in _per_group(own, len(optimizer.param_groups)):
+            del entry[place]
+        for parameter in optimizer.param_groups.pop(place)["params"]:
+            optimizer.state.pop(parameter, None)
+
+
+def _group_of(optimizer: Optimizer, parameter: nn.Parameter) -> int:
+    for index, group in enumerate(optimizer.param_groups):
+        if any(one is parameter for one in group["params"]):
+            return index
+    raise ValueError("The parameter belongs to no group of this optimizer.")
+
+
+def _with_parts(scheduler: Any) -> Iterator[Any]:
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield from _with_parts(part)
+
+
+def _optimizer_of(scheduler: Any) -> Any:
+    return getattr(scheduler, "optimizer", getattr(scheduler, "_optimizer", None))
+
+
+def _per_group(schedulers: Iterable[Any], groups: int) -> list[list[Any]]:
+    """The lists of schedulers with an entry for each group, such as `base_lrs`, each once."""
+    lists = {
+        id(value): value
+        for scheduler in schedulers
+        for name, value in vars(scheduler).items()
+        if isinstance(value, list) and (name.endswith("lrs") or name in PER_GROUP) and len(value) == groups
+    }
+    return list(lists.values())

@@ -1,0 +1,194 @@
+"""From a quantized model to the plain module that is deployed: weights on their grids, BatchNorm folded in."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.capture import shown
+from lightning_compress.export.deployable import Deployable, WeightGrid
+from lightning_compress.quantization.copying import copied
+from lightning_compress.quantization.modules import ActivationQuantizer
+from lightning_compress.quantization.quantized import QuantizedModel, quantized_of
+from lightning_compress.quantization.sites import Site
+
+
+class OnGrid(nn.Module):
+    """Puts numbers on a grid of at most 8 bits from zero on, as `QuantizeLinear` and `DequantizeLinear` do."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: int, highest: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.detach().clone().float())
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32, device=scale.device))
+        step = float(self.scale)
+        # Exporters know the whole of 8 bits only: what has fewer is clipped before.
+        self.limits = None if highest == 255 else (-zero_point * step, (highest - zero_point) * step)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.limits is not None:
+            values = values.clamp(*self.limits)
+        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, 255)
+
+
+class Rounded(nn.Module):
+    """Rounds numbers to a shorter floating point format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, values: Tensor) -> Tensor:
+        largest = torch.finfo(self.dtype).max
+        return values.clamp(-largest, largest).to(self.dtype).to(values.dtype)
+
+
+def deployable(model: nn.Module) -> Deployable:
+    """The module that is deployed, of a model that was quantized by training, `quantize` or `load_compressed`.
+
+    Raises:
+        ValueError: if the model was not quantized, or its grids are of a kind that nothing deployed computes with.
+    """
+    quantized = _known(model)
+    copy = copied(model).eval().requires_grad_(False)
+    modules = {shown(name): module for name, module in copy.named_modules(remove_duplicate=False)}
+    with torch.no_grad():
+        grids = {name: _grid(quantized, name) for name in quantized.held()}
+        for layer, norm in quantized.layout.norms.items():
+            _fold(copy, modules, quantized, grids, layer, norm)
+        parameters = {shown(name): one for name, one in copy.named_parameters(remove_duplicate=False)}
+        for name in quantized.held():
+            grid = grids[name]
+            parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
+    _add_sites(copy, modules, quantized)
+    inputs = {layer: as_key(site) for layer, site in quantized.layout.inputs.items()}
+    return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs)
+
+
+def as_key(site: str) -> str:
+    """A site's name as that of a submodule.
+
+    >>> as_key("blocks.0 input 0")
+    'blocks_0_input_0'
+    """
+    return re.sub(r"\W", "_", site)
+
+
+def _known(model: nn.Module) -> QuantizedModel:
+    quantized = quantized_of(model)
+    if quantized is None:
+        raise ValueError(
+            f"This {type(model).__name__} was never quantized: a copy does not know its original's grids. Export the "
+            f"module that was trained with QuantizationAwareTraining, what quantize(...) returned, or what "
+            f"load_compressed(...) made of a checkpoint."
+        )
+    if not quantized.mode.active:
+        raise ValueError(
+            "The quantized phase was not reached: the model was trained in floating point only. "
+            "Train longer, or let QuantizationAwareTraining begin earlier."
+        )
+    if missing := quantized.unstarted():
+        raise ValueError(f"No number has come to {', '.join(missing)} yet, so there is no grid. Train for a step.")
+    return quantized
+
+
+def _values(quantized: QuantizedModel, name: str) -> Tensor:
+    values: Tensor = quantized.weights[name](quantized.held()[name].parameter.detach())
+    return values
+
+
+def _grid(quantized: QuantizedModel, name: str) -> WeightGrid | None:
+    """The whole numbers of a weight and their steps; a table where there is no one step; None for floating point."""
+    quantizer, weight = quantized.weights[name], quantized.held()[name].parameter.detach()
+    values, scale = quantizer.on_grid(weight)
+    if quantizer.form.dtype is not None:
+        return None
+    rows, bits = quantizer.rows, quantizer.form.bits
+    if scale is None:
+        levels, codes = torch.unique(values.float(), return_inverse=True)
+        return WeightGrid(codes, None, max(bits, 1), rows.axis, levels=levels)
+    codes = rows.join((rows.split(values.float()) / scale).round().to(torch.int32))
+    return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0))
+
+
+def _fold(
+    copy: nn.Module,
+    modules: dict[str, nn.Module],
+    quantized: QuantizedModel,
+    grids: dict[str, WeightGrid | None],
+    layer: str,
+    norm: str,
+) -> None:
+    """Let a layer do what the BatchNorm behind it did: its integers stay, their steps take the factor."""
+    module, batch_norm = modules[layer], modules[norm]
+    names = [held.name for held in quantized.layers[layer].weights]
+    grid = grids.get(names[0]) if len(names) == 1 else None
+    if grid is None or grid.scale is None or batch_norm.running_var is None:
+        return
+    factor, offset = _as_line(batch_norm)
+    grids[names[0]] = _scaled(grid, factor)
+    bias = torch.zeros_like(offset) if module.bias is None else module.bias
+    module.bias = nn.Parameter(bias * factor + offset, requires_grad=False)  # type: ignore[operator]
+    parent, _, leaf = norm.rpartition(".")
+    setattr(modules[parent], leaf, nn.Identity())
+
+
+def _as_line(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What BatchNorm does in eval mode: `factor * x + offset` for each channel."""
+    variance: Tensor = norm.running_var  # type: ignore[assignment]
+    factor = (variance.double() + norm.eps).rsqrt()  # type: ignore[operator]
+    offset = -norm.running_mean.double() * factor  # type: ignore[operator]
+    if norm.weight is not None:
+        factor, offset = factor * norm.weight, offset * norm.weight  # type: ignore[operator]
+    offset = offset if norm.bias is None else offset + norm.bias  # type: ignore[operator]
+    return factor.float(), offset.float()
+
+
+def _scaled(grid: WeightGrid, factor: Tensor) -> WeightGrid:
+    """The grid with each channel's values times its factor; a negative one changes the sign of the integers."""
+    along = [-1 if place == grid.axis else 1 for place in range(grid.codes.ndim)]
+    sign = factor.sign().to(grid.codes.dtype).reshape(along)
+    size = torch.where(factor == 0, 1.0, factor.abs())
+    if grid.scale is None:
+        raise ValueError("only a grid with a scale takes a factor")
+    scale = grid.scale * (size[:, None] if grid.group else size.reshape(along))
+    return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group)
+
+
+def _add_sites(copy: nn.Module, modules: dict[str, nn.Module], quantized: QuantizedModel) -> None:
+    copy.quantizers = nn.ModuleDict(
+        {as_key(site.name): _deployed(quantized.activations[site.name], site) for site in quantized.layout.sites}
+    )
+    for site in quantized.layout.sites:
+        step = copy.quantizers[as_key(site.name)]
+        if site.port == "output":
+            modules[site.module].register_forward_hook(lambda _module, _args, output, step=step: step(output))
+        else:
+            hook = _at_door(step, int(site.port.split()[1]))
+            modules[site.module].register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _deployed(quantizer: ActivationQuantizer, site: Site) -> nn.Module:
+    if quantizer.form.dtype is not None:
+        return Rounded(quantizer.form.dtype)
+    zeros = torch.zeros(1, device=quantizer.scale.device)
+    _, scale, zero_point = quantizer.on_grid(zeros)
+    if scale is None or zero_point is None:
+        name = getattr(quantizer.function, "__name__", quantizer.function)
+        raise ValueError(f"'{site.name}' is quantized by {name}, whose values lie on no grid that a runtime knows.")
+    highest = quantizer.high - quantizer.low
+    if highest > 255:
+        raise ValueError(f"'{site.name}' has {quantizer.form.bits} bits, but integer kernels take at most 8.")
+    return OnGrid(scale.reshape(()), int(zero_point) - quantizer.low, highest)
+
+
+def _at_door(step: nn.Module, position: int):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        values = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        on_grid = step(values[position])
+        new_args = tuple(on_grid if one is values[position] else one for one in args)
+        return new_args, {name: on_grid if one is values[position] else one for name, one in kwargs.items()}
+
+    return hook

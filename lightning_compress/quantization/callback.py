@@ -1,0 +1,356 @@
+"""Quantization-aware training while Lightning trains."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress.core.callback import CompressionCallback, now, run_of
+from lightning_compress.core.capture import is_partly_compiled
+from lightning_compress.core.checks import as_schedule
+from lightning_compress.core.duration import Duration, Run, Window, check_order, resolve
+from lightning_compress.core.flow import watched
+from lightning_compress.core.joining import joined
+from lightning_compress.core.patching import wrapped_method
+from lightning_compress.core.selection import Patterns, Selection, as_patterns
+from lightning_compress.quantization.formats import Bits
+from lightning_compress.quantization.layers import Layer, layers_of
+from lightning_compress.quantization.methods import MethodName
+from lightning_compress.quantization.plan import Request
+from lightning_compress.quantization.quantized import QuantizedModel, layout_of
+from lightning_compress.quantization.sites import NORMS, Layout
+from lightning_compress.quantization.together import (
+    average_gradients,
+    refuse_other_layouts,
+    share_learned,
+    share_ranges,
+)
+
+
+class QuantizationAwareTraining(CompressionCallback):
+    """From `begin` on, train with weights and activations on the grids that the deployed model will compute with.
+
+    The model keeps its classes, its float weights and its `state_dict` keys; quantizers live in the callback and in its
+    part of a checkpoint. They act in training, and in validation, tests and predictions of a Trainer that has the
+    callback. Afterwards `export(model, path, example_input)` writes the integer model.
+
+    Args:
+        weights, activations: bits (2 to 16), "ternary", "binary", "fp16", "bf16", "fp8", "fp8_e5m2", or None: float.
+        gradients, errors: bits of what flows back, for methods that quantize it ("dorefa", "wage"); None: float.
+        method: how grids are found: "moving_average", "min_max", "percentile", "mse", "lsq", "pact", "dorefa", "twn",
+            "ttq", "binary_connect", "bnn", "xnor", "wage", "stochastic", {"weights": ..., "activations": ...}, a dotted
+            path or a function; None: what suits the bits.
+        granularity: which weights share a scale: "tensor", "channel" or "group 32".
+        symmetric: whether the weights' grids are symmetric around zero.
+        first, last: bits of the first and last layer; None: 8, or the others' if those have more; "same": the others'.
+        overrides: for single layers by pattern, such as {"*.head": {"weights": 4, "activations": 8}}.
+        reduce_range: 7 instead of 8 bits for weights, for CPUs whose integer kernels saturate.
+        initial_bits: bits at `begin`, which fall to those asked for at `end`; None: all is quantized at `begin`.
+        schedule: how they fall, as in `Pruning`.
+        damping: strength by which weights are drawn to the middle of their steps, against oscillation at 2 to 4 bits.
+        freeze_bn: from when on BatchNorm uses its running statistics in training too; None: never.
+        freeze_ranges: from when on no range changes any more; None: never.
+        calibrate_only: only watch ranges; the training is left as it is, and the trained model is quantized.
+        begin, end, every: first, last and pace of changes: "20%", "3 epochs", "500 steps", an int (optimizer steps) or
+            a float (fraction of the run). From `begin` on the model is quantized to the end of the run, past `end` too.
+        targets: which weights, as in `Pruning`; None: those of all convolutions, linear and recurrent layers, attention
+            projections and embeddings.
+        ignore: what to leave out, written like `targets`.
+        seed: of methods that draw; the user's random stream is never touched.
+        gate_best: let `ModelCheckpoint(monitor=...)` compare only quantized epochs, and `EarlyStopping` wait for them.
+        name: part of the logged keys and of the checkpoint's; two callbacks need two names.
+
+    Raises:
+        ValueError: at construction, before training, or in the first quantized step at the latest.
+
+    Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Bits = 8,
+        activations: Bits = 8,
+        gradients: int | None = None,
+        errors: int | None = None,
+        method: MethodName = None,
+        granularity: str = "channel",
+        symmetric: bool = True,
+        first: Bits = None,
+        last: Bits = None,
+        overrides: Mapping[str, Any] | None = None,
+        reduce_range: bool = False,
+        initial_bits: int | None = None,
+        schedule: str | Callable[[float], float] = "linear",
+        damping: float = 0.0,
+        freeze_bn: Duration | None = "90%",
+        freeze_ranges: Duration | None = "90%",
+        calibrate_only: bool = False,
+        begin: Duration = "50%",
+        end: Duration = "100%",
+        every: Duration = "1%",
+        targets: Patterns = None,
+        ignore: Patterns = (),
+        seed: int = 0,
+        gate_best: bool = True,
+        name: str = "quantization",
+    ) -> None:
+        super().__init__(name, begin, end, every)
+        self.weights, self.activations, self.gradients, self.errors = weights, activations, gradients, errors
+        self.method, self.granularity, self.symmetric = method, granularity, symmetric
+        self.first, self.last, self.overrides, self.reduce_range = first, last, dict(overrides or {}), reduce_range
+        self.request = Request(
+            weights, activations, method, granularity, symmetric, first, last, self.overrides, reduce_range, gradients,
+            errors,
+        )  # fmt: skip
+        self.initial_bits, self.schedule = initial_bits, as_schedule(schedule)
+        self.request.check_fall(initial_bits)
+        if not damping >= 0:
+            raise ValueError(f"damping is a strength of 0 or more, but is {damping}.")
+        for freeze in (freeze_bn, freeze_ranges):
+            if freeze is not None:
+                check_order(0, freeze, "1 steps")
+        self.damping, self.freeze_bn, self.freeze_ranges = damping, freeze_bn, freeze_ranges
+        self.calibrate_only, self.targets, self.ignore = calibrate_only, targets, ignore
+        as_patterns(targets), as_patterns(ignore)
+        self.seed, self.gate_best = seed, gate_best
+        self.selection: Selection | None = None
+        self.layers: list[Layer] = []
+        self.quantized: QuantizedModel | None = None
+        self.installed, self.released, self.shared = False, False, False
+        self._freezes: dict[str, Window] = {}
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the model is quantized to the bits that were asked for."""
+        running = self.quantized is not None and self.quantized.mode.active
+        return running and (self.initial_bits is None or super().reached)
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        window = resolve(self.begin, self.end, self.every, run)
+        if self.initial_bits is None:
+            return [(window.begin, "calibrates" if self.calibrate_only else "quantizes")]
+        falls = [(moment, self._share(moment, window)) for moment in window.moments()]
+        return [(moment, f"{self.request.bits_at(self.initial_bits, share)} bits") for moment, share in falls]
+
+    # Before training --------------------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lay_out(pl_module)
+        _refuse_masks_on_binary(self, trainer)
+        rank_zero_info(f"'{self.name}' quantizes {self.selection}.")
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        carried = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
+        self._lay_out(pl_module)
+        self.quantized, self.installed, self.shared, self.released = None, False, False, False
+        if self.saved is not None:
+            self.released = self.saved["released"]
+            self._take(pl_module, self.saved["model"])
+        elif carried is not None and not self.restored:
+            self._take(pl_module, carried.state())
+        if self.quantized is not None:
+            self._join(trainer)
+        self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = run_of(trainer, pl_module)
+        freezes = {"bn": self.freeze_bn, "ranges": self.freeze_ranges}
+        self._freezes = {
+            name: resolve(0, freeze, "1 steps", run) for name, freeze in freezes.items() if freeze is not None
+        }
+        self.undo.enter_context(_modes_kept(_norms(pl_module)))
+        self._install()
+        if self.gate_best and not self.released:
+            self.hold_monitors(trainer)
+
+    # At each step -----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.quantized is None or not self._is_open(trainer):
+            return
+        self._advance(trainer)
+        mode = self.quantized.mode
+        mode.observing, mode.quantizing, mode.active = True, not self.calibrate_only, True
+        self.quantized.draw_anew(int(trainer.global_step))
+        if self._is_past(trainer, "bn"):
+            for norm in _norms(pl_module):
+                norm.eval()
+        if self._is_past(trainer, "ranges") and not self.calibrate_only and not self.quantized.unstarted():
+            mode.frozen = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.quantized is None or not self.quantized.mode.active:
+            return
+        learned = list(self.quantized.learned().values())
+        self.shared = share_learned(learned, self.shared)
+        average_gradients(learned)
+        self.quantized.quantize_weight_gradients()
+        if self.damping:
+            self.quantized.add_damping(self.damping)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.quantized is None or not self.quantized.mode.active:
+            return
+        mode = self.quantized.mode
+        mode.observing, mode.quantizing = False, True
+        if not mode.frozen:
+            share_ranges(self.quantized)
+        if self.reached and not self.released:
+            self.quantized.refuse_senseless_ranges()
+            self.released = True
+            if self.gate_best:
+                self.release_monitors(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.quantized is None or not self.quantized.mode.active:
+            return
+        self.quantized.refuse_senseless_ranges()
+        noise = {f"sqnr_db/{name}": value for name, value in self.quantized.signal_to_noise_db().items()}
+        self.log_metrics(trainer, {"bits": self.quantized.bits, **noise}, shown="bits")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (self.quantized is None or not self.quantized.mode.active) and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing is quantized."
+            )
+
+    # Outside of a fit -------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            self.undo.close()
+            self._loaded = None
+            self.undo.enter_context(wrapped_method(pl_module, "on_load_checkpoint", self._look_in))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluate(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluate(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluate(trainer, pl_module)
+
+    def _look_in(self, original: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
+        self._loaded = checkpoint.get("callbacks", {}).get(self.state_key, {"model": None})
+        return original(checkpoint)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the model compute as it was quantized, outside of a fit too."""
+        if trainer.state.fn == "fit":
+            return
+        known = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
+        state = self._loaded["model"] if self._loaded is not None else known.state() if known is not None else None
+        if state is None:
+            rank_zero_warn(f"'{self.name}' knows no grids for this model, so it is evaluated in floating point.")
+            return
+        self._lay_out(pl_module)
+        self._take(pl_module, state)
+        self._install()
+
+    # What is kept -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"released": self.released, "model": None if self.quantized is None else self.quantized.state()}
+
+    def _lay_out(self, pl_module: LightningModule) -> None:
+        self.selection, self.layers = layers_of(pl_module, self.targets, self.ignore)
+        self.request.plan(self.layers)
+
+    def _take(self, pl_module: LightningModule, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            layout = Layout.of(state["layout"])
+            self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
+            self.quantized.load(state)
+
+    def _step(
+        self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The user's step; the first one of the phase is watched, and the next one is quantized."""
+        due = self.quantized is None and self.window is not None
+        # Hooks that come after the first call of a compiled module never act.
+        if not due or not (self._is_open(trainer) or is_partly_compiled(pl_module)):
+            return original(*args, **kwargs)
+        with watched(pl_module) as flow:
+            result = original(*args, **kwargs)
+        layout = layout_of(flow, pl_module, self.layers, self.request)
+        refuse_other_layouts(layout, pl_module.device)
+        self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
+        self._advance(trainer)
+        self._join(trainer)
+        self._install()
+        return result
+
+    def _install(self) -> None:
+        if self.quantized is None or self.installed:
+            return
+        self.installed = True
+        for handle in self.quantized.install():
+            self.undo.callback(handle.remove)
+        self.undo.callback(setattr, self, "installed", False)
+
+    def _join(self, trainer: Trainer) -> None:
+        """Let the user's optimizers train what the quantizers learn."""
+        if self.quantized is None:
+            return
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for optimizer, learned, like in self.quantized.learned_by(trainer.optimizers):
+            self.undo.enter_context(joined(optimizer, schedulers, learned, like, weight_decay=0.0))
+
+    def _advance(self, trainer: Trainer) -> None:
+        """Let the bits fall, if that is due."""
+        moment = self.moment(trainer)
+        if moment is None or self.quantized is None:
+            return
+        if self.initial_bits is not None:
+            self.quantized.change_bits(self.initial_bits, self._share(moment, self._window))
+        self.done(moment)
+
+    def _share(self, moment: int, window: Window) -> float:
+        return min(self.schedule(window.progress(moment)), 1.0)
+
+    def _is_open(self, trainer: Trainer) -> bool:
+        return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
+
+    def _is_past(self, trainer: Trainer, freeze: str) -> bool:
+        window = self._freezes.get(freeze)
+        return window is not None and now(trainer, window.hand) > window.end
+
+
+@contextmanager
+def _modes_kept(modules: list[nn.Module]) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _norms(pl_module: nn.Module) -> list[nn.Module]:
+    return [module for module in pl_module.modules() if isinstance(module, NORMS)]
+
+
+def _refuse_masks_on_binary(callback: QuantizationAwareTraining, trainer: Trainer) -> None:
+    binary = {
+        held.name
+        for layer in callback.layers
+        for held in layer.weights
+        if (form := callback.request.plan(callback.layers)[layer.name].weights) is not None and form.name == "binary"
+    }
+    for other in trainer.callbacks:
+        masked = {one.name for one in other.selection.chosen} if hasattr(other, "masks") and other.selection else set()
+        if both := sorted(binary & masked):
+            raise ValueError(
+                f"'{other.name}' prunes {', '.join(both)}, but binary weights have no zero: pruned ones would "
+                f"come back as +1. Use weights='ternary' there, or ignore these in one of the two callbacks."
+            )

@@ -1,0 +1,45 @@
+"""Copies of a module that carry none of our hooks and none of Lightning's Trainer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, TypeVar
+
+from torch import nn
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def ours(hook: Hook) -> Hook:
+    """Mark a hook as one of ours, so that copies can be rid of it."""
+    hook.is_a_quantizers = True  # type: ignore[attr-defined]
+    return hook
+
+
+def copied(model: Model) -> Model:
+    """A copy in the same modes, without quantizers' hooks, wrapped methods and Trainer."""
+    with _alone(model):
+        copy = deepcopy(model)
+    for module in copy.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "is_a_quantizers", False)]:
+                del hooks[key]
+                for marks in (
+                    module._forward_pre_hooks_with_kwargs,
+                    module._forward_hooks_with_kwargs,
+                    module._forward_hooks_always_called,
+                ):
+                    marks.pop(key, None)
+    return copy
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Without what Lightning ties to the module: a Trainer holds data, processes and files."""
+    tied = {name: vars(model)[name] for name in ("_trainer", "_fabric") if vars(model).get(name) is not None}
+    vars(model).update(dict.fromkeys(tied))
+    try:
+        yield
+    finally:
+        vars(model).update(tied)

@@ -1,0 +1,233 @@
+"""What a quantizer remembers: ranges as buffers, what it learns as parameters; kept beside the user's model."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.lookup import call_with_needs, needs
+from lightning_compress.quantization.formats import Format
+from lightning_compress.quantization.grid import Quantized
+from lightning_compress.quantization.ranges import Range, affine
+from lightning_compress.quantization.rows import Rows
+
+
+class Mode:
+    """What the quantizers of one model do at the moment.
+
+    Attributes:
+        active: whether the quantized phase has begun.
+        quantizing: whether values are put on their grids.
+        observing: whether the ranges of activations follow what comes.
+        frozen: whether no range changes any more.
+    """
+
+    def __init__(self) -> None:
+        self.active, self.quantizing, self.observing, self.frozen = False, False, False, False
+
+
+class Quantizer(nn.Module):
+    """A quantizer function with what it has learned and seen.
+
+    Args:
+        function: of `quantizers`, or one like those.
+        form: the format of the values.
+        mode: shared by all quantizers of a model.
+        seed: of what it draws.
+    """
+
+    generator: torch.Generator | None
+
+    def __init__(self, function: Callable[..., Quantized], form: Format, mode: Mode, seed: int = 0) -> None:
+        super().__init__()
+        self.function, self.form, self.final, self.mode, self.seed = function, form, form, mode, seed
+        self.low, self.high = form.low, form.high
+        self.asks = needs(function)
+        self.learned: dict[str, Callable[..., Tensor]] = getattr(function, "learned", {})
+        self.generator = None
+        self.train(False)
+
+    @property
+    def follows(self) -> bool:
+        """Whether its grid comes from a range that it watches."""
+        return "scale" in self.asks
+
+    def quantized(self, values: Tensor, **offered: Any) -> Quantized:
+        """`values` on the grid."""
+        named = {name: getattr(self, name) for name in self.learned}
+        if "generator" in self.asks:
+            offered["generator"] = self.generator
+        found: Quantized = call_with_needs(
+            self.function, values=values, low=self.low, high=self.high, dtype=self.form.dtype, **named, **offered
+        )
+        return found
+
+    def draw_anew(self, step: int, device: torch.device) -> None:
+        """Let what is drawn depend on the seed and the step alone."""
+        if "generator" in self.asks:
+            self.generator = torch.Generator(device).manual_seed((self.seed * 1_000_003 + step) % 2**63)
+
+
+class WeightQuantizer(Quantizer):
+    """Puts a weight on its grid: each of its rows has a scale."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rows: Rows,
+        function: Callable[..., Quantized],
+        form: Format,
+        mode: Mode,
+        range_: Range,
+        symmetric: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(function, form, mode, seed)
+        self.rows, self.range, self.symmetric = rows, range_, symmetric
+        matrix = rows.split(weight.detach())
+        self.register_buffer("scale", torch.ones(len(matrix), 1, device=weight.device))
+        self.register_buffer("zero_point", torch.zeros(len(matrix), 1, dtype=torch.int32, device=weight.device))
+        for name, initial in self.learned.items():
+            value = initial(matrix.float(), self.low, self.high)
+            self.register_parameter(name, nn.Parameter(value.reshape(-1, 1).float()))
+        self.draw_anew(0, weight.device)
+        self.watch(matrix)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.on_grid(weight)[0]
+
+    def on_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight on its grid, and the scale of each row, if there is one grid."""
+        matrix = self.rows.split(weight)
+        if not self.mode.frozen:
+            self.watch(matrix)
+        values, scale, _ = self.quantized(matrix, scale=self.scale, zero_point=self.zero_point)
+        return self.rows.join(values), scale
+
+    @torch.no_grad()
+    def watch(self, matrix: Tensor) -> None:
+        """Fit the scales to the weight as it is."""
+        if self.follows:
+            minimum, maximum = self.range.estimate(matrix.detach().float(), dim=1, low=self.low, high=self.high)
+            scale, zero_point = affine(minimum, maximum, self.low, self.high, self.symmetric)
+            self.scale.copy_(scale.reshape_as(self.scale))
+            self.zero_point.copy_(zero_point.reshape_as(self.zero_point))
+
+    @torch.no_grad()
+    def off_grid(self, weight: Tensor) -> Tensor:
+        """How far the weight is from its place on the grid; 0 beyond the ends of the grid."""
+        values, scale = self.on_grid(weight)
+        if scale is None:
+            return torch.zeros_like(weight)
+        inside = (self.rows.split(weight).abs() <= scale * max(self.high, -self.low)).to(weight.dtype)
+        return (weight - values) * self.rows.join(inside)
+
+    @torch.no_grad()
+    def change_format(self, form: Format) -> None:
+        """Go over to another number of bits; a learned step keeps its range."""
+        if "step" in self.learned and form.high and self.high:
+            self.get_parameter("step").mul_(self.high / form.high)
+        self.form, self.low, self.high = form, form.low, form.high
+
+
+class ActivationQuantizer(Quantizer):
+    """Puts what flows through a place on its grid, once it has seen what comes there.
+
+    Attributes:
+        started: whether it has seen anything.
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        function: Callable[..., Quantized],
+        form: Format,
+        mode: Mode,
+        range_: Range,
+        non_negative: bool,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(function, form, mode, seed)
+        self.range, self.non_negative, self.started = range_, non_negative, False
+        self._limit(form)
+        for name in ("minimum", "maximum"):
+            self.register_buffer(name, torch.zeros((), device=device))
+        self.register_buffer("scale", torch.ones((), device=device))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32, device=device))
+        for name in self.learned:
+            self.register_parameter(name, nn.Parameter(torch.ones((), device=device)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not values.is_floating_point():
+            return values
+        if self.mode.observing and not self.mode.frozen and not _is_backward():
+            self.watch(values.detach())
+        return self.on_grid(values)[0] if self.started and self.mode.quantizing else values
+
+    def on_grid(self, values: Tensor) -> Quantized:
+        """What comes, on the grid."""
+        return self.quantized(values, scale=self.scale, zero_point=self.zero_point)
+
+    def obstacle(self) -> str | None:
+        """Why no grid fits to what has come, if so."""
+        if not self.follows:
+            learned = [float(one.detach()) for one in self.parameters()]
+            return None if all(map(math.isfinite, learned)) else f"have led to a step of {learned}"
+        low, high = float(self.minimum), float(self.maximum)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return f"are not finite: they reach from {low} to {high}"
+        return "are all zero" if low == high == 0 else None
+
+    @torch.no_grad()
+    def watch(self, values: Tensor) -> None:
+        """Let the range follow what comes; what is learned begins with the first of it."""
+        if self.follows:
+            found = self.range.estimate(values.float(), dim=None, low=self.low, high=self.high)
+            if self.started:
+                found = self.range.join((self.minimum, self.maximum), found)
+            self.minimum.copy_(found[0]), self.maximum.copy_(found[1])
+            self.settle()
+        if not self.started:
+            for name, initial in self.learned.items():
+                row = values.float().reshape(1, -1)
+                self.get_parameter(name).copy_(initial(row, self.low, self.high).reshape(()))
+        self.started = True
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Derive the grid from the range."""
+        minimum = self.minimum.clamp(min=0.0) if self.non_negative else self.minimum
+        scale, zero_point = affine(minimum, self.maximum, self.low, self.high, symmetric=False)
+        self.scale.copy_(scale), self.zero_point.copy_(zero_point)
+
+    def change_format(self, form: Format) -> None:
+        """Go over to another number of bits; a learned step keeps its range."""
+        before = self.high
+        self._limit(form)
+        with torch.no_grad():
+            if "step" in self.learned and self.high and before:
+                self.get_parameter("step").mul_(before / self.high)
+            if self.started and self.follows:
+                self.settle()
+
+    def _limit(self, form: Format) -> None:
+        self.form, self.low, self.high = form, form.low, form.high
+        # A learned step has no zero point beside it, so that signed values need a signed grid.
+        if self.learned and not self.non_negative and form.low == 0:
+            half = (form.high + 1) // 2
+            self.low, self.high = -half, half - 1
+
+
+def _is_backward() -> bool:
+    """Whether a checkpointed forward is computed a second time: then it must find what the first one found."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
