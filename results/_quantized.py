@@ -1,0 +1,250 @@
+"""Runs in float32 and with `QuantizationAwareTraining`, several seeds each, and the table of what came out."""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from _runs import RESULT_MARK, ROOT, device_name, read_runs, run_all, spread, told, versions, write_runs
+from rich.console import Console
+
+FLOAT = "float32"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, in all that its result depends on."""
+
+    scheme: str
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    begin: str = "33%"
+    batches: int | None = None
+    data: str = "full"
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        return self.scheme
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, and how it is quantized.
+
+    Attributes:
+        script: file that runs it; results lie beside it, under its name.
+        title: of the table.
+        model: the LightningModule of a learning rate.
+        data: the data module of a run.
+        example: shape of an input, without the batch.
+        schemes: arguments of `QuantizationAwareTraining` by name; none for float32.
+        papers: what papers report, by scheme, and what differs.
+        words: below the table.
+        defaults: settings of every run.
+        quick: settings that `--quick` changes.
+        needed: what is missing to run it in full, if anything.
+        seeds: of the runs.
+    """
+
+    script: str
+    title: str
+    model: Callable[[float], Any]
+    data: Callable[[Settings], Any]
+    example: tuple[int, ...]
+    schemes: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Any]
+    quick: Mapping[str, Any]
+    needed: Callable[[], str | None]
+    papers: Mapping[str, str] = field(default_factory=dict)
+    words: str = ""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def name(self) -> str:
+        return Path(self.script).stem
+
+
+# One run, in a process of its own ----------------------------------------------------------------------------------
+
+
+def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
+    """Train, choose the epoch by validation error, test it, and keep its checkpoint."""
+    import torch
+
+    from lightning_compress._lightning import Trainer
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.seed)
+    data = experiment.data(settings)
+    callbacks = import_module(Trainer.__module__.partition(".trainer")[0] + ".callbacks")
+    with tempfile.TemporaryDirectory() as folder:
+        best, errors = callbacks.ModelCheckpoint(folder, monitor="val_error", mode="min"), told(callbacks.Callback)
+        trainer = _trainer(settings, folder, [best, errors, *_quantization(experiment, settings)])
+        begin = time.perf_counter()
+        trainer.fit(experiment.model(settings.learning_rate), datamodule=data)
+        seconds = time.perf_counter() - begin
+        path = best.best_model_path
+        tested = trainer.test(ckpt_path=path, datamodule=data, verbose=False)[0]
+        return {
+            "settings": asdict(settings),
+            "val_errors": errors.errors,
+            "chosen_epoch": torch.load(path, weights_only=True)["epoch"] + 1,
+            "val_error": float(best.best_model_score),
+            "test_error": tested["test_error"],
+            "checkpoint": _kept(experiment, settings, path),
+            "seconds": round(seconds, 1),
+            "device": device_name("cpu"),
+            "versions": versions(),
+        }
+
+
+def _quantization(experiment: Experiment, settings: Settings) -> list[Any]:
+    from lightning_compress import QuantizationAwareTraining
+
+    scheme = experiment.schemes[settings.scheme]
+    return [QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else []
+
+
+def _trainer(settings: Settings, folder: str, callbacks: list[Any]) -> Any:
+    from lightning_compress._lightning import Trainer
+
+    limits = {} if settings.batches is None else {"limit_train_batches": settings.batches}
+    return Trainer(
+        max_epochs=settings.epochs,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **limits,
+    )
+
+
+def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:
+    """Copy a checkpoint to where the files are made from; the path from the project's root."""
+    name = re.sub(r"\W+", "-", f"{settings.scheme}-{settings.seed}-{settings.epochs}-{settings.data}")
+    kept = Path("outputs") / experiment.name / f"{name}.ckpt"
+    (ROOT / kept).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(checkpoint, ROOT / kept)
+    return str(kept)
+
+
+# The files of a run ------------------------------------------------------------------------------------------------
+
+
+def add_files(experiment: Experiment, run: dict[str, Any], folder: Path) -> None:
+    """Bytes of the packed file and the ONNX file, and how often ONNX Runtime reads a test image as torch does."""
+    import torch
+
+    from lightning_compress import export, load_compressed
+    from lightning_compress.export.agreement import agreement
+
+    settings = Settings(**run["settings"])
+    model = load_compressed(type(experiment.model(settings.learning_rate)), ROOT / run["checkpoint"])
+    run["float_bytes"] = sum(value.nbytes for name, value in model.state_dict().items() if "accuracy" not in name)
+    if not experiment.schemes[settings.scheme]:
+        return
+    data = experiment.data(settings)
+    data.setup()
+    run["packed_bytes"] = export(model, folder / "model.safetensors").size_bytes
+    run["onnx_bytes"] = export(model, folder / "model.onnx", torch.zeros(8, *experiment.example)).size_bytes
+    run["agreement"] = agreement(folder / "model.onnx", model, (batch[0] for batch in data.test_dataloader()))
+
+
+# What is said ------------------------------------------------------------------------------------------------------
+
+
+def report(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> None:
+    """Write the table."""
+    by_scheme = {name: [run for run in runs if run["settings"]["scheme"] == name] for name in experiment.schemes}
+    floats = {run["settings"]["seed"]: run["test_error"] for run in by_scheme[FLOAT]}
+    first = runs[0]["settings"]
+    lines = [
+        f"# {experiment.title}",
+        "",
+        f"`python results/{experiment.name}.py`: {first['epochs']} epochs each, quantized after {first['begin']} of "
+        f"them; test error in percent, mean ± standard deviation over the seeds; difference to the float32 run of the "
+        f"same seed, in points. Files are given in bytes, all of them.",
+        "",
+        "| | seeds | test error | difference | packed file | ONNX file | ONNX Runtime agrees | papers |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_row(experiment, name, several, floats) for name, several in by_scheme.items() if several),
+        "",
+        _said(experiment, runs),
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _row(experiment: Experiment, name: str, several: list[dict[str, Any]], floats: Mapping[int, float]) -> str:
+    errors = [100 * run["test_error"] for run in several]
+    pairs = [(run["test_error"], floats.get(run["settings"]["seed"])) for run in several]
+    differences = [100 * (error - beside) for error, beside in pairs if beside is not None]
+    cells = [name, str(len(several)), spread(errors), "" if name == FLOAT else spread(differences, "+")]
+    if name == FLOAT:
+        cells += [f"{_bytes(several, 'float_bytes')} of float32", "", ""]
+    else:
+        agreement = f"{100 * min(run['agreement'] for run in several):.2f} % at least"
+        cells += [_bytes(several, "packed_bytes"), _bytes(several, "onnx_bytes"), agreement]
+    return f"| {' | '.join([*cells, experiment.papers.get(name, '')])} |"
+
+
+def _bytes(several: list[dict[str, Any]], key: str) -> str:
+    return f"{round(statistics.mean(run[key] for run in several)):,}"
+
+
+def _said(experiment: Experiment, runs: list[dict[str, Any]]) -> str:
+    numbers = ", ".join(f"{name} {number}" for name, number in runs[0]["versions"].items())
+    minutes = sum(run["seconds"] for run in runs) / 60
+    return f"{experiment.words} Each run on {runs[0]['device']}, {minutes:.0f} minutes in all; {numbers}."
+
+
+def main(experiment: Experiment) -> None:
+    parser = argparse.ArgumentParser(description=experiment.title)
+    parser.add_argument("--quick", action="store_true", help="a few batches, to see that it works; proves nothing")
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    parser.add_argument("--report", action="store_true", help="only write the table of the runs that are there")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    read = parser.parse_args()
+    if read.run:
+        print(RESULT_MARK + json.dumps(train(experiment, Settings(**json.loads(read.run)))))
+        return
+    console = Console()
+    missing = None if read.quick else experiment.needed()
+    if missing is not None:
+        sys.exit(missing)
+    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "results"
+    path = folder / f"{experiment.name}.json"
+    kept = read_runs(path, Settings)
+    defaults = {**experiment.defaults, **(experiment.quick if read.quick else {})}
+    seeds = experiment.seeds[:1] if read.quick else experiment.seeds
+    todo = [Settings(scheme, seed, **defaults) for seed in seeds for scheme in experiment.schemes]
+    if not read.report:
+        run_all(experiment.script, todo, kept, path, read.workers, console)
+    done = [kept[settings.key] for settings in todo if settings.key in kept]
+    for run in done:
+        if "float_bytes" not in run:
+            with tempfile.TemporaryDirectory() as files:
+                add_files(experiment, run, Path(files))
+            write_runs(path, kept)
+    report(experiment, done, path.with_suffix(".md"))
+    console.print(path.with_suffix(".md").read_text(encoding="utf-8"), f"Written to {path}.", highlight=False)
