@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core.selection import canonical
 from lightning_compress.pruning.masked import MaskedParameters
+from lightning_compress.quantization.restoring import restored, within
 from lightning_compress.report.checkpoint import load, state_dict_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -17,6 +18,8 @@ OURS = "lightning_compress/"
 
 def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs: Any) -> Model:
     """Build a module and give it the compressed weights of a checkpoint; what is pruned is exactly zero.
+
+    A quantized module has its float weights under their own names, and computes on the grids of the checkpoint.
 
     Args:
         module_class: the LightningModule of the run, or the class of the one submodule that is wanted.
@@ -34,6 +37,8 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
     module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
     for entry in _entries(content):
         _mask(module, entry, canonical(prefix), checkpoint)
+        if entry.get("model") is not None:
+            _quantize(module, entry["model"], canonical(prefix), checkpoint)
     return module
 
 
@@ -91,3 +96,10 @@ def _mask(module: nn.Module, entry: Mapping[str, Any], prefix: str, checkpoint: 
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{checkpoint} has damaged masks: {type(error).__name__} {error}.") from error
     masked.apply()
+
+
+def _quantize(module: nn.Module, state: Mapping[str, Any], prefix: str, checkpoint: str | Path) -> None:
+    try:
+        restored(module, within(prefix, state))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint} has damaged grids: {type(error).__name__} {error}.") from error

@@ -71,6 +71,11 @@ def parse(bits: Bits, what: Side = "weights") -> Format | None:
     return weight_format(bits) if what == "weights" else activation_format(bits)
 
 
+def read(name: str, what: Side = "weights") -> Format | None:
+    """The format of a `Format.name`, as it stands in a checkpoint."""
+    return parse(int(name) if name.isdecimal() else name, what)
+
+
 def weight_format(bits: int | str) -> Format:
     """The format of weights: a grid as far below zero as above, so that a channel may change its sign.
 

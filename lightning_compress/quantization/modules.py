@@ -1,14 +1,14 @@
 """What a quantizer remembers: ranges as buffers, what it learns as parameters; kept beside the user's model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.lookup import call_with_needs, needs
-from lightning_compress.quantization.formats import Format
+from lightning_compress.quantization.formats import Format, Side, read
 from lightning_compress.quantization.grid import Quantized
 from lightning_compress.quantization.ranges import Range, affine
 from lightning_compress.quantization.rows import Rows
@@ -39,6 +39,11 @@ class Quantizer(nn.Module):
     """
 
     generator: torch.Generator | None
+    side: Side = "weights"
+
+    def change_format(self, form: Format) -> None:
+        """Go over to another number of bits."""
+        raise NotImplementedError
 
     def __init__(self, function: Callable[..., Quantized], form: Format, mode: Mode, seed: int = 0) -> None:
         super().__init__()
@@ -48,6 +53,17 @@ class Quantizer(nn.Module):
         self.learned: dict[str, Callable[..., Tensor]] = getattr(function, "learned", {})
         self.generator = None
         self.train(False)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+        tensors = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        return {"tensors": tensors, "format": self.form.name}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave; its format may be one on the way to the final one."""
+        if (form := read(state["format"], self.side)) is not None:
+            self.change_format(form)
+        self.load_state_dict(state["tensors"])
 
     @property
     def follows(self) -> bool:
@@ -146,6 +162,7 @@ class ActivationQuantizer(Quantizer):
     maximum: Tensor
     scale: Tensor
     zero_point: Tensor
+    side = "activations"
 
     def __init__(
         self,
@@ -209,6 +226,13 @@ class ActivationQuantizer(Quantizer):
         minimum = self.minimum.clamp(min=0.0) if self.non_negative else self.minimum
         scale, zero_point = affine(minimum, self.maximum, self.low, self.high, symmetric=False)
         self.scale.copy_(scale), self.zero_point.copy_(zero_point)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "started": self.started}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        self.started = bool(state["started"])
 
     def change_format(self, form: Format) -> None:
         """Go over to another number of bits; a learned step keeps its range."""

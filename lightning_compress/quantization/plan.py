@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_compress.core.lookup import near_miss
+from lightning_compress.core.lookup import choices, near_miss
 from lightning_compress.core.selection import Candidate, as_patterns, matches
+from lightning_compress.quantization import quantizers
 from lightning_compress.quantization.formats import Bits, Format, parse
 from lightning_compress.quantization.layers import Layer
 from lightning_compress.quantization.methods import Method, MethodName, method_for
@@ -174,6 +175,44 @@ class LayerPlan:
     method: Method
     granularity: str
     symmetric: bool
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values, from which `as_override` makes the plan again."""
+        return {
+            "weights": None if self.weights is None else self.weights.name,
+            "activations": None if self.activations is None else self.activations.name,
+            "quantizers": {side: _path(getattr(self.method, side)) for side in ("weights", "activations")},
+            "granularity": self.granularity,
+        }
+
+
+def as_override(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `LayerPlan.settings` gave, as one of the `overrides` of a `Request`.
+
+    Raises:
+        ValueError: if a quantizer is not one of ours: a checkpoint must not say which code runs.
+    """
+    found: dict[str, Any] = {}
+    for side, path in settings["quantizers"].items():
+        if path is not None and path not in choices(quantizers):
+            raise ValueError(
+                f"The checkpoint's {side} were quantized by '{path}', which is not of this package. Import it "
+                f"yourself, and train or evaluate with QuantizationAwareTraining(method=...), which takes the function."
+            )
+        found[side] = None if path is None else choices(quantizers)[path]
+    bits = {side: _bits(settings[side]) for side in ("weights", "activations")}
+    return {**bits, "method": found, "granularity": settings["granularity"]}
+
+
+def _path(function: Any) -> str | None:
+    if function is None:
+        return None
+    known = {member: name for name, member in choices(quantizers).items()}
+    return known.get(function) or f"{function.__module__}.{function.__qualname__}"
+
+
+def _bits(name: str | None) -> Bits:
+    return int(name) if name is not None and name.isdecimal() else name
 
 
 def fallen(initial: int, final: int, share: float) -> int:

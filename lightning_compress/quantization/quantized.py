@@ -136,21 +136,19 @@ class QuantizedModel:
             "layout": self.layout.state(),
             "frozen": self.mode.frozen,
             "active": self.mode.active,
-            "weights": {name: _state(one) for name, one in self.weights.items()},
-            "activations": {name: {**_state(one), "started": one.started} for name, one in self.activations.items()},
+            "plans": {name: plan.settings() for name, plan in self.plans.items()},
+            "weights": {name: one.state() for name, one in self.weights.items()},
+            "activations": {name: one.state() for name, one in self.activations.items()},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
         self.mode.frozen, self.mode.active = bool(state["frozen"]), bool(state["active"])
         self.mode.quantizing = self.mode.active
-        for kind, several in (("weights", self.weights), ("activations", self.activations)):
-            for name, quantizer in several.items():
-                saved = dict(state[kind][name])
-                started = saved.pop("started", None)
-                quantizer.load_state_dict(saved)
-                if isinstance(quantizer, ActivationQuantizer):
-                    quantizer.started = bool(started)
+        for name, weight in self.weights.items():
+            weight.load(state["weights"][name])
+        for name, activation in self.activations.items():
+            activation.load(state["activations"][name])
 
     @property
     def bits(self) -> float:
@@ -351,10 +349,6 @@ def _with_quantized(args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer
     known = {id(given[places[position]]): quantizer(given[places[position]]) for position, quantizer in doors.items()}
     new_args = [known.get(id(value), value) for value in args]
     return tuple(new_args), {name: known.get(id(value), value) for name, value in kwargs.items()}
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def _plain() -> tuple[Format, Method]:

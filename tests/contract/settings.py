@@ -84,10 +84,18 @@ SETTINGS = {
         "int8": {"begin": 2, "freeze_ranges": 15, "freeze_bn": 15},
         "late": {"begin": 10},
         "int4-learned": {"weights": 4, "activations": 4, "first": "same", "last": "same", "begin": 2, "damping": 1e-3},
-        "falling-bits": {"weights": 3, "activations": 4, "initial_bits": 8, "begin": 2, "end": 20, "every": 3},
+        "falling-bits": {
+            "weights": 3, "activations": 4, "initial_bits": 8, "begin": 2, "end": 20, "every": 3, "first": "same",
+            "last": "same", "method": "percentile",
+        },
         "ternary": {"weights": "ternary", "activations": "fp8", "first": "same", "last": "same", "begin": 0},
-        "drawn": {"method": "dorefa", "gradients": 6, "weights": 4, "activations": 4, "begin": 2},
-        "wage": {"method": "wage", "weights": 2, "gradients": 8, "errors": 8, "begin": 2},
+        "drawn": {
+            "method": "dorefa", "gradients": 6, "weights": 4, "activations": 4, "begin": 2, "first": "same",
+            "last": "same",
+        },
+        "wage": {
+            "method": "wage", "weights": 2, "gradients": 8, "errors": 8, "begin": 2, "first": "same", "last": "same",
+        },
         "stochastic-binary": {
             "method": "stochastic", "weights": "binary", "activations": 4, "first": "same", "last": "same", "begin": 2,
         },
