@@ -52,7 +52,10 @@ class Experiment:
         title: of the table.
         model: the LightningModule of a learning rate.
         data: the data module of a run.
-        example: shape of an input, without the batch.
+        example: an input of a few samples.
+        metric: what is logged as `val_...` and `test_...`; the lower the better.
+        factor, unit: by which it is multiplied to be shown, and in what it is then.
+        digits: that are shown.
         schemes: arguments of `QuantizationAwareTraining` by name; none for float32.
         papers: what papers report, by scheme, and what differs.
         words: below the table.
@@ -66,7 +69,7 @@ class Experiment:
     title: str
     model: Callable[[float], Any]
     data: Callable[[Settings], Any]
-    example: tuple[int, ...]
+    example: Callable[[], Any]
     schemes: Mapping[str, Mapping[str, Any]]
     defaults: Mapping[str, Any]
     quick: Mapping[str, Any]
@@ -74,6 +77,10 @@ class Experiment:
     papers: Mapping[str, str] = field(default_factory=dict)
     words: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
+    metric: str = "error"
+    factor: float = 100.0
+    unit: str = "percent"
+    digits: int = 2
 
     @property
     def name(self) -> str:
@@ -95,7 +102,8 @@ def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     data = experiment.data(settings)
     callbacks = import_module(Trainer.__module__.partition(".trainer")[0] + ".callbacks")
     with tempfile.TemporaryDirectory() as folder:
-        best, errors = callbacks.ModelCheckpoint(folder, monitor="val_error", mode="min"), told(callbacks.Callback)
+        monitor = f"val_{experiment.metric}"
+        best, errors = callbacks.ModelCheckpoint(folder, monitor=monitor), told(callbacks.Callback, monitor)
         trainer = _trainer(settings, folder, [best, errors, *_quantization(experiment, settings)])
         begin = time.perf_counter()
         trainer.fit(experiment.model(settings.learning_rate), datamodule=data)
@@ -107,7 +115,7 @@ def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
             "val_errors": errors.errors,
             "chosen_epoch": torch.load(path, weights_only=True)["epoch"] + 1,
             "val_error": float(best.best_model_score),
-            "test_error": tested["test_error"],
+            "test_error": tested[f"test_{experiment.metric}"],
             "checkpoint": _kept(experiment, settings, path),
             "seconds": round(seconds, 1),
             "device": device_name("cpu"),
@@ -153,10 +161,8 @@ def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:
 
 def add_files(experiment: Experiment, run: dict[str, Any], folder: Path) -> None:
     """Bytes of the packed file and the ONNX file, and how often ONNX Runtime reads a test image as torch does."""
-    import torch
-
     from lightning_compress import export, load_compressed
-    from lightning_compress.export.agreement import agreement
+    from lightning_compress.export.onnx_agreement import agreement
 
     settings = Settings(**run["settings"])
     model = load_compressed(type(experiment.model(settings.learning_rate)), ROOT / run["checkpoint"])
@@ -166,7 +172,7 @@ def add_files(experiment: Experiment, run: dict[str, Any], folder: Path) -> None
     data = experiment.data(settings)
     data.setup()
     run["packed_bytes"] = export(model, folder / "model.safetensors").size_bytes
-    run["onnx_bytes"] = export(model, folder / "model.onnx", torch.zeros(8, *experiment.example)).size_bytes
+    run["onnx_bytes"] = export(model, folder / "model.onnx", experiment.example()).size_bytes
     run["agreement"] = agreement(folder / "model.onnx", model, (batch[0] for batch in data.test_dataloader()))
 
 
@@ -182,10 +188,10 @@ def report(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> No
         f"# {experiment.title}",
         "",
         f"`python results/{experiment.name}.py`: {first['epochs']} epochs each, quantized after {first['begin']} of "
-        f"them; test error in percent, mean ± standard deviation over the seeds; difference to the float32 run of the "
-        f"same seed, in points. Files are given in bytes, all of them.",
+        f"them; test {experiment.metric} in {experiment.unit}, mean ± standard deviation over the seeds; difference to "
+        f"the float32 run of the same seed. Files are given in bytes, all of them.",
         "",
-        "| | seeds | test error | difference | packed file | ONNX file | ONNX Runtime agrees | papers |",
+        f"| | seeds | test {experiment.metric} | difference | packed file | ONNX file | ONNX Runtime agrees | papers |",
         "|---|---|---|---|---|---|---|---|",
         *(_row(experiment, name, several, floats) for name, several in by_scheme.items() if several),
         "",
@@ -196,10 +202,11 @@ def report(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> No
 
 
 def _row(experiment: Experiment, name: str, several: list[dict[str, Any]], floats: Mapping[int, float]) -> str:
-    errors = [100 * run["test_error"] for run in several]
+    errors = [experiment.factor * run["test_error"] for run in several]
     pairs = [(run["test_error"], floats.get(run["settings"]["seed"])) for run in several]
-    differences = [100 * (error - beside) for error, beside in pairs if beside is not None]
-    cells = [name, str(len(several)), spread(errors), "" if name == FLOAT else spread(differences, "+")]
+    differences = [experiment.factor * (error - beside) for error, beside in pairs if beside is not None]
+    difference = "" if name == FLOAT else spread(differences, "+", experiment.digits)
+    cells = [name, str(len(several)), spread(errors, digits=experiment.digits), difference]
     if name == FLOAT:
         cells += [f"{_bytes(several, 'float_bytes')} of float32", "", ""]
     else:
@@ -239,7 +246,10 @@ def main(experiment: Experiment) -> None:
     seeds = experiment.seeds[:1] if read.quick else experiment.seeds
     todo = [Settings(scheme, seed, **defaults) for seed in seeds for scheme in experiment.schemes]
     if not read.report:
-        run_all(experiment.script, todo, kept, path, read.workers, console)
+        shown = f"{{:.{experiment.digits}f}} {experiment.unit}".format
+        run_all(
+            experiment.script, todo, kept, path, read.workers, console, lambda value: shown(experiment.factor * value)
+        )
     done = [kept[settings.key] for settings in todo if settings.key in kept]
     for run in done:
         if "float_bytes" not in run:

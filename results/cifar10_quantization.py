@@ -23,12 +23,18 @@ def model(learning_rate: float) -> Any:
     return ResNet(3, learning_rate)
 
 
+def example() -> Any:
+    import torch
+
+    return torch.zeros(8, 3, 32, 32)
+
+
 EXPERIMENT = Experiment(
     script=__file__,
     title="ResNet-20 on CIFAR-10, quantized while it trains",
     model=model,
     data=data,
-    example=(3, 32, 32),
+    example=example,
     schemes={FLOAT: {}, "W8A8": {"weights": 8, "activations": 8}, "W4A4": {"weights": 4, "activations": 4}},
     words=(
         "The images were stored as JPEG, which loses a little: figures are not quite comparable with those on the "

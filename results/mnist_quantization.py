@@ -30,6 +30,12 @@ def data(settings: Settings) -> Any:
     return MNIST(data_folder() if settings.data == "full" else None, settings.batch_size)
 
 
+def example() -> Any:
+    import torch
+
+    return torch.zeros(8, 1, 28, 28)
+
+
 def needed() -> str | None:
     if data_folder() is not None:
         return None
@@ -41,7 +47,7 @@ EXPERIMENT = Experiment(
     title="LeNet-5 on MNIST, quantized while it trains",
     model=model,
     data=data,
-    example=(1, 28, 28),
+    example=example,
     schemes={
         FLOAT: {},
         "W8A8": {"weights": 8, "activations": 8},
