@@ -125,7 +125,10 @@ def test_a_second_recipe_in_the_environment_is_refused(complete, capsys, monkeyp
     ("arguments", "words"),
     [
         (["run", "nowhere.yaml"], "There is no file 'nowhere.yaml'"),
-        (["run", "prun"], "Did you mean 'prune'? Ready ones: distill, prune, prune_2_4, prune_mnist"),
+        (
+            ["run", "prun"],
+            "Did you mean 'prune'? Ready ones: distill, prune, prune_2_4, prune_mnist, qat_int4, qat_int8, qat_ternary",
+        ),
         (["run", "prune", "--set", "prunin.end=3"], "Did you mean 'pruning'?"),
         (["run", "prune_mnist", "--set", "trainer.max_epoch=3"], "Did you mean 'max_epochs'?"),
         (["run"], "RECIPE"),
@@ -150,7 +153,15 @@ def test_debug_shows_the_traceback():
 def test_the_ready_recipes_are_listed_with_what_they_are_for(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["distill", "prune", "prune_2_4", "prune_mnist"]
+    assert [line.split()[0] for line in lines] == [
+        "distill",
+        "prune",
+        "prune_2_4",
+        "prune_mnist",
+        "qat_int4",
+        "qat_int8",
+        "qat_ternary",
+    ]
     assert all(len(line.split()) > 5 for line in lines)
 
 

@@ -6,7 +6,7 @@ from functools import wraps
 import pytest
 
 import lightning_compress
-from lightning_compress import CompressionReport, Distillation, Pruning, Recipe
+from lightning_compress import CompressionReport, Distillation, Pruning, QuantizationAwareTraining, Recipe
 from lightning_compress.core.schedules import Exponential
 from lightning_compress.recipe.shipped import shipped
 
@@ -145,11 +145,21 @@ def test_to_dict_is_plain_and_has_what_was_overridden(written):
     }
 
 
-@pytest.mark.parametrize("name", ["distill", "prune", "prune_2_4", "prune_mnist"])
-def test_every_shipped_recipe_builds_and_says_what_it_is_for(name, capsys):
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("distill", Distillation, "begins"),
+        ("prune", Pruning, "sparsity 0.00%"),
+        ("prune_2_4", Pruning, "sparsity 0.00%"),
+        ("prune_mnist", Pruning, "sparsity 0.00%"),
+        ("qat_int4", QuantizationAwareTraining, "4 bits"),
+        ("qat_int8", QuantizationAwareTraining, "quantizes"),
+        ("qat_ternary", QuantizationAwareTraining, "quantizes"),
+    ],
+)
+def test_every_shipped_recipe_builds_and_says_what_it_is_for(name, kind, said):
     path = shipped()[name]
     recipe = Recipe.load(path)
-    kind, said = (Distillation, "begins") if name == "distill" else (Pruning, "sparsity 0.00%")
     assert any(isinstance(callback, kind) for callback in recipe.callbacks())
     assert said in recipe.timeline(1000)
     assert path.read_text().startswith("# ")
