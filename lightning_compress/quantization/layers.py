@@ -61,10 +61,12 @@ def layers_of(model: nn.Module, targets: Patterns = None, ignore: Patterns = ())
         else:
             chosen.append(candidate)
     found: dict[str, list[Held]] = {}
+    first: dict[int, str] = {}  # a module that has several names is one layer
     for candidate in chosen:
         for name in candidate.names:
             host, held = _held(name, candidate, modules)
-            found.setdefault(host, []).append(held)
+            if first.setdefault(id(modules[host]), host) == host:
+                found.setdefault(host, []).append(held)
     order = [name for name in modules if name in found]
     layers = [Layer(name, modules[name], tuple(found[name])) for name in order]
     if not layers:

@@ -156,8 +156,10 @@ class ActivationQuantizer(Quantizer):
 
     Attributes:
         started: whether it has seen anything.
+        place: where that is, in words for errors.
     """
 
+    place = "one place"
     minimum: Tensor
     maximum: Tensor
     scale: Tensor
@@ -188,7 +190,10 @@ class ActivationQuantizer(Quantizer):
         if not values.is_floating_point():
             return values
         if self.mode.observing and not self.mode.frozen and not _is_backward():
-            self.watch(values.detach())
+            try:
+                self.watch(values.detach())
+            except ValueError as error:
+                raise ValueError(f"The activations at {self.place} fit on no grid: {error}") from error
         return self.on_grid(values)[0] if self.started and self.mode.quantizing else values
 
     def on_grid(self, values: Tensor) -> Quantized:

@@ -228,10 +228,9 @@ class QuantizedModel:
         """
         for name, quantizer in self.activations.items():
             if quantizer.started and (why := quantizer.obstacle()):
-                layers = [layer for layer, site in self.layout.inputs.items() if site == name]
                 raise ValueError(
-                    f"The activations at '{name}' (input of {', '.join(layers) or 'no layer'}) {why}, so there is no "
-                    f"grid for them. Look at the batches and the layers before it, or leave it out: ignore={layers}."
+                    f"The activations at {self._in_words(name)} {why}, so there is no grid for them. Look at the "
+                    f"batches and the layers before it, or leave it out: ignore={self._takers(name)}."
                 )
 
     # Making -----------------------------------------------------------------------------------------------------
@@ -259,10 +258,17 @@ class QuantizedModel:
             method.activations, form, self.mode, method.range, site.non_negative,
             seed=self.seed + 10_000 + len(self.activations), device=device,
         )  # fmt: skip
+        self.activations[site.name].place = self._in_words(site.name)
+
+    def _in_words(self, site: str) -> str:
+        return f"'{site}' (input of {', '.join(self._takers(site)) or 'no layer'})"
+
+    def _takers(self, site: str) -> list[str]:
+        return [layer for layer, name in self.layout.inputs.items() if name == site]
 
     def _taker(self, site: str) -> nn.Parameter | None:
-        takers = [self.layers[layer] for layer, name in self.layout.inputs.items() if name == site]
-        return takers[0].weights[0].parameter if takers else None
+        takers = self._takers(site)
+        return self.layers[takers[0]].weights[0].parameter if takers else None
 
 
 def _count(quantizer: WeightQuantizer) -> int:
