@@ -1,6 +1,8 @@
 """From a quantized model to the plain module that is deployed: weights on their grids, BatchNorm folded in."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +67,42 @@ def deployable(model: nn.Module) -> Deployable:
     _add_sites(copy, modules, quantized)
     inputs = {layer: as_key(site) for layer, site in quantized.layout.inputs.items()}
     return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class OnGrids:
+    """A model's own state dict with its quantized weights on their grids, nothing folded, under the names of its class.
+
+    Attributes:
+        state: name to tensor.
+        weights: grids by name.
+        casts: shorter dtypes that hold a weight without loss, by name.
+    """
+
+    state: Mapping[str, Tensor]
+    weights: Mapping[str, WeightGrid]
+    casts: Mapping[str, torch.dtype]
+
+
+def on_grids(model: nn.Module) -> OnGrids:
+    """The state dict of a quantized model, as a file of packed weights holds it.
+
+    Raises:
+        ValueError: if the model was not quantized.
+    """
+    quantized = _known(model)
+    state = {shown(name): value.detach() for name, value in model.state_dict().items()}
+    own = dict(state)
+    with torch.no_grad():
+        grids = {name: _grid(quantized, name) for name in quantized.held()}
+        for name, grid in grids.items():
+            values = _values(quantized, name) if grid is None else grid.values()
+            weight = quantized.held()[name].parameter
+            # A tied weight stands there under each of its names.
+            tied = [one for one, value in own.items() if value.data_ptr() == weight.data_ptr()]
+            state.update(dict.fromkeys(tied, values.to(weight.dtype)))
+    casts = {name: one.form.dtype for name, one in quantized.weights.items() if one.form.dtype is not None}
+    return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, casts)
 
 
 def as_key(site: str) -> str:
