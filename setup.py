@@ -42,6 +42,7 @@ EXTRAS["dev"] = [
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
+    "safetensors>=0.5,<1",  # tests read what we write with it, and write what we read
     "setuptools>=77",  # a test builds the wheel, and looks into it
     "types-PyYAML>=6",
 ]
