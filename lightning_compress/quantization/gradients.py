@@ -101,7 +101,8 @@ class _QuantizedGradient(torch.autograd.Function):
 def _shifted(values: Tensor) -> Tensor:
     """Divided by the power of two that is nearest to the largest size, in the exponent."""
     largest = wide(values).abs().max()
-    power = torch.where(largest == 0, 1.0, largest).log2().round()
+    # Beyond these powers float32 has no normal numbers, and the quotient would be infinite.
+    power = torch.where(largest == 0, 1.0, largest).log2().round().clamp(-126, 126)
     return torch.ldexp(wide(values), -power)
 
 

@@ -191,7 +191,7 @@ def _first_fitting(offered: tuple[Quantizer, ...], form: Format | None) -> Quant
 
 
 def _kinds(offered: tuple[Quantizer, ...]) -> str:
-    kinds = [repr(kind) for one in offered for kind in getattr(one, "kinds", ())]
+    kinds = [kind for one in offered for kind in getattr(one, "kinds", ())]
     return f", but for {' or '.join(kinds)} formats" if kinds else ""
 
 

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from lightning_compress.quantization.formats import Format, activation_format, parse, weight_format
+from lightning_compress.quantization.formats import Format, activation_format, parse, read, weight_format
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,13 @@ def test_floating_point_has_a_torch_type_and_no_grid(name, bits, dtype, what):
 def test_none_is_no_format():
     assert parse(None) is None
     assert parse(None, "activations") is None
+
+
+@pytest.mark.parametrize("what", ["weights", "activations"])
+@pytest.mark.parametrize("bits", [16, 8, 2, "ternary", "binary", "fp16", "fp8_e5m2"])
+def test_a_format_is_read_back_from_its_name(bits, what):
+    form = parse(bits, what)
+    assert read(form.name, what) == form
 
 
 def test_a_format_cannot_be_changed():

@@ -52,7 +52,9 @@ def test_activations_of_any_shape_have_one_interval(estimator):
     values = drawn(2, 3, 4, 5)
     folded = estimate(estimator, values.permute(0, 2, 3, 1), None)
     assert [end.shape for end in folded] == [(), ()]
-    assert torch.equal(torch.stack(folded), torch.stack(estimate(estimator, values.permute(0, 2, 3, 1).flatten(), None)))
+    assert torch.equal(
+        torch.stack(folded), torch.stack(estimate(estimator, values.permute(0, 2, 3, 1).flatten(), None))
+    )
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

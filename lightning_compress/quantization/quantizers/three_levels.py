@@ -35,10 +35,8 @@ def twn(values: Tensor) -> Quantized:
     return Quantized(straight_through(values, values.detach().sign() * large * scale), scale, no_offset(scale))
 
 
-def _beyond(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Which weights count as positive, and which as negative."""
-    threshold = 0.05 * values.abs().amax(1, keepdim=True)
-    return values > threshold, values < -threshold
+def _threshold(values: Tensor) -> Tensor:
+    return 0.05 * values.abs().amax(1, keepdim=True)
 
 
 def _mean_where(chosen: Tensor, sizes: Tensor) -> Tensor:
@@ -46,11 +44,11 @@ def _mean_where(chosen: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _first_positive(values: Tensor, low: int, high: int) -> Tensor:
-    return above_zero(_mean_where(_beyond(values)[0], values.abs()))
+    return above_zero(_mean_where(values > _threshold(values), values.abs()))
 
 
 def _first_negative(values: Tensor, low: int, high: int) -> Tensor:
-    return above_zero(_mean_where(_beyond(values)[1], values.abs()))
+    return above_zero(_mean_where(values < -_threshold(values), values.abs()))
 
 
 @learns(positive=_first_positive, negative=_first_negative)
@@ -71,9 +69,11 @@ def ttq(values: Tensor, positive: Tensor, negative: Tensor) -> Quantized:
 
     Reference: Zhu et al., 2017, section 3, https://arxiv.org/abs/1612.01064
     """
-    above, below = _beyond(wide(values.detach()))
+    threshold = _threshold(wide(values.detach()))
+    above, below = values > threshold, values < -threshold
     upper, lower = (level.abs().clamp(min=SMALLEST_STEP) for level in (positive, negative))
-    levels = torch.where(above, upper, torch.where(below, -lower, torch.zeros_like(upper)))
+    # The product is 0, unless a weight of the row is no number: that must not vanish.
+    levels = torch.where(above, upper, torch.where(below, -lower, 0 * threshold))
     slopes = torch.where(above, upper.detach(), torch.where(below, lower.detach(), torch.ones_like(upper)))
     # Of this sum, the levels alone are left in the values, and both terms in the gradient.
     return Quantized(levels.to(values.dtype) + straight_through(values, torch.zeros_like(values), slopes), None, None)
