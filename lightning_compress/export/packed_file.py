@@ -6,6 +6,7 @@ after the other. Nothing in it can run. A reader must not trust it: every size i
 Reference: https://github.com/huggingface/safetensors#format
 """
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -66,7 +67,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in order:
-            file.write(_bytes_of(tensors[name]))
+            _give_bytes(tensors[name], file.write)
     return 8 + len(header)
 
 
@@ -94,12 +95,17 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of names, dtypes, shapes, bytes and metadata, in whatever order they lie."""
+    """SHA-256 of names, dtypes, shapes, bytes and metadata, in whatever order they lie.
+
+    Raises:
+        ValueError: if a tensor is of a dtype or layout that the format does not know.
+    """
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
+        _refuse_unknown(name, tensor)
         digest.update(json.dumps([name, NAMES[tensor.dtype], list(tensor.shape)]).encode())
-        digest.update(_bytes_of(tensor))
+        _give_bytes(tensor, digest.update)
     return digest.hexdigest()
 
 
@@ -141,8 +147,11 @@ def _refuse_unknown(name: str, tensor: Tensor) -> None:
         )
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _give_bytes(tensor: Tensor, take: Callable[[Any], object]) -> None:
+    """Give the bytes of a tensor to what takes bytes, without a copy where it lies in one piece, and without numpy."""
+    flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    if flat.numel():
+        take((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()))
 
 
 def _header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

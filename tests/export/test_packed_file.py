@@ -13,7 +13,7 @@ LIES = 300
 
 
 def bits_of(tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
+    return tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8).tolist()
 
 
 def assert_same(found, wanted):
@@ -38,6 +38,7 @@ def one_of_each():
         "empty": torch.empty(0, 4),
         'a.long "näme"': torch.arange(5),
         "turned": torch.arange(6.0).reshape(2, 3).T,
+        "conjugate": torch.tensor([1 + 2j, 3 - 1j]).conj(),
     }
 
 
@@ -56,7 +57,7 @@ def test_the_library_reads_what_we_write(tmp_path):
 
 
 def test_we_read_what_the_library_writes(tmp_path):
-    tensors = {name: tensor.contiguous() for name, tensor in one_of_each().items()}
+    tensors = {name: tensor.resolve_conj().contiguous() for name, tensor in one_of_each().items()}
     save_file(tensors, tmp_path / "file", {"who": "the library"})
     found, metadata = read_tensors(tmp_path / "file")
     assert_same(found, tensors)
