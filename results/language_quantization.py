@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
         "Two layers of width 128 (attention, LayerNorm, GELU, embeddings), 100 steps to an epoch; text of Python's own "
         "help, split by position. First and last layer have 8 bits; the embedding of characters is quantized too."
     ),
-    defaults={"epochs": 8, "batch_size": 32, "learning_rate": 0.003},
+    defaults={"epochs": 5, "batch_size": 32, "learning_rate": 0.003},
     quick={"epochs": 3, "batches": 3, "batch_size": 4},
     needed=needed,
     metric="bits",

@@ -1,0 +1,250 @@
+"""What quantization costs in training, and what it gives in ONNX Runtime, on a ResNet-20 of width 32.
+
+    python benchmarks/quantization.py
+
+Steps: plain Lightning, `QuantizationAwareTraining` (8 bits, ranges followed or frozen; 4 bits with learned steps),
+and torchao's PT2E QAT, if torchao is installed, which replaces the network by an exported graph. All train at the same
+time in one process, and take turns of a few steps in random order. Printed is the median over the rounds of the ratio
+to plain Lightning in the same round.
+
+Latency: the same network, calibrated by `quantize` on random images and written by `export`, beside its float32 file
+and eager torch; the three take turns too, one thread each. Calibration: 512 images of 32 x 32.
+"""
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from _models import Block
+from _results import arguments, be_quiet, environment, write
+from _turns import Batches, Contestant, paired
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_compress import QuantizationAwareTraining, export, quantize
+
+PLAIN = "plain Lightning"
+BATCH, WIDTH, SHAPE = 64, 32, (3, 32, 32)
+TARGETS = {"QuantizationAwareTraining, 8 bits": 1.30}
+LATENCY_TARGET, CALIBRATION_TARGET_SECONDS = 1.7, 10.0
+
+
+class WideResNet20(pl.LightningModule):
+    """ResNet-20 of twice the usual width: 1.07 M parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
+        widths = [WIDTH] * 4 + [2 * WIDTH] * 3 + [4 * WIDTH] * 3
+        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(widths)))
+        self.head = nn.Linear(4 * WIDTH, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.blocks(self.norm(self.conv(images)).relu())
+        return self.head(features.mean((2, 3)))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+
+
+class Exported(WideResNet20):
+    """The same network as torchao trains it: an exported graph with fake-quantizers in it."""
+
+    def __init__(self) -> None:
+        from torchao.quantization.pt2e import move_exported_model_to_train
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+        from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+            X86InductorQuantizer,
+            get_default_x86_inductor_quantization_config,
+        )
+
+        super().__init__()
+        inner = _Network(self)
+        graph = torch.export.export(inner.train(), (torch.zeros(BATCH, *SHAPE),)).module()
+        quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
+        prepared = prepare_qat_pt2e(graph, quantizer)
+        move_exported_model_to_train(prepared)
+        for name in ("conv", "norm", "blocks", "head"):
+            delattr(self, name)
+        self.network = prepared
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class _Network(nn.Module):
+    """Without what an export of a LightningModule trips over."""
+
+    def __init__(self, model: WideResNet20) -> None:
+        super().__init__()
+        self.conv, self.norm, self.blocks, self.head = model.conv, model.norm, model.blocks, model.head
+
+    forward = WideResNet20.forward
+
+
+def quantizing(**arguments: Any) -> Callable[[pl.LightningModule], pl.Callback]:
+    return lambda _model: QuantizationAwareTraining(begin=0, freeze_bn=None, **arguments)
+
+
+def variants() -> dict[str, tuple[type[pl.LightningModule], Callable[[pl.LightningModule], pl.Callback] | None]]:
+    """Name to the module and the callback that is added."""
+    ours = {
+        PLAIN: (WideResNet20, None),
+        "QuantizationAwareTraining, 8 bits": (WideResNet20, quantizing(freeze_ranges=None)),
+        "QuantizationAwareTraining, 8 bits, ranges frozen": (WideResNet20, quantizing(freeze_ranges=4)),
+        "QuantizationAwareTraining, 4 bits, learned steps": (
+            WideResNet20,
+            quantizing(weights=4, activations=4, freeze_ranges=None),
+        ),
+    }
+    try:
+        import torchao  # noqa: F401
+    except ModuleNotFoundError:
+        return ours
+    return {**ours, "torchao's PT2E QAT": (Exported, None)}
+
+
+def step_times(rounds: int) -> dict[str, dict[str, float]]:
+    """Of each variant: its median step, and the median and quartiles of its ratio to plain Lightning."""
+    contestants = {
+        name: Contestant(name, make, added, Batches(SHAPE, BATCH)) for name, (make, added) in variants().items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    shuffled, order = random.Random(0), list(contestants)
+    for _ in track(range(rounds), "steps"):
+        shuffled.shuffle(order)
+        for name in order:
+            seconds[name].append(contestants[name].take())
+    for contestant in contestants.values():
+        contestant.end()
+    return paired(seconds, PLAIN)
+
+
+# What comes out ----------------------------------------------------------------------------------------------------
+
+
+def deployed(runs: int) -> dict[str, Any]:
+    """Latencies at batch 1 and 64, files' bytes, seconds of calibration."""
+    torch.manual_seed(0)
+    model = WideResNet20().eval()
+    images = torch.rand(512, *SHAPE)
+    begin = time.perf_counter()
+    quantized = quantize(model, images.split(64), progress=False)
+    calibration = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as folder:
+        integers, floats = Path(folder) / "int8.onnx", Path(folder) / "float32.onnx"
+        told = export(quantized, integers, images[:4])
+        dynamic = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(
+            _Network(model).eval(), (images[:4],), str(floats), dynamo=True, external_data=False, verbose=False,
+            dynamic_shapes=dynamic,
+        )  # fmt: skip
+        found = {batch: latencies(model, integers, floats, images[:batch], runs) for batch in (1, 64)}
+        sizes = {"int8": integers.stat().st_size, "float32": floats.stat().st_size}
+    return {
+        "calibration_seconds": calibration,
+        "latency": found,
+        "bytes": sizes,
+        "integer_kernels": told.integer_kernels,
+    }
+
+
+def latencies(model: nn.Module, integers: Path, floats: Path, images: Tensor, runs: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each, and its ratio to the integer file in the same round."""
+    called: dict[str, Callable[[], object]] = {
+        "ONNX Runtime, int8": _session(integers, images),
+        "ONNX Runtime, float32": _session(floats, images),
+        "eager torch": lambda: model(images),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in called}
+    with torch.inference_mode():
+        for name in called:
+            called[name]()
+        for _ in range(runs):
+            for name, call in called.items():
+                begin = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - begin)
+    first = seconds["ONNX Runtime, int8"]
+    return {
+        name: {
+            "ms": 1000 * statistics.median(values),
+            "over_int8": statistics.median(one / other for one, other in zip(values, first, strict=True)),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def _session(path: Path, images: Tensor) -> Callable[[], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    fed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, fed)
+
+
+# What is said ------------------------------------------------------------------------------------------------------
+
+
+def step_table(steps: dict[str, dict[str, float]]) -> Table:
+    table = Table("", title=f"Training step, ResNet-20 of width {WIDTH}, batch {BATCH}", caption="median (quartiles)")
+    for column in ("ms", "over plain Lightning", "target"):
+        table.add_column(column, justify="right")
+    for name, one in steps.items():
+        quartiles = f"({one['ratio_quartile_1']:.3f}-{one['ratio_quartile_3']:.3f})"
+        target = f"<= {TARGETS[name]}" if name in TARGETS else ""
+        table.add_row(name, f"{one['step_ms']:.1f}", f"{one['ratio']:.3f} {quartiles}", target)
+    return table
+
+
+def latency_table(found: dict[str, Any]) -> Table:
+    table = Table("", title="Running the network, one thread", caption=f"bytes: {found['bytes']}")
+    for batch in found["latency"]:
+        table.add_column(f"batch {batch}, ms", justify="right")
+        table.add_column("over int8", justify="right")
+    for name in found["latency"][1]:
+        cells = [(f"{one[name]['ms']:.2f}", f"{one[name]['over_int8']:.2f}") for one in found["latency"].values()]
+        table.add_row(name, *(cell for pair in cells for cell in pair))
+    return table
+
+
+def main() -> None:
+    read = arguments("quantization", __doc__, threads={"type": int, "default": 1, "help": "of torch"})
+    be_quiet()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(read.threads)
+    console = Console()
+    steps = step_times(1 if read.quick else 25)
+    console.print(step_table(steps))
+    found = deployed(3 if read.quick else 60)
+    console.print(latency_table(found))
+    console.print(
+        f"Calibration on 512 images: {found['calibration_seconds']:.1f} s (target: {CALIBRATION_TARGET_SECONDS:.0f}). "
+        f"Aim for int8 at batch 64: {LATENCY_TARGET} times as fast as float32.",
+        highlight=False,
+    )
+    write(read.output, {"environment": environment(), "steps": steps, **found})
+    console.print(f"Written to {read.output}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
