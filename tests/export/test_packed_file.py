@@ -109,7 +109,9 @@ FALSE = {
     "a number that is none": raw(b'{"a":NaN}'),
     "a number of a million digits": raw(b'{"a":' + b"9" * 1_000_000 + b"}"),
     "a deep nest": raw(b"[" * 1_000_000),
-    "a name twice": raw(b'{"a":1,"a":1}'),
+    "a name twice": raw(
+        b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}", bytes(8)
+    ),
     "metadata of numbers": raw({"__metadata__": {"a": 1}}),
     "metadata of a list": raw({"__metadata__": []}),
     "an entry that is a number": raw({"a": 1}),
