@@ -1,0 +1,195 @@
+"""Find the quantized weights among the constants of a graph, whose names and layout the exporter has changed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy
+
+from lightning_compress.export.deployable import WeightGrid
+from lightning_compress.export.qdq.graph import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A constant as whole numbers: a matrix whose rows share scales, and how the constant is made of it.
+
+    Attributes:
+        names: of the weights that its rows come from.
+        codes: shape `(rows, elements)`.
+        scale: shape `(rows, groups)`, or None if there are levels.
+        levels: floats that the codes are indices of, or None.
+        shape: of the matrix as a tensor; the constant is that tensor, or
+        order: that tensor with its axes in this order.
+    """
+
+    names: tuple[str, ...]
+    codes: Array
+    scale: Array | None
+    levels: Array | None
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None = None
+
+    @property
+    def title(self) -> str:
+        """One name for all its weights."""
+        return "+".join(self.names)
+
+    @property
+    def axis(self) -> int | None:
+        """Along which axis of the constant each place has a scale of its own; None if no axis is like that."""
+        if self.scale is None or self.scale.shape[1] != 1 or self.shape[0] != len(self.codes):
+            return None
+        return self.order.index(0) if self.order else 0
+
+    def row_scales(self) -> Array:
+        """One scale for each row, or a single one, 0-d, if all are equal.
+
+        Raises:
+            ValueError: if a row has more than one.
+        """
+        if self.scale is None or self.scale.shape[1] != 1:
+            raise ValueError(f"The rows of {self.title} have no scale of their own.")
+        scales: Array = self.scale[:, 0]
+        return scales[0] if len(scales) and (scales == scales[0]).all() else scales
+
+
+class Weights:
+    """The grids of a model's weights, which constants are looked up in."""
+
+    def __init__(self, grids: Mapping[str, WeightGrid]) -> None:
+        self.tables = {name: _by_rows(name, grid) for name, grid in grids.items()}
+        self.values = {name: _plain(grid.values().float().numpy()) for name, grid in grids.items()}
+        self.whole = {(value.shape, value.tobytes()): name for name, value in reversed(self.values.items())}
+        self.rows: dict[bytes, list[tuple[str, int]]] = {}
+        for name, table in self.tables.items():
+            if len(table.shape) == 2:
+                for row, values in enumerate(_matrix(self.values[name], table)):
+                    self.rows.setdefault(values.tobytes(), []).append((name, row))
+
+    def locate(self, constants: Mapping[str, Array], unused: Iterable[str] = ()) -> dict[str, Located]:
+        """Find the constants that weights have become.
+
+        Args:
+            constants: all float constants of the graph by name.
+            unused: names of weights that need not be there.
+
+        Raises:
+            ValueError: if a weight is not found, or only a part of it.
+        """
+        plain = {name: _plain(value) for name, value in constants.items() if value.ndim > 1 or name in self.tables}
+        found = {name: one for name, value in plain.items() if (one := self._as_whole(name, value)) is not None}
+        missing = {name: set(range(len(self.tables[name].codes))) for name in self.tables}
+        for same in self._equal_to({name for one in found.values() for name in one.names}):
+            del missing[same]
+        for name, value in plain.items():
+            if name not in found and value.ndim > 1 and (one := self._of_rows(value, missing)) is not None:
+                found[name] = one
+        if left := [name for name, rows in missing.items() if rows and name not in set(unused)]:
+            raise ValueError(
+                f"The exporter has computed something with {', '.join(left)}, so that no constant of the graph lies on "
+                f"its grid any more. Leave the layer in floating point: ignore={[_layer(name) for name in left]}."
+            )
+        return found
+
+    def _as_whole(self, name: str, value: Array) -> Located | None:
+        known = self.values.get(name)
+        same = name if known is not None and known.shape == value.shape and (known == value).all() else None
+        same = same or self.whole.get((value.shape, value.tobytes()))
+        return None if same is None else self.tables[same]
+
+    def _equal_to(self, names: set[str]) -> set[str]:
+        """All weights that are equal to one of these: the exporter keeps one of them."""
+        keys = {(self.values[name].shape, self.values[name].tobytes()) for name in names}
+        return {name for name, value in self.values.items() if (value.shape, value.tobytes()) in keys}
+
+    def _of_rows(self, value: Array, missing: dict[str, set[int]]) -> Located | None:
+        """A constant whose rows, in one of the layouts it may have, are rows of weights that are missing yet."""
+        last = value.ndim - 1
+        swapped = (*range(last - 1), last, last - 1)
+        for order in (None, swapped):
+            tensor = value if order is None else value.transpose(order)
+            matrix = numpy.ascontiguousarray(tensor.reshape(-1, tensor.shape[-1]))
+            homes = self._homes(matrix)
+            if homes is None or not any(row in missing.get(name, ()) for several in homes for name, row in several):
+                continue
+            located = self._joined([several[0] for several in homes], tensor.shape, order)
+            if located is not None:
+                for name, row in (one for several in homes for one in several):
+                    missing.get(name, set()).discard(row)
+                for name in [name for name, rows in missing.items() if not rows]:
+                    del missing[name]
+                return located
+        return None
+
+    def _homes(self, matrix: Array) -> list[list[tuple[str, int]]] | None:
+        homes = []
+        for values in matrix:
+            if (home := self.rows.get(values.tobytes())) is None:
+                return None
+            homes.append(home)
+        return homes
+
+    def _joined(
+        self, homes: list[tuple[str, int]], shape: tuple[int, ...], order: tuple[int, ...] | None
+    ) -> Located | None:
+        names = tuple(dict.fromkeys(name for name, _ in homes))
+        tables = [self.tables[name] for name in names]
+        groups = {None if table.scale is None else table.scale.shape[1] for table in tables}
+        if len(groups) > 1:
+            return None
+        offsets, levels = _joined_levels(names, tables)
+        codes = numpy.stack([self.tables[name].codes[row] + offsets.get(name, 0) for name, row in homes])
+        scale = None if levels is not None else numpy.stack([_scale(self.tables[name], row) for name, row in homes])
+        return Located(names, codes, scale, levels, shape, order)
+
+
+def _by_rows(name: str, grid: WeightGrid) -> Located:
+    codes = grid.codes.numpy().astype(numpy.int64)
+    swapped = numpy.swapaxes(codes, 0, grid.axis)
+    matrix = swapped.reshape(len(swapped), -1)
+    order = tuple(_swapped(codes.ndim, grid.axis)) if grid.axis else None
+    if grid.levels is not None:
+        return Located((name,), matrix, None, grid.levels.float().numpy(), swapped.shape, order)
+    if grid.scale is None:
+        raise ValueError(f"The grid of '{name}' has neither a scale nor levels.")
+    scale = grid.scale.float().numpy()
+    rows = scale if grid.group else numpy.broadcast_to(scale.reshape(-1, 1), (len(matrix), 1))
+    return Located((name,), matrix, rows, None, swapped.shape, order)
+
+
+def _swapped(count: int, axis: int) -> list[int]:
+    order = list(range(count))
+    order[0], order[axis] = order[axis], order[0]
+    return order
+
+
+def _matrix(value: Array, table: Located) -> Array:
+    tensor = value if table.order is None else value.transpose(table.order)
+    return numpy.ascontiguousarray(tensor.reshape(table.codes.shape))
+
+
+def _plain(value: Array) -> Array:
+    """With one zero: -0.0 is another bit pattern, but the same whole number."""
+    plain: Array = numpy.ascontiguousarray(value + numpy.float32(0))
+    return plain
+
+
+def _joined_levels(names: tuple[str, ...], tables: list[Located]) -> tuple[dict[str, int], Array | None]:
+    """The tables one after the other, and where each begins."""
+    levels = [table.levels for table in tables if table.levels is not None]
+    if not levels:
+        return {}, None
+    ends = numpy.cumsum([len(one) for one in levels])
+    offsets = {name: int(end) - len(one) for name, end, one in zip(names, ends, levels, strict=True)}
+    return offsets, numpy.concatenate(levels)
+
+
+def _scale(table: Located, row: int) -> Array:
+    if table.scale is None:
+        raise ValueError(f"{table.title} has no scale.")
+    scale: Array = table.scale[row]
+    return scale
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,78 @@
+"""Reach into the quantizers of a deployable while it runs, without changing them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_compress.core.patching import wrapped_method
+from lightning_compress.export.deployable import Deployable
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a quantizer within one forward of the model.
+
+    Attributes:
+        quantizer: its name.
+        number: how often it was called before.
+        scale, zero_point: of its grid.
+    """
+
+    quantizer: str
+    number: int
+    scale: float
+    zero_point: int
+
+    @property
+    def name(self) -> str:
+        """The quantizer's name, with the number from the second call on."""
+        return f"{self.quantizer} (call {self.number + 1})" if self.number else self.quantizer
+
+
+@contextmanager
+def watched(deployable: Deployable, instead: Callable[[Call, Tensor], Tensor]) -> Iterator[None]:
+    """Within the context, `instead(call, values)` stands for `torch.fake_quantize_per_tensor_affine` in quantizers."""
+    counts: dict[str, int] = {}
+
+    def begin(*_: Any) -> None:
+        counts.clear()
+
+    with ExitStack() as undo:
+        undo.callback(deployable.module.register_forward_pre_hook(begin).remove)
+        for name, quantizer in deployable.quantizers.items():
+            undo.enter_context(wrapped_method(quantizer, "forward", _wrapper(name, quantizer, counts, instead)))
+        yield
+
+
+def _wrapper(
+    name: str, quantizer: nn.Module, counts: dict[str, int], instead: Callable[[Call, Tensor], Tensor]
+) -> Callable[..., Any]:
+    # Read before the model is traced: then these are plain numbers and not symbols.
+    scale, zero_point = (getattr(quantizer, part, None) for part in ("scale", "zero_point"))
+    numbers = None if scale is None or zero_point is None else (float(scale), int(zero_point))
+
+    def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if numbers is None:
+            return original(*args, **kwargs)
+        call = Call(name, counts.get(name, 0), *numbers)
+        counts[name] = call.number + 1
+        with _Instead(lambda values: instead(call, values)):
+            return original(*args, **kwargs)
+
+    return wrapper
+
+
+class _Instead(TorchFunctionMode):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.fake_quantize_per_tensor_affine:
+            return self.function(args[0])
+        return func(*args, **(kwargs or {}))
