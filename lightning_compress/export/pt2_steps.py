@@ -1,0 +1,54 @@
+"""Quantizers of activations within an exported program, in operators that every compiler knows for any batch size."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# torch.export, and compilers after it, know this operator for fixed sizes only.
+FAKE_QUANTIZE = torch.fake_quantize_per_tensor_affine
+
+
+def fake_quantized(
+    input: Tensor, scale: Tensor | float, zero_point: Tensor | int, quant_min: int, quant_max: int
+) -> Tensor:
+    """What `torch.fake_quantize_per_tensor_affine` gives, bit for bit, by multiplying, rounding and clipping.
+
+    Args:
+        input: any shape; what is divided by `scale` is below 2**63, where the operator of torch overflows.
+        scale, zero_point: numbers, or tensors of one number.
+        quant_min, quant_max: ends of the grid.
+    """
+    low, high = quant_min - zero_point, quant_max - zero_point
+    inverse = 1 / scale if isinstance(scale, Tensor) else float(1 / torch.tensor(scale, dtype=torch.float32))
+    rounded = (input.to(torch.float32) * inverse).round()
+    clipped = rounded.clamp(low, high)  # type: ignore[arg-type]
+    return (clipped * scale).to(input.dtype)
+
+
+class InArithmetic(TorchFunctionMode):
+    """Within it, `fake_quantized` is called in place of torch's own operator."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (fake_quantized if func is FAKE_QUANTIZE else func)(*args, **(kwargs or {}))
+
+
+@contextmanager
+def as_numbers(quantizers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let quantizers have numbers in place of their buffers `scale` and `zero_point`: a program is shorter by these."""
+    changed = [one for one in quantizers if {"scale", "zero_point"} <= one._buffers.keys()]
+    buffers = [{name: one._buffers.pop(name) for name in ("scale", "zero_point")} for one in changed]
+    try:
+        for one, taken in zip(changed, buffers, strict=True):
+            vars(one).update({name: buffer.item() for name, buffer in taken.items() if buffer is not None})
+        yield
+    finally:
+        for one, taken in zip(changed, buffers, strict=True):
+            for name, buffer in taken.items():
+                vars(one).pop(name, None)
+                one._buffers[name] = buffer

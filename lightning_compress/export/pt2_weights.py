@@ -1,0 +1,150 @@
+"""Weights as whole numbers within an exported program, which computes the floats from them."""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from lightning_compress.export.deployable import WeightGrid
+
+WHOLE = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+# The text of a program grows by about this much where it unpacks numbers of fewer than eight bits.
+UNPACKING_BYTES = 6000
+
+
+class StoredWeight(nn.Module):
+    """A weight as codes and scales or levels; called, it gives the floats, bit for bit those of the grid.
+
+    Codes are int8 (or int16, if they need it); where it makes the file smaller, two or four to a byte.
+
+    Args:
+        grid: codes and what they stand for.
+        weight: the weight as it is, whose dtype and order in memory are kept.
+    """
+
+    codes: Tensor
+    shifts: Tensor
+    scale: Tensor
+    levels: Tensor
+
+    def __init__(self, grid: WeightGrid, weight: Tensor) -> None:
+        super().__init__()
+        self.dtype, self.memory_format, self.axis = weight.dtype, _memory_format(weight), grid.axis
+        self.shape = _shape(grid)
+        self.swapped = _swapped(grid) if grid.group else None
+        self.table = grid.levels is not None
+        codes = grid.codes.transpose(0, grid.axis) if grid.group else grid.codes
+        self.bits = _bits(codes, signed=not self.table)
+        self._store(codes.detach().reshape(self.shape))
+        if grid.levels is not None:
+            self.register_buffer("levels", grid.levels.detach().clone())
+        if grid.scale is not None:
+            scale = grid.scale.unsqueeze(-1) if grid.group else grid.scale
+            self.register_buffer("scale", scale.detach().clone())
+
+    def forward(self) -> Tensor:
+        values = self.levels[self._codes().long()] if self.table else self._codes() * self.scale
+        if self.swapped is not None:
+            values = values.reshape(self.swapped).transpose(0, self.axis)
+        return values.to(self.dtype, memory_format=self.memory_format)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is stored of it."""
+        return sum(buffer.numel() * buffer.dtype.itemsize for buffer in self.buffers())
+
+    def _store(self, codes: Tensor) -> None:
+        saved = codes.numel() * (8 - self.bits) // 8
+        if self.bits >= 8 or saved < UNPACKING_BYTES:
+            self.bits = max(self.bits, 8)
+            whole = torch.uint8 if self.table and self.bits == 8 else WHOLE[self.bits]
+            self.register_buffer("codes", codes.to(whole).contiguous())
+            return
+        # A byte holds numbers that lie far apart, so that whole rows are unpacked at once: five times as fast.
+        shifts = torch.arange(0, 8, self.bits, device=codes.device).unsqueeze(1)
+        rows = torch.zeros(len(shifts), -(-codes.numel() // len(shifts)), dtype=torch.int32, device=codes.device)
+        rows.view(-1)[: codes.numel()] = codes.reshape(-1)
+        packed = ((rows & self.highest) << shifts).sum(0).to(torch.uint8)
+        # A signed number is moved up to the byte's sign, and down again, which repeats the sign.
+        self.register_buffer("codes", packed if self.table else packed.view(torch.int8))
+        self.register_buffer("shifts", (shifts if self.table else shifts.flip(0)).to(self.codes.dtype))
+
+    def _codes(self) -> Tensor:
+        if self.bits >= 8:
+            return self.codes
+        codes = self._unsigned() if self.table else (self.codes << self.shifts) >> (8 - self.bits)
+        count = prod(self.shape)
+        return (codes if codes.numel() == count else codes.reshape(-1)[:count]).reshape(self.shape)
+
+    def _unsigned(self) -> Tensor:
+        return (self.codes >> self.shifts) & self.highest
+
+    @property
+    def highest(self) -> int:
+        """The highest number of so many bits."""
+        return int(2**self.bits - 1)
+
+
+def with_stored_weights(
+    graph_module: GraphModule, module: nn.Module, weights: Mapping[str, WeightGrid]
+) -> list[StoredWeight]:
+    """Let a graph compute its quantized weights from what is stored of them; the parameters are gone from it.
+
+    Args:
+        graph_module: of a program that `module` was exported to; it is changed.
+        module: whose parameters the graph holds.
+        weights: the grid of each quantized weight, by the parameter's name in `module`.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    grids = {_memory(parameters[name]): grid for name, grid in weights.items() if parameters[name].numel()}
+    held = dict(graph_module.named_parameters(remove_duplicate=False))
+    quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in grids}
+    stored: dict[object, tuple[str, StoredWeight]] = {}
+    for node in list(graph_module.graph.nodes):
+        if node.op == "get_attr" and node.target in quantized:
+            place = _memory(quantized[node.target])
+            if place not in stored and node.users:
+                stored[place] = f"{node.target}_stored", StoredWeight(grids[place], quantized[node.target])
+                graph_module.add_submodule(*stored[place])
+            if node.users:
+                with graph_module.graph.inserting_before(node):
+                    node.replace_all_uses_with(graph_module.graph.call_module(stored[place][0]))
+            graph_module.graph.erase_node(node)
+    for name in quantized:
+        owner, _, leaf = name.rpartition(".")
+        delattr(graph_module.get_submodule(owner), leaf)
+    graph_module.recompile()
+    return [weight for _, weight in stored.values()]
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _shape(grid: WeightGrid) -> tuple[int, ...]:
+    if not grid.group:
+        return tuple(grid.codes.shape)
+    return grid.channels, grid.codes.numel() // grid.channels // grid.group, grid.group
+
+
+def _swapped(grid: WeightGrid) -> tuple[int, ...]:
+    return tuple(grid.codes.transpose(0, grid.axis).shape)
+
+
+def _bits(codes: Tensor, signed: bool) -> int:
+    """The least of 1 (if there is no sign), 2, 4, 8, 16 and 32 bits that hold these codes."""
+    low, high = (int(one) for one in codes.aminmax()) if codes.numel() else (0, 0)
+    for bits in (2, 4, 8, 16) if signed else (1, 2, 4, 8):
+        least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        if least <= low and high <= most:
+            return bits
+    return 32
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.ndim == ndim and not weight.is_contiguous() and weight.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return torch.contiguous_format
