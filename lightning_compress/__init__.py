@@ -4,7 +4,7 @@ from lightning_compress._version import __version__
 from lightning_compress.distillation.callback import Distillation
 from lightning_compress.distillation.peer import PeerTeacher
 from lightning_compress.distillation.teachers import AveragedTeacher, BranchTeacher
-from lightning_compress.export import load_compressed
+from lightning_compress.export import export, load_compressed, load_packed
 from lightning_compress.pruning.callback import Pruning
 from lightning_compress.quantization.calibrate import quantize
 from lightning_compress.quantization.callback import QuantizationAwareTraining
@@ -23,7 +23,9 @@ __all__ = [
     "Recipe",
     "Report",
     "__version__",
+    "export",
     "load_compressed",
+    "load_packed",
     "quantize",
     "report",
 ]

@@ -15,6 +15,8 @@ from _quantized import FLOAT, Experiment, Settings, main
 LENGTH, LAYERS = 128, 2
 # The model adds the weight of `places` without calling the module, so that no hook sees it.
 COMMON = {"ignore": ["places.*"]}
+# No integer kernel takes groups, and a file without any integer kernel is refused.
+EDGES = {"blocks.0.inputs": {"granularity": "channel"}, "head": {"granularity": "channel"}}
 
 
 def model(learning_rate: float) -> Any:
@@ -48,7 +50,13 @@ EXPERIMENT = Experiment(
     schemes={
         FLOAT: {},
         "W8A8": {"weights": 8, "activations": 8, **COMMON},
-        "W4A8, groups of 32": {"weights": 4, "activations": 8, "granularity": "group 32", **COMMON},
+        "W4A8, groups of 32": {
+            "weights": 4,
+            "activations": 8,
+            "granularity": "group 32",
+            "overrides": EDGES,
+            **COMMON,
+        },
     },
     words=(
         "Two layers of width 128 (attention, LayerNorm, GELU, embeddings), 100 steps to an epoch; text of Python's own "

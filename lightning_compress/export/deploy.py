@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,16 @@ class OnGrid(nn.Module):
         return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, 255)
 
 
+class Chain(nn.Sequential):
+    """A sequence that does not take the quantizers, which it holds for others, for a part of itself."""
+
+    def forward(self, values: Any) -> Any:
+        for name, module in self.named_children():
+            if name != "quantizers":
+                values = module(values)
+        return values
+
+
 class Rounded(nn.Module):
     """Rounds numbers to a shorter floating point format."""
 
@@ -65,6 +76,7 @@ def deployable(model: nn.Module) -> Deployable:
             grid = grids[name]
             parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
     _add_sites(copy, modules, quantized)
+    copy.eval()  # what was added is in training mode
     inputs = {layer: as_key(site) for layer, site in quantized.layout.inputs.items()}
     return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs)
 
@@ -146,7 +158,7 @@ def _grid(quantized: QuantizedModel, name: str) -> WeightGrid | None:
     rows, bits = quantizer.rows, quantizer.form.bits
     if scale is None:
         levels, codes = torch.unique(values.float(), return_inverse=True)
-        return WeightGrid(codes, None, max(bits, 1), rows.axis, levels=levels)
+        return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), rows.axis, levels=levels)
     codes = rows.join((rows.split(values.float()) / scale).round().to(torch.int32))
     return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0))
 
@@ -163,14 +175,15 @@ def _fold(
     module, batch_norm = modules[layer], modules[norm]
     names = [held.name for held in quantized.layers[layer].weights]
     grid = grids.get(names[0]) if len(names) == 1 else None
-    if grid is None or grid.scale is None or batch_norm.running_var is None:
+    if grid is None or batch_norm.running_var is None:
         return
     factor, offset = _as_line(batch_norm)
     grids[names[0]] = _scaled(grid, factor)
     bias = torch.zeros_like(offset) if module.bias is None else module.bias
     module.bias = nn.Parameter(bias * factor + offset, requires_grad=False)  # type: ignore[operator]
     parent, _, leaf = norm.rpartition(".")
-    setattr(modules[parent], leaf, nn.Identity())
+    modules[norm] = nn.Identity()
+    setattr(modules[parent], leaf, modules[norm])
 
 
 def _as_line(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -187,15 +200,18 @@ def _as_line(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _scaled(grid: WeightGrid, factor: Tensor) -> WeightGrid:
     """The grid with each channel's values times its factor; a negative one changes the sign of the integers."""
     along = [-1 if place == grid.axis else 1 for place in range(grid.codes.ndim)]
+    if grid.scale is None:
+        levels, codes = torch.unique(grid.values() * factor.reshape(along), return_inverse=True)
+        return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), grid.axis, levels=levels)
     sign = factor.sign().to(grid.codes.dtype).reshape(along)
     size = torch.where(factor == 0, 1.0, factor.abs())
-    if grid.scale is None:
-        raise ValueError("only a grid with a scale takes a factor")
     scale = grid.scale * (size[:, None] if grid.group else size.reshape(along))
     return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group)
 
 
 def _add_sites(copy: nn.Module, modules: dict[str, nn.Module], quantized: QuantizedModel) -> None:
+    if type(copy).forward is nn.Sequential.forward:
+        copy.__class__ = Chain
     copy.quantizers = nn.ModuleDict(
         {as_key(site.name): _deployed(quantized.activations[site.name], site) for site in quantized.layout.sites}
     )
