@@ -7,13 +7,14 @@ numbers.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from math import ceil, gcd
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightning_compress.core.lookup import call_with_needs
 from lightning_compress.quantization.grid import SMALLEST_STEP
 
 Interval: TypeAlias = tuple[Tensor, Tensor]
@@ -92,13 +93,18 @@ def affine(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: boo
     """
     _check_grid(low, high, symmetric)
     _check_ends(minimum, maximum)
+    return grid_over(minimum, maximum, low, high, symmetric)
+
+
+def grid_over(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: bool) -> Interval:
+    """What `affine` returns, without its checks: to look at a number on an accelerator is to wait for it."""
     below, above = minimum.float().clamp(max=0), maximum.float().clamp(min=0)
     if symmetric:
         scale = _positive(torch.maximum(-below, above) / high)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     # Each end alone: the width of the whole could overflow.
     scale = _positive(above / (high - low) - below / (high - low))
-    return scale, (low - (below / scale).round()).clamp(low, high).to(torch.int32)
+    return scale, (low - (below / scale).round()).to(torch.int32)
 
 
 def widened(old: Interval, new: Interval) -> Interval:
@@ -129,6 +135,11 @@ class Range:
         if self.momentum is not None and not 0 < self.momentum <= 1:
             raise ValueError(f"momentum is a share in (0, 1], or None to widen only, but is {self.momentum}.")
 
+    @cached_property
+    def _asked(self) -> tuple[str, ...]:
+        """What the estimator names; to look that up takes as long as a small operator."""
+        return tuple(name for name in signature(self.estimator).parameters if name in ("values", "dim", "low", "high"))
+
     @property
     def widens(self) -> bool:
         """Whether it never becomes narrower."""
@@ -136,7 +147,8 @@ class Range:
 
     def estimate(self, values: Tensor, *, dim: int | None, low: int, high: int) -> Interval:
         """The interval of these values."""
-        found: Interval = call_with_needs(self.estimator, values=values, dim=dim, low=low, high=high)
+        offered = {"values": values, "dim": dim, "low": low, "high": high}
+        found: Interval = self.estimator(**{name: offered[name] for name in self._asked})
         return found
 
     def join(self, old: Interval, new: Interval) -> Interval:
