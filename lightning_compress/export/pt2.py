@@ -1,5 +1,6 @@
 """Programs of torch.export, with the weights as whole numbers in the file."""
 
+import io
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,7 +87,6 @@ def write_pt2(deployable: Deployable, path: str | Path, example_input: Any, *, d
     program, stored = _program(deployable, with_rows(call, _rows_to_trace(call, dynamic_batch)), dynamic_batch)
     with replacing(path) as part:
         _save(program, part, module)
-        _refuse_pickles(part)
         sizes = {batch_size(call), 1, batch_size(call) + 1} if dynamic_batch and batch_size(call) else {None}
         _check_same(part, module, [with_rows(call, rows) for rows in sizes])
         return _report(program, stored, part.stat().st_size)
@@ -116,25 +116,28 @@ def _program(deployable: Deployable, call: Call, dynamic_batch: bool) -> tuple[E
 
 
 def _save(program: ExportedProgram, path: Path, module: nn.Module) -> None:
+    saved = io.BytesIO()
     try:
-        with open(path, "wb") as file:  # by its path, the file would hold its name at the time
-            torch.export.save(program, file)
+        torch.export.save(program, saved)
     except Exception as error:
         raise ValueError(
             f"The program of {type(module).__name__} cannot be saved: {error} Use operators that torch.export knows."
         ) from error
+    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(path, "w") as smaller:
+        for name in archive.namelist():
+            content = archive.read(name)
+            _refuse_pickle(name, content)
+            # The text is many times as long as it need be; torch reads it packed as well.
+            method = zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
+            smaller.writestr(zipfile.ZipInfo(name), content, method)
 
 
-def _refuse_pickles(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            content = archive.read(entry) if not entry.filename.endswith(".json") else b""
-            told = archive.read(entry).decode() if entry.filename.endswith("_config.json") else ""
-            if '"use_pickle": true' in told or (entry.filename.endswith(".pt") and content):
-                raise ValueError(
-                    f"'{entry.filename}' of the program would be a pickle: it holds an object that is no plain tensor. "
-                    f"Let the module compute with tensors only."
-                )
+def _refuse_pickle(name: str, content: bytes) -> None:
+    if (name.endswith("_config.json") and b'"use_pickle": true' in content) or (name.endswith(".pt") and content):
+        raise ValueError(
+            f"'{name}' of the program would be a pickle: it holds an object that is no plain tensor. Let the module "
+            f"compute with tensors only."
+        )
 
 
 def _check_same(path: Path, module: nn.Module, calls: Iterable[Call]) -> None:

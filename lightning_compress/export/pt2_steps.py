@@ -1,5 +1,6 @@
 """Quantizers of activations within an exported program, in operators that every compiler knows for any batch size."""
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +23,17 @@ def fake_quantized(
         scale, zero_point: numbers, or tensors of one number.
         quant_min, quant_max: ends of the grid.
     """
+    if not isinstance(scale, Tensor):
+        scale = _in_float32(scale)
+    inverse = 1 / scale if isinstance(scale, Tensor) else _in_float32(1 / scale)
+    values = input if input.dtype == torch.float32 else input.float()
     low, high = quant_min - zero_point, quant_max - zero_point
-    inverse = 1 / scale if isinstance(scale, Tensor) else float(1 / torch.tensor(scale, dtype=torch.float32))
-    rounded = (input.to(torch.float32) * inverse).round()
-    clipped = rounded.clamp(low, high)  # type: ignore[arg-type]
-    return (clipped * scale).to(input.dtype)
+    on_grid = (values * inverse).round().clamp(low, high) * scale  # type: ignore[arg-type]
+    return on_grid if input.dtype == torch.float32 else on_grid.to(input.dtype)
+
+
+def _in_float32(number: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", number))[0])
 
 
 class InArithmetic(TorchFunctionMode):

@@ -10,8 +10,8 @@ from torch.fx import GraphModule
 from lightning_compress.export.deployable import WeightGrid
 
 WHOLE = {8: torch.int8, 16: torch.int16, 32: torch.int32}
-# The text of a program grows by about this much where it unpacks numbers of fewer than eight bits.
-UNPACKING_BYTES = 6000
+# A file grows by less than this where its program unpacks numbers of fewer than eight bits.
+UNPACKING_BYTES = 500
 
 
 class StoredWeight(nn.Module):
@@ -48,7 +48,10 @@ class StoredWeight(nn.Module):
         values = self.levels[self._codes().long()] if self.table else self._codes() * self.scale
         if self.swapped is not None:
             values = values.reshape(self.swapped).transpose(0, self.axis)
-        return values.to(self.dtype, memory_format=self.memory_format)
+        # Each call that is left out makes the program shorter.
+        if self.memory_format != torch.contiguous_format or self.swapped is not None:
+            values = values.contiguous(memory_format=self.memory_format)
+        return values if values.dtype == self.dtype else values.to(self.dtype)
 
     @property
     def size_bytes(self) -> int:
