@@ -260,6 +260,12 @@ def test_quantized_activations_without_one_integer_kernel_are_refused(tmp_path):
     )
 
 
+def test_a_quantizer_that_is_never_called_is_named(tmp_path):
+    made = deployable(handmade.Perceptron())
+    made.module.quantizers["lost"] = Quantizer(0.0, 1.0)
+    refused(tmp_path, made, torch.randn(8, 32), "never calls lost")
+
+
 def test_a_file_that_would_not_be_smaller_is_refused(tmp_path):
     made = deployable(nn.Sequential(nn.Linear(2, 3)))
     refused(tmp_path, made, torch.randn(8, 2), r"would have \d+ bytes, and \d+ in float32")

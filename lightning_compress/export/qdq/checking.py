@@ -18,7 +18,7 @@ from lightning_compress.export.deployable import Deployable
 from lightning_compress.export.qdq.activations import HIGHEST, LOWEST, Place
 from lightning_compress.export.qdq.graph import Array
 from lightning_compress.export.qdq.running import as_arrays, plainly, relative_difference, run, session
-from lightning_compress.export.qdq.watching import Call, watched
+from lightning_compress.export.qdq.watching import Call, watchable, watched
 from lightning_compress.measure.example import call, copied
 
 # Sums in another order, and biases rounded to steps of a product.
@@ -44,7 +44,8 @@ def differences(deployable: Deployable, model: ModelProto, places: Sequence[Plac
     """Run both on an input.
 
     Raises:
-        ValueError: if the graph with its whole numbers shown gives other outputs than without.
+        ValueError: if a quantizer is never called, or the graph with its whole numbers shown gives other outputs than
+            without.
     """
     names = [one.name for one in model.graph.output]
     shown = run(session(_with_codes_shown(model, places)), example)
@@ -52,9 +53,14 @@ def differences(deployable: Deployable, model: ModelProto, places: Sequence[Plac
     for name in names:
         if relative_difference(shown[name], alone[name]) > LARGEST_OUTPUT_DIFFERENCE:
             raise ValueError(f"The output '{name}' changes if the codes are shown, so they cannot be checked.")
-    found = Differences()
-    with watched(deployable, _forced(places, shown, found.steps)):
+    found, called = Differences(), set[str]()
+    with watched(deployable, _forced(places, shown, found.steps, called)):
         local = as_arrays(plainly(call, deployable.module, copied(example)))
+    if idle := [name for name in watchable(deployable) if name not in called]:
+        raise ValueError(
+            f"The module's forward never calls {', '.join(idle)}, or that does not call "
+            f"torch.fake_quantize_per_tensor_affine: call each quantizer, or take it out of module.quantizers."
+        )
     free = as_arrays(plainly(call, deployable.module, copied(example)))
     if len(free) != len(names):
         raise ValueError(f"The module returns {len(free)} tensors, but the graph {len(names)}: {', '.join(names)}.")
@@ -91,11 +97,12 @@ def _with_codes_shown(model: ModelProto, places: Sequence[Place]) -> ModelProto:
     return shown
 
 
-def _forced(places: Sequence[Place], shown: dict[str, Array], steps: dict[str, float]) -> Any:
+def _forced(places: Sequence[Place], shown: dict[str, Array], steps: dict[str, float], called: set[str]) -> Any:
     """Give torch the whole numbers that ONNX Runtime has, and note how far they are from its own values."""
     by_call = {(place.quantizer, place.number): place for place in places}
 
     def instead(call: Call, values: Tensor) -> Tensor:
+        called.add(call.quantizer)
         place = by_call.get((call.quantizer, call.number))
         if place is None:  # nothing in the graph needed it
             return torch.fake_quantize_per_tensor_affine(values, call.scale, call.zero_point, LOWEST, HIGHEST)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_compress.core.patching import wrapped_method
@@ -34,6 +34,16 @@ class Call:
         return f"{self.quantizer} (call {self.number + 1})" if self.number else self.quantizer
 
 
+def watchable(deployable: Deployable) -> dict[str, tuple[float, int]]:
+    """Scale and zero point of the quantizers that have them, by name: one that only rounds floats has none."""
+    numbers = {}
+    for name, quantizer in deployable.quantizers.items():
+        scale, zero_point = (getattr(quantizer, part, None) for part in ("scale", "zero_point"))
+        if scale is not None and zero_point is not None:
+            numbers[name] = float(scale), int(zero_point)
+    return numbers
+
+
 @contextmanager
 def watched(deployable: Deployable, instead: Callable[[Call, Tensor], Tensor]) -> Iterator[None]:
     """Within the context, `instead(call, values)` stands for `torch.fake_quantize_per_tensor_affine` in quantizers."""
@@ -42,23 +52,19 @@ def watched(deployable: Deployable, instead: Callable[[Call, Tensor], Tensor]) -
     def begin(*_: Any) -> None:
         counts.clear()
 
+    # Read before the module is traced: then these are plain numbers and not symbols.
     with ExitStack() as undo:
         undo.callback(deployable.module.register_forward_pre_hook(begin).remove)
-        for name, quantizer in deployable.quantizers.items():
-            undo.enter_context(wrapped_method(quantizer, "forward", _wrapper(name, quantizer, counts, instead)))
+        for name, numbers in watchable(deployable).items():
+            wrapper = _wrapper(name, numbers, counts, instead)
+            undo.enter_context(wrapped_method(deployable.quantizers[name], "forward", wrapper))
         yield
 
 
 def _wrapper(
-    name: str, quantizer: nn.Module, counts: dict[str, int], instead: Callable[[Call, Tensor], Tensor]
+    name: str, numbers: tuple[float, int], counts: dict[str, int], instead: Callable[[Call, Tensor], Tensor]
 ) -> Callable[..., Any]:
-    # Read before the model is traced: then these are plain numbers and not symbols.
-    scale, zero_point = (getattr(quantizer, part, None) for part in ("scale", "zero_point"))
-    numbers = None if scale is None or zero_point is None else (float(scale), int(zero_point))
-
     def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if numbers is None:
-            return original(*args, **kwargs)
         call = Call(name, counts.get(name, 0), *numbers)
         counts[name] = call.number + 1
         with _Instead(lambda values: instead(call, values)):

@@ -1,0 +1,73 @@
+import numpy
+import pytest
+import torch
+from onnx import numpy_helper
+
+from lightning_compress.export.qdq.building import built
+from lightning_compress.export.qdq.capture import captured
+from lightning_compress.export.qdq.checking import check, differences
+from tests.export import handmade
+
+
+@pytest.fixture(scope="module")
+def made():
+    torch.manual_seed(0)
+    one = handmade.deployable(handmade.Residual())
+    example = torch.randn(2, 3, 16, 16)
+    return one, built(one, captured(one, example, dynamic_batch=True, opset=21), "auto"), example
+
+
+def changed(model, name, change):
+    """The same graph with another constant."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    (constant,) = [one for one in copy.graph.initializer if one.name == name]
+    constant.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(constant)), name))
+    return copy
+
+
+def test_a_graph_that_is_right_is_within_rounding_everywhere(made):
+    one, graph, example = made
+    found = differences(one, graph.model, graph.places, example)
+    check(found, 0.01, "")
+    assert list(found.steps) == list(one.quantizers)
+    assert len(found.outputs) == len(found.local) == 1
+
+
+def flipped(codes):
+    codes = codes.copy()
+    codes.reshape(-1)[::7] ^= 32
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("constant", "change", "first"),
+    [
+        ("first.weight.codes", flipped, "first"),
+        ("depthwise.weight.scale", lambda scale: scale * numpy.float32(1.05), "depthwise"),
+        ("point.weight.bias", lambda bias: bias + 2000, "point"),
+        ("sum.zero_point", lambda zero_point: zero_point + numpy.uint8(2), "sum"),
+    ],
+)
+def test_the_first_place_that_is_wrong_is_named_and_those_before_it_are_right(made, constant, change, first):
+    one, graph, example = made
+    found = differences(one, changed(graph.model, constant, change), graph.places, example)
+    with pytest.raises(ValueError, match=f"first at '{first}': by .* steps .*beyond rounding.* a hint"):
+        check(found, 0.1, " a hint")
+    steps = list(found.steps.values())
+    assert max(steps[: list(found.steps).index(first)]) < 0.01
+
+
+def test_what_is_wrong_behind_the_last_quantizer_is_seen_in_the_output(made):
+    one, graph, example = made
+    wrong = changed(graph.model, "head.weight.bias", lambda bias: bias + numpy.int32(10000))
+    found = differences(one, wrong, graph.places, example)
+    with pytest.raises(ValueError, match="at output 0, behind the last quantizer: by .* %"):
+        check(found, 0.1, "")
+
+
+def test_numbers_that_are_none_are_no_agreement():
+    from lightning_compress.export.qdq.checking import Differences
+
+    with pytest.raises(ValueError, match="first at 'a': by nan steps"):
+        check(Differences(steps={"a": float("nan")}), 0.1, "")

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress.export.onnx_agreement import agreement
+from lightning_compress.export.onnx_file import write_onnx
+from tests.export import handmade
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    torch.manual_seed(0)
+    made = handmade.deployable(handmade.Perceptron())
+    path = tmp_path_factory.mktemp("agreement") / "model.onnx"
+    write_onnx(made, path, torch.randn(8, 32))
+    return made, path
+
+
+def test_a_file_agrees_with_what_it_was_made_of(written):
+    made, path = written
+    batches = [torch.randn(50, 32), (torch.randn(7, 32),), {"values": torch.randn(3, 32)}]
+    assert agreement(path, made, iter(batches)) == agreement(path, made.module, batches) == 1.0
+
+
+class Turned(nn.Module):
+    """Gives every sample whose first value is positive to the next class."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.dropout = module, nn.Dropout(0.9)
+
+    def forward(self, values):
+        scores = self.dropout(self.module(values))
+        return torch.where(values[:, :1] > 0, scores.roll(1, dims=1), scores)
+
+
+def test_the_share_is_over_all_samples_of_all_batches_and_the_module_stays_in_its_mode(written):
+    made, path = written
+    turned = Turned(made.module).train()
+    batches = [torch.randn(30, 32), torch.randn(10, 32)]
+    positive = sum(int((batch[:, 0] > 0).sum()) for batch in batches)
+    assert 0 < positive < 40
+    assert agreement(path, turned, batches) == (40 - positive) / 40
+    assert turned.training
+    assert turned.dropout.training
+
+
+def test_nothing_to_compare_is_refused(written):
+    made, path = written
+    with pytest.raises(ValueError, match="no batch to compare"):
+        agreement(path, made, [])
+    with pytest.raises(ValueError, match="no tensor of scores"):
+        agreement(path, nn.Sequential(made.module, nn.Flatten(0)), [torch.randn(2, 32)])
