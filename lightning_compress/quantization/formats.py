@@ -100,7 +100,7 @@ def activation_format(bits: int | str) -> Format:
 
 def _half(bits: int | str) -> int:
     """Half the number of levels of a grid of so many bits."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
+    if not isinstance(bits, int) or not 2 <= bits <= 16:
         raise ValueError(
             f"{bits!r} is no format.{_mend(bits)} Write a whole number of bits from 2 to 16, one of "
             f"{', '.join(map(repr, NAMES))}, or None for float32."

@@ -107,8 +107,8 @@ def method_for(method: MethodName, weights: Format | None, activations: Format |
         _first_fitting(taken["activations"].activations, activations),
         taken["activations"].range,
         taken["weights"].weight_range,
-        named["weights"].gradients,
-        named["activations"].errors,
+        taken["weights"].gradients,
+        taken["activations"].errors,
     )
 
 
