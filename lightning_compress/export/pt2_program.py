@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-TORCH = Path(torch.__file__).parent
+TORCH, NOT_THE_USERS = Path(torch.__file__).parent, (Path(__file__).parent, Path(traceback.__file__).parent)
 # What a node knows of the machine it was made on: paths of files, and the graphs that it was in before.
 ORIGINS = ("stack_trace", "from_node", "custom")
 
@@ -131,15 +131,14 @@ def _reason(error: Exception, module: nn.Module, call: Call, dynamic_batch: bool
 def _where(error: Exception, module: nn.Module) -> str:
     """The layer, and the line of the user's code, that an error came from."""
     names = {id(one): name for name, one in module.named_modules()}
-    layer = line = ""
+    found: dict[str, str] = {}
     for frame, number in traceback.walk_tb(error.__traceback__):
-        path = Path(frame.f_code.co_filename)
-        layer = names.get(id(frame.f_locals.get("self")), layer)
-        if TORCH not in path.parents and path != Path(__file__) and id(frame.f_locals.get("self")) in names:
-            line = f"{path.name} line {number}, `{linecache.getline(str(path), number).strip()[:120]}`"
-    return ", ".join([*([f"in '{layer}'"] if layer else []), *([line] if line else [])]) + (
-        ": " if layer or line else ""
-    )
+        path, name = Path(frame.f_code.co_filename), names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            found["layer"] = f"in '{name}'"
+        if found and path.is_file() and not (TORCH in path.parents or path.parent in NOT_THE_USERS):
+            found["line"] = f"{path.name} line {number}, `{linecache.getline(str(path), number).strip()[:120]}`"
+    return ", ".join(found.values()) + (": " if found else "")
 
 
 def _mend(error: Exception, module: nn.Module, call: Call, dynamic_batch: bool) -> str:
