@@ -139,6 +139,8 @@ def _known(model: nn.Module) -> QuantizedModel:
             "The quantized phase was not reached: the model was trained in floating point only. "
             "Train longer, or let QuantizationAwareTraining begin earlier."
         )
+    for quantizer in quantized.quantizers():
+        quantizer.to(next(model.parameters()).device)  # the Trainer moves the module alone when a fit ends
     if missing := quantized.unstarted():
         raise ValueError(f"No number has come to {', '.join(missing)} yet, so there is no grid. Train for a step.")
     return quantized

@@ -86,9 +86,11 @@ def cards(report: Report) -> list[Card]:
 
 
 def _size_card(report: Report) -> Card:
-    dense, coded = (report.before or report).size_bytes, report.size_bytes_sparse
+    dense, coded, kind = (report.before or report).size_bytes, report.size_bytes_sparse, "sparse-coded"
+    if report.size_bytes_quantized is not None and report.size_bytes_quantized < coded:
+        coded, kind = report.size_bytes_quantized, "packed integers"
     before = bytes_text(dense) if report.before else ""
-    return Card("Size on disk", before, bytes_text(coded), f"{ratio_text(dense, coded)}, dense fp32 to sparse-coded")
+    return Card("Size on disk", before, bytes_text(coded), f"{ratio_text(dense, coded)}, dense fp32 to {kind}")
 
 
 def _nonzero_card(report: Report) -> Card:

@@ -16,6 +16,7 @@ from lightning_compress.measure.macs import Macs, computed_names, count_macs
 from lightning_compress.measure.sizes import GZIP_LIMIT_BYTES, FileSize, file_size
 from lightning_compress.measure.sparse_code import as_float32
 from lightning_compress.measure.stored import Stored, count_nonzero, layers_by_module, stored
+from lightning_compress.report.quantized import in_floating_point, packed_bytes, remarks
 from lightning_compress.report.values import Layer, Report
 
 
@@ -52,8 +53,9 @@ def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report
     dense, sparse = file_size(as_float32(tensors), sparse=False), file_size(tensors, sparse=True)
     macs, macs_batch = _macs(inner, example_input, protocol, notes)
     layers = _layers(inner, found, dense, sparse, macs)
-    latencies = {batch: _latency(model, example_input, batch, protocol, notes) for batch in (1, 64)}
-    notes += _remarks(inner, layers, dense, sparse)
+    with in_floating_point(inner):
+        latencies = {batch: _latency(model, example_input, batch, protocol, notes) for batch in (1, 64)}
+    notes += _remarks(inner, layers, dense, sparse) + remarks(inner)
     return Report(
         name=type(inner).__name__,
         layers=tuple(layers),
@@ -61,6 +63,7 @@ def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report
         size_bytes_sparse=sparse.size_bytes,
         size_bytes_gzip=dense.gzip_bytes,
         size_bytes_sparse_gzip=sparse.gzip_bytes,
+        size_bytes_quantized=packed_bytes(inner),
         macs_batch=macs_batch,
         latency_batch_1=latencies[1],
         latency_batch_64=latencies[64],

@@ -39,6 +39,7 @@ def summary(report: Report) -> list[Line]:
         _plain(report, "Sparsity, weights", lambda one: one.weight_sparsity, percent_text),
         _compared(report, "Dense fp32 file", lambda one: one.size_bytes, bytes_text),
         _compared(report, "Sparse-coded file", lambda one: one.size_bytes_sparse, bytes_text),
+        *_quantized(report),
         _compared(report, "gzip of dense file", lambda one: one.size_bytes_gzip, bytes_text),
         _compared(report, "gzip of sparse file", lambda one: one.size_bytes_sparse_gzip, bytes_text),
         _compared(report, _macs_label(report), lambda one: one.macs, count_text),
@@ -88,6 +89,14 @@ def _compared(report: Report, label: str, value: Callable[[Report], int | None],
     before, after = value(report.before) if report.before else None, value(report)
     change = "" if before is None or after is None else ratio_text(before, after)
     return Line(label, line.before, line.after, change)
+
+
+def _quantized(report: Report) -> list[Line]:
+    """The packed file, beside the dense one of before: a float32 network has no other to compare with."""
+    if report.size_bytes_quantized is None:
+        return []
+    dense, packed = (report.before or report).size_bytes, report.size_bytes_quantized
+    return [Line("Packed integers", "", bytes_text(packed), ratio_text(dense, packed))]
 
 
 def _latencies(report: Report, batch: int, latency: Callable[[Report], Latency | None]) -> Line:

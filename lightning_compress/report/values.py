@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,8 +51,9 @@ class Report:
     """A measured model, made by `lightning_compress.report`.
 
     Sizes are the lengths of whole files, see `measure.sparse_code`: every float written as fp32 (`size_bytes`), each
-    tensor in its shortest lossless code (`size_bytes_sparse`), and gzip of both. MACs are of one call with
-    `macs_batch` samples. What is None could not be had, and `notes` says why.
+    tensor in its shortest lossless code (`size_bytes_sparse`), gzip of both, and the packed integers of a quantized
+    model with all scales and zero points (`size_bytes_quantized`). MACs are of one call with `macs_batch` samples. What
+    is None could not be had, and `notes` says why.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Report:
     size_bytes_sparse: int
     size_bytes_gzip: int | None = None
     size_bytes_sparse_gzip: int | None = None
+    size_bytes_quantized: int | None = None
     macs_batch: int | None = None
     latency_batch_1: Latency | None = None
     latency_batch_64: Latency | None = None
@@ -112,8 +114,8 @@ class Report:
 
     @property
     def compression_ratio(self) -> float:
-        """Bytes of the dense fp32 file of `before`, or of this model, over bytes of this sparse-coded file."""
-        return (self.before or self).size_bytes / self.size_bytes_sparse
+        """Bytes of the dense fp32 file of `before`, or of this model, over those of this coded or packed file."""
+        return (self.before or self).size_bytes / min(self.size_bytes_sparse, self.size_bytes_quantized or inf)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; totals and sparsities are for readers, `from_dict` computes them anew."""
@@ -145,7 +147,7 @@ class Report:
                 f"Report.save('....json') has written, or measure anew."
             )
         try:
-            known = {one.name: values[one.name] for one in fields(cls)}
+            known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
             known["layers"] = tuple(_layer(layer) for layer in known["layers"])
             for key in ("latency_batch_1", "latency_batch_64"):
                 known[key] = Latency(**known[key]) if known[key] else None

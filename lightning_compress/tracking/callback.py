@@ -111,6 +111,7 @@ class CompressionReport(CompressionCallback):
             size_bytes_sparse=tested.size_bytes_sparse,
             size_bytes_gzip=tested.size_bytes_gzip,
             size_bytes_sparse_gzip=tested.size_bytes_sparse_gzip,
+            size_bytes_quantized=tested.size_bytes_quantized,
             metrics=self.report.metrics | tested.metrics,
         )
         self._publish(trainer, again=True)

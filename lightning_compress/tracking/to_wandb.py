@@ -19,6 +19,8 @@ COLUMNS = (
     "size_bytes_sparse",
 )
 
+SIZES = ("size_bytes", "size_bytes_sparse", "size_bytes_quantized")
+
 
 def send(trainer: Any, report: Report, files: Sequence[Path]) -> None:
     """Send a report to each W&B run of the Trainer; without one nothing happens."""
@@ -50,6 +52,6 @@ def _totals(report: Report, prefix: str) -> dict[str, float]:
         for one in (report.latency_batch_1, report.latency_batch_64)
         if one
     }
-    totals = {key: getattr(report, key) for key in ("size_bytes", "size_bytes_sparse", *Report.TOTALS)}
+    totals = {key: getattr(report, key) for key in SIZES + Report.TOTALS}
     named = {**totals, **latencies, **{f"metric/{key}": value for key, value in report.metrics.items()}}
     return {prefix + key: value for key, value in named.items() if value is not None}

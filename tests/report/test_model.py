@@ -8,6 +8,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from lightning_compress import export, quantize
 from lightning_compress.measure.sparse_code import encode
 from lightning_compress.report import Layer, Report, report
 
@@ -302,3 +303,17 @@ def test_markup_in_names_is_printed_as_it_is():
     assert "[bold]net" in text
     assert "[a]" in text
     assert "[b] is odd" in text
+
+
+def test_a_quantized_model_is_counted_with_its_scales_and_zero_points(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    quantized = quantize(model, [torch.rand(16, 64)], progress=False)
+    told = report(quantized, torch.rand(2, 64), latency=False, baseline=report(model, latency=False))
+    written = export(quantized, tmp_path / "model.safetensors").size_bytes
+    assert told.size_bytes_quantized == written + 2 * 5  # two places, each a float32 and a byte
+    weights = 64 * 128 + 128 * 10
+    assert weights < written < weights + 4 * (128 + 10) * 2 + 1500  # a byte each, float32 scales and biases, the header
+    assert told.compression_ratio == told.before.size_bytes / told.size_bytes_quantized
+    assert any("138 scales of weights, 2 scales and zero points of activations" in note for note in told.notes)
+    assert Report.from_dict(told.to_dict()) == told

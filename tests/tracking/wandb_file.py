@@ -1,6 +1,7 @@
 """Read an offline W&B run's file: a log of protocol buffers in LevelDB's format (blocks of 32 KiB, framed records)."""
 
 import struct
+import time
 from pathlib import Path
 
 BLOCK = 32768
@@ -11,6 +12,8 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 def payloads(path):
     """The bytes of each record, in order."""
     data, at, parts = Path(path).read_bytes(), FILE_HEADER, b""
+    if not data:
+        return  # nothing is written yet
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
         if BLOCK - at % BLOCK < 7:
@@ -26,8 +29,20 @@ def payloads(path):
             parts = b""
 
 
-def records(folder):
-    """All records of the one offline run in a folder."""
+def records(folder, seconds=120):
+    """All records of the one finished offline run in a folder.
+
+    W&B's own process writes the file, and on a busy machine goes on when `finish` has returned: "exit" comes last.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        found = _written(folder)
+        if any(one.HasField("exit") for one in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.2)
+
+
+def _written(folder):
     from wandb.proto import wandb_internal_pb2
 
     (path,) = Path(folder).glob("**/run-*.wandb")

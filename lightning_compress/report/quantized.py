@@ -1,0 +1,55 @@
+"""What a report says of a quantized model: its bytes as integers, and what was not timed."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from lightning_compress.quantization.quantized import quantized_of
+
+# A float32 scale and a zero point of one byte.
+SITE_BYTES = 5
+
+
+def packed_bytes(model: nn.Module) -> int | None:
+    """Bytes of the file of packed weights, and of the scales and zero points of activations; None if not quantized."""
+    quantized = quantized_of(model)
+    if quantized is None or not quantized.mode.active or quantized.unstarted():
+        return None
+    # `export` reads checkpoints with the help of `report`, so that neither can import the other first.
+    from lightning_compress.export.exporting import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = export(model, Path(folder) / "packed.safetensors")
+    return written.size_bytes + SITE_BYTES * len(quantized.activations)
+
+
+@contextmanager
+def in_floating_point(model: nn.Module) -> Iterator[None]:
+    """Without the quantizers, which imitate integers at a price that no deployed model pays."""
+    quantized = quantized_of(model)
+    active = quantized is not None and quantized.mode.active
+    if quantized is not None:
+        quantized.mode.active = False
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            quantized.mode.active = active
+
+
+def remarks(model: nn.Module) -> list[str]:
+    """What a reader of the numbers should know about a quantized model."""
+    quantized = quantized_of(model)
+    if quantized is None or not quantized.mode.active:
+        return []
+    scales = sum(quantizer.scale.numel() for quantizer in quantized.weights.values())
+    floating = [f"{layer} ({why})" for layer, why in quantized.layout.floating.items()]
+    return [
+        f"Quantized: {quantized.bits:.2f} bits to a weight on average, {scales:,} scales of weights, "
+        f"{len(quantized.activations)} scales and zero points of activations, all in the bytes of the packed file. "
+        f"Latency is that of the float32 network: export the model, and time the file.",
+        *([f"Output in floating point: {', '.join(floating)}."] if floating else []),
+    ]
