@@ -60,15 +60,16 @@ def write_pt2(deployable: Deployable, path: str | Path, example_input: Any, *, d
     """Write a program that `torch.export.load(path).module()` gives back, with no package but torch.
 
     Weights are stored as int8, or two or four to a byte where that makes the file smaller; the program computes the
-    floats from them at every call, bit for bit those of the module. That takes a few ms for a million weights: compile
-    the loaded program (`torch.compile`, AOTInductor) where this counts. It computes on the device of the module.
+    floats from them at every call, bit for bit those of the module, in about a millisecond for a million weights.
+    Activations are quantized by multiplying, rounding and clipping. All of it computes on the device of the module.
 
     The file is loaded again before it takes its place, and run on the example, on one row and on one more row than the
     example has: all outputs must be those of the module, bit for bit.
 
     Within it are raw numbers, and JSON for all else: no pickle (this is checked), no path of this machine, and not the
-    example. But `torch.export.load` is no reader for files of strangers: it would run the pickles that a file may have
-    for tensor subclasses, custom objects and examples, and sympy evaluates what the JSON says of sizes.
+    example. But `torch.export.load` is no reader for files of strangers (seen in torch 2.13): it would run the pickles
+    that a file may have for tensor subclasses, custom objects and examples, and what the JSON says of sizes goes to
+    sympy, which runs code that is written there.
 
     Args:
         deployable: a plain module in eval mode, and the grids of its weights; it stays as it is.

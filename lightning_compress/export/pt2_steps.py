@@ -36,6 +36,10 @@ def _in_float32(number: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", number))[0])
 
 
+def _is_number(buffer: Tensor | None) -> bool:
+    return buffer is not None and buffer.numel() == 1
+
+
 class InArithmetic(TorchFunctionMode):
     """Within it, `fake_quantized` is called in place of torch's own operator."""
 
@@ -48,7 +52,7 @@ class InArithmetic(TorchFunctionMode):
 @contextmanager
 def as_numbers(quantizers: Iterable[nn.Module]) -> Iterator[None]:
     """Let quantizers have numbers in place of their buffers `scale` and `zero_point`: a program is shorter by these."""
-    changed = [one for one in quantizers if {"scale", "zero_point"} <= one._buffers.keys()]
+    changed = [one for one in quantizers if all(_is_number(one._buffers.get(name)) for name in ("scale", "zero_point"))]
     buffers = [{name: one._buffers.pop(name) for name in ("scale", "zero_point")} for one in changed]
     try:
         for one, taken in zip(changed, buffers, strict=True):

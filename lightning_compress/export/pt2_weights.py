@@ -99,11 +99,17 @@ def with_stored_weights(
         graph_module: of a program that `module` was exported to; it is changed.
         module: whose parameters the graph holds.
         weights: the grid of each quantized weight, by the parameter's name in `module`.
+
+    Raises:
+        ValueError: if the graph holds a weight as another tensor than the module's, so that it would stay as it is.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     grids = {_memory(parameters[name]): grid for name, grid in weights.items() if parameters[name].numel()}
     held = dict(graph_module.named_parameters(remove_duplicate=False))
     quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in grids}
+    for name in weights:
+        if name in held and name not in quantized and held[name].numel():
+            raise ValueError(f"torch.export made a copy of '{name}', so that it would not be stored as whole numbers.")
     stored: dict[object, tuple[str, StoredWeight]] = {}
     for node in list(graph_module.graph.nodes):
         if node.op == "get_attr" and node.target in quantized:

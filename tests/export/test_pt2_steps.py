@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_compress.export.pt2_steps import FAKE_QUANTIZE, InArithmetic, fake_quantized
+from lightning_compress.export.pt2_steps import FAKE_QUANTIZE, InArithmetic, as_numbers, fake_quantized
+from tests.export.deployables import Step
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -39,3 +40,21 @@ def test_calls_by_position_and_by_name_are_caught_and_others_let_through():
     assert torch.equal(one, FAKE_QUANTIZE(values, 0.1, 3, 0, 255))
     assert torch.equal(one, other)
     assert torch.equal(doubled, values + values)
+
+
+def test_quantizers_have_numbers_for_a_while_and_their_buffers_again_after_an_error():
+    step, rows = Step(zero_point=3), Step()
+    rows.scale, rows.zero_point = torch.ones(2), torch.zeros(2)
+    before = dict(step.named_buffers())
+
+    def use():
+        with as_numbers([step, rows]):
+            assert step.scale == float(torch.tensor(0.05))
+            assert type(step.zero_point) is int
+            assert rows.scale.shape == (2,)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        use()
+    assert dict(step.named_buffers()) == before
+    assert not {"scale", "zero_point"} & vars(step).keys()

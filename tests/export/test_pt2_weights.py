@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_compress.export.deployable import Deployable, WeightGrid
 from lightning_compress.export.pt2 import write_pt2
-from lightning_compress.export.pt2_weights import StoredWeight
+from lightning_compress.export.pt2_weights import StoredWeight, with_stored_weights
 from tests.export.deployables import Keywords, deployed, grid_of, loaded, random, weights_in
 
 
@@ -146,3 +146,11 @@ def test_a_weight_that_is_never_used_is_not_in_the_file(tmp_path):
     )
     assert report.weights == 8 * 4 + 4 * 4
     assert torch.equal(loaded(tmp_path / "m.pt2")(random(3, 8)), model.module(random(3, 8)))
+
+
+def test_a_weight_that_the_graph_holds_as_a_copy_is_not_left_as_floats_in_silence():
+    model = deployed(nn.Linear(8, 4))
+    graph_module = torch.export.export(model.module, (random(4, 8),)).module()
+    graph_module.weight = nn.Parameter(graph_module.weight.clone())
+    with pytest.raises(ValueError, match="made a copy of 'weight'"):
+        with_stored_weights(graph_module, model.module, model.weights)
