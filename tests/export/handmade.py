@@ -180,3 +180,19 @@ class Decoder(nn.Module):
     def forward(self, image):
         steps = self.quantizers
         return self.up(steps["down"](self.down(steps["input"](image)).relu()))
+
+
+class Padded(nn.Module):
+    """Convolutions whose inputs are padded by other means than their own zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1, padding_mode="reflect"), nn.Conv2d(16, 8, 3)
+        self.quantizers = nn.ModuleDict(
+            {"input": Quantizer(-3.0, 3.0), "one": Quantizer(0.0, 2.0), "two": Quantizer(-2.0, 2.0)}
+        )
+
+    def forward(self, image):
+        steps = self.quantizers
+        hidden = steps["one"](self.one(steps["input"](image)).relu())
+        return steps["two"](self.two(functional.pad(hidden, (0, 1, 0, 1))))

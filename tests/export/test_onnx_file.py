@@ -53,6 +53,7 @@ NETWORKS = {
     "perceptron": (handmade.Perceptron, {}, torch.randn(8, 32), {"QGemm": 3}, 0.4),
     "one scale": (handmade.Perceptron, {"granularity": "tensor"}, torch.randn(8, 32), {"QGemm": 3}, 0.4),
     "transformer": (handmade.Transformer, {}, tokens(), {"MatMulIntegerToFloat": 4, "QGemm": 1}, 0.45),
+    "padded": (handmade.Padded, {}, images(3, 16), {"QLinearConv": 2}, 0.6),
     "decoder": (handmade.Decoder, {}, images(3, 16), {"QLinearConv": 1}, 0.45),
 }
 
@@ -175,9 +176,11 @@ def test_inputs_come_by_position_or_by_keyword_in_any_order(kind, tmp_path):
 
 
 def test_a_batch_of_one_is_no_constant_unless_it_shall_be(tmp_path):
+    write_onnx(deployable(handmade.Recurrent()), tmp_path / "any.onnx", torch.randn(1, 6, 16))
+    assert in_onnxruntime(tmp_path / "any.onnx", torch.randn(7, 6, 16))[0].shape == (7, 5)
+    declared = onnx.load(tmp_path / "any.onnx").graph
+    assert all(one.type.tensor_type.shape.dim[0].dim_param for one in (declared.input[0], declared.output[0]))
     made = deployable(handmade.Perceptron())
-    write_onnx(made, tmp_path / "any.onnx", torch.randn(1, 32))
-    assert in_onnxruntime(tmp_path / "any.onnx", torch.randn(7, 32))[0].shape == (7, 4)
     write_onnx(made, tmp_path / "one.onnx", torch.randn(1, 32), dynamic_batch=False)
     assert in_onnxruntime(tmp_path / "one.onnx", torch.randn(1, 32))[0].shape == (1, 4)
     with pytest.raises(Exception, match="invalid dimensions"):
@@ -251,6 +254,29 @@ def refused(tmp_path, made, example, match, **kwargs):
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"an older file"
     assert not any("forward" in vars(quantizer) for quantizer in made.quantizers.values())
+
+
+class Softmax(handmade.Perceptron):
+    """With a softmax between two quantizers."""
+
+    def __init__(self):
+        super().__init__(width=16)
+        self.quantizers["two"], self.quantizers["soft"] = Quantizer(-2.0, 2.0), Quantizer(0.0, 1.0)
+        del self.quantizers["three"]
+
+    def forward(self, values):
+        scores = self.quantizers["two"](self.one(self.quantizers["one"](values)))
+        return self.three(self.quantizers["soft"](scores.softmax(1)))
+
+
+def test_a_kernel_that_cuts_off_instead_of_rounding_is_told_and_refused_by_a_tighter_tolerance(tmp_path):
+    made = deployable(Softmax())
+    report = write_onnx(made, tmp_path / "model.onnx", torch.randn(64, 32) * 2)
+    assert report.integer_kernels["QLinearSoftmax"] == 1
+    farthest = report.largest_difference["soft"]
+    assert 0.05 < farthest <= 0.5 + 1e-3
+    match = r"first at 'soft'.*where 0.04 are allowed"
+    refused(tmp_path, made, torch.randn(64, 32) * 2, match, tolerance=0.04)
 
 
 def test_quantized_activations_without_one_integer_kernel_are_refused(tmp_path):

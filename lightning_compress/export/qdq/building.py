@@ -13,6 +13,7 @@ from lightning_compress.export.qdq.capture import DOMAIN, Captured
 from lightning_compress.export.qdq.graph import Graph
 from lightning_compress.export.qdq.kernels import LAYERS, integer_kernels, still_dequantized
 from lightning_compress.export.qdq.locating import Located, Weights
+from lightning_compress.export.qdq.pads import pad_whole_numbers
 from lightning_compress.export.qdq.running import optimized_graph
 from lightning_compress.export.qdq.weights import WeightType, Written, write_weights
 
@@ -56,6 +57,7 @@ def built(deployable: Deployable, exported: Captured, weight_type: WeightType) -
     """
     start = Graph(exported.model)
     places = quantize_activations(start)
+    pad_whole_numbers(start, [place.codes for place in places])
     floating = start.model()
     constants = {name: start.constant(name) for name in start.constants if start.is_float(name)}
     located = Weights(deployable.weights).locate(

@@ -41,7 +41,7 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
         ValueError: if it is not in float32 on the CPU, or an operator or a control flow cannot be exported.
     """
     _check_dtypes(deployable)
-    # A batch of one sample would be taken for a constant.
+    # The exporter may take a batch of one sample for a constant.
     example = with_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
     arguments, keywords = _as_arguments(example)
     shapes = _shapes(example) if dynamic_batch else None

@@ -78,15 +78,13 @@ def _channel_axis(graph: Graph, node: NodeProto, weight: str) -> int | None:
 
 
 def _origin(graph: Graph, name: str, places: dict[str, Place]) -> Place | None:
-    """Whose grid a value lies on, if it lies on one."""
+    """Whose grid a value lies on, if it lies on one: it was made of the whole numbers there by moving them about."""
     makers = graph.makers()
-    while (maker := makers.get(name)) is not None:
-        if maker.op_type == "DequantizeLinear":
-            return places.get(maker.input[0])
-        if maker.op_type not in MOVES:
+    while name not in places and (maker := makers.get(name)) is not None:
+        if maker.op_type not in (*MOVES, "DequantizeLinear", "Pad"):
             return None
         name = maker.input[0]
-    return None
+    return places.get(name)
 
 
 def _attribute(node: NodeProto, name: str, default: float) -> float:

@@ -57,6 +57,7 @@ def test_a_clip_that_others_see_or_whose_limits_are_computed_stays_before_the_qu
     graph = Graph(model(nodes, {}))
     quantize_activations(graph)
     assert operators(graph) == ["Relu", "QuantizeLinear", "DequantizeLinear", "Add"]
+    assert graph.nodes[1].input[0] == "a"
     nodes = [node("ReduceMin", ["x"], "low", keepdims=0), node("Clip", ["x", "low"], "a"), marker("a", "y", 0.02, 0)]
     graph = Graph(model(nodes, {}))
     quantize_activations(graph)
