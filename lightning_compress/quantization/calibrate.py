@@ -16,7 +16,7 @@ from lightning_compress.core.flow import Flow, watched
 from lightning_compress.core.selection import Patterns
 from lightning_compress.quantization.adaround import round_adaptively
 from lightning_compress.quantization.batches import Batches, Forward
-from lightning_compress.quantization.copying import copied
+from lightning_compress.quantization.copying import copied, uncompiled
 from lightning_compress.quantization.correct_bias import correct_biases, mean_outputs
 from lightning_compress.quantization.equalize import equalize as equalize_pairs
 from lightning_compress.quantization.equalize import pairs_of
@@ -83,7 +83,9 @@ def quantize(
 
     Returns:
         A copy in eval mode whose `state_dict` has the same keys, and the same values but for what `equalize`,
-        `adaround` and `bias_correction` have changed. Copies of it compute on the same grids.
+        `adaround` and `bias_correction` have changed. Copies of it compute on the same grids. It is not compiled, and
+        where the float model was compiled too, torch tells the two apart by their hooks only with
+        `torch._dynamo.config.skip_nnmodule_hook_guards = False`.
 
     Raises:
         ValueError: if there is no batch, or anything else cannot be done; nothing is changed then.
@@ -95,13 +97,15 @@ def quantize(
     )
     if isinstance(adaround, bool) or not isinstance(adaround, int) or adaround < 0:
         raise ValueError(f"adaround is a number of steps, such as 1000, or 0 for none, but is {adaround!r}.")
-    copy = copied(model).eval()
-    _, layers = layers_of(copy, targets, ignore)
+    copy = uncompiled(copied(model)).eval()
+    with _trainable(copy):
+        _, layers = layers_of(copy, targets, ignore)
     plans = request.plan(layers)
     if loader is None:
         _refuse_without_data(plans, equalize=equalize, adaround=adaround, bias_correction=bias_correction)
         quantized = QuantizedModel(copy, layers, request, Layout(order=tuple(plans)), seed)
         quantized.install()
+        quantized.refuse_senseless_ranges()
         _settle(quantized)
         return copy
     with _undisturbed(), PatientProgress(progress) as bar:
@@ -168,6 +172,19 @@ def _refuse_without_data(plans: Mapping[str, LayerPlan], **wanted: int) -> None:
             f"loader=None, but {' and '.join(reasons)} cannot do without calibration data. Give a loader, or quantize "
             f"weights alone: activations=None."
         )
+
+
+@contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """With no parameter frozen: what is not trained any more is quantized all the same."""
+    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -32,6 +33,24 @@ def copied(model: Model) -> Model:
                 ):
                     marks.pop(key, None)
     return copy
+
+
+def uncompiled(model: Model) -> Model:
+    """The model with its compiled parts as they were before, under the same names: they run, but nothing compiles them.
+
+    What torch has compiled for one module it takes for its copies too, and does not look whether those have hooks.
+    """
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(inner := _compiled(child), nn.Module):
+                setattr(parent, name, torch.compiler.disable(inner))  # type: ignore[no-untyped-call]
+    inner = _compiled(model)
+    return model if inner is None else torch.compiler.disable(inner)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _compiled(wrapper: nn.Module) -> nn.Module | None:
+    """What a wrapper of `torch.compile` holds."""
+    return getattr(wrapper, "_orig_mod", None)
 
 
 @contextmanager
