@@ -25,7 +25,8 @@ def joined(
 
     Args:
         optimizer: of the user.
-        schedulers: all of the run; those of other optimizers are left alone.
+        schedulers: all of the run, looked through at the beginning and at the end; those of other optimizers are left
+            alone.
         parameters: to train along, by name.
         like: a parameter whose group shows the way.
         changed: settings that the new group has instead, such as `weight_decay=0.0`, where the optimizer knows them.
@@ -34,16 +35,15 @@ def joined(
     group = dict(optimizer.param_groups[index])
     named = group.pop("param_names", None) is not None
     group |= {name: value for name, value in changed.items() if name in group}
-    own = [one for scheduler in schedulers for one in _with_parts(scheduler) if _optimizer_of(one) is optimizer]
     before = len(optimizer.param_groups)
     optimizer.add_param_group({**group, "params": list(parameters.items() if named else parameters.values())})
-    for entry in _per_group(own, before):
+    for entry in _per_group(optimizer, schedulers, before):
         entry.append(entry[index])
     try:
         yield
     finally:
         place = _group_of(optimizer, next(iter(parameters.values())))
-        for entry in _per_group(own, len(optimizer.param_groups)):
+        for entry in _per_group(optimizer, schedulers, len(optimizer.param_groups)):
             del entry[place]
         for parameter in optimizer.param_groups.pop(place)["params"]:
             optimizer.state.pop(parameter, None)
@@ -66,12 +66,14 @@ def _optimizer_of(scheduler: Any) -> Any:
     return getattr(scheduler, "optimizer", getattr(scheduler, "_optimizer", None))
 
 
-def _per_group(schedulers: Iterable[Any], groups: int) -> list[list[Any]]:
-    """The lists of schedulers with an entry for each group, such as `base_lrs`, each once."""
+def _per_group(optimizer: Optimizer, schedulers: Iterable[Any], groups: int) -> list[list[Any]]:
+    """The lists of an optimizer's schedulers with an entry for each group, such as `base_lrs`, each once."""
+    parts = [part for scheduler in schedulers for part in _with_parts(scheduler)]
     lists = {
         id(value): value
-        for scheduler in schedulers
-        for name, value in vars(scheduler).items()
+        for part in parts
+        if _optimizer_of(part) is optimizer
+        for name, value in vars(part).items()
         if isinstance(value, list) and (name.endswith("lrs") or name in PER_GROUP) and len(value) == groups
     }
     return list(lists.values())

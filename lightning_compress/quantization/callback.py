@@ -1,11 +1,9 @@
 """Quantization-aware training while Lightning trains."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
@@ -14,15 +12,18 @@ from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.duration import Duration, Run, Window, check_order, resolve
 from lightning_compress.core.flow import watched
-from lightning_compress.core.joining import joined
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
+from lightning_compress.quantization.arguments import check_alone, check_strength, refuse_masks_on_binary
+from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
 from lightning_compress.quantization.layers import Layer, layers_of
+from lightning_compress.quantization.learning import Schedulers, add_damping, quantize_gradients, training
 from lightning_compress.quantization.methods import MethodName
+from lightning_compress.quantization.norms import Norms
 from lightning_compress.quantization.plan import Request
 from lightning_compress.quantization.quantized import QuantizedModel, layout_of
-from lightning_compress.quantization.sites import NORMS, Layout
+from lightning_compress.quantization.sites import Layout
 from lightning_compress.quantization.together import (
     average_gradients,
     refuse_other_layouts,
@@ -108,20 +109,21 @@ class QuantizationAwareTraining(CompressionCallback):
             errors,
         )  # fmt: skip
         self.initial_bits, self.schedule = initial_bits, as_schedule(schedule)
-        self.request.check_fall(initial_bits)
-        if not damping >= 0:
-            raise ValueError(f"damping is a strength of 0 or more, but is {damping}.")
-        for freeze in (freeze_bn, freeze_ranges):
-            if freeze is not None:
-                check_order(0, freeze, "1 steps")
-        self.damping, self.freeze_bn, self.freeze_ranges = damping, freeze_bn, freeze_ranges
+        self.fall = None if initial_bits is None else Fall(initial_bits, self.schedule, self.request)
+        self.damping, self.freeze_bn, self.freeze_ranges = check_strength(damping), freeze_bn, freeze_ranges
+        for freeze in (one for one in (freeze_bn, freeze_ranges) if one is not None):
+            check_order(0, freeze, "1 steps")
+        if calibrate_only:
+            check_alone(damping=damping, gradients=gradients, errors=errors, initial_bits=initial_bits)
         self.calibrate_only, self.targets, self.ignore = calibrate_only, targets, ignore
         as_patterns(targets), as_patterns(ignore)
         self.seed, self.gate_best = seed, gate_best
         self.selection: Selection | None = None
         self.layers: list[Layer] = []
         self.quantized: QuantizedModel | None = None
-        self.installed, self.released, self.shared = False, False, False
+        self.norms = Norms(())
+        self.released = False
+        self._shared: set[str] = set()
         self._freezes: dict[str, Window] = {}
         self._loaded: dict[str, Any] | None = None
 
@@ -133,39 +135,37 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = resolve(self.begin, self.end, self.every, run)
-        if self.initial_bits is None:
+        if self.fall is None:
             return [(window.begin, "calibrates" if self.calibrate_only else "quantizes")]
-        falls = [(moment, self._share(moment, window)) for moment in window.moments()]
-        return [(moment, f"{self.request.bits_at(self.initial_bits, share)} bits") for moment, share in falls]
+        return self.fall.moments(window)
 
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lay_out(pl_module)
-        _refuse_masks_on_binary(self, trainer)
         rank_zero_info(f"'{self.name}' quantizes {self.selection}.")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         carried = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
         self._lay_out(pl_module)
-        self.quantized, self.installed, self.shared, self.released = None, False, False, False
+        self.quantized, self.released, self._shared = None, False, set()
         if self.saved is not None:
-            self.released = self.saved["released"]
-            self._take(pl_module, self.saved["model"])
-        elif carried is not None and not self.restored:
-            self._take(pl_module, carried.state())
-        if self.quantized is not None:
-            self._join(trainer)
+            self.released, state = self.saved["released"], self.saved["model"]
+        else:
+            state = carried.state() if carried is not None and not self.restored else None
+        if state is not None:
+            self._train_along(trainer, self._take(pl_module, state))
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_masks_on_binary(self.name, self.layers, self.request, trainer.callbacks)
         run = run_of(trainer, pl_module)
-        freezes = {"bn": self.freeze_bn, "ranges": self.freeze_ranges}
-        self._freezes = {
-            name: resolve(0, freeze, "1 steps", run) for name, freeze in freezes.items() if freeze is not None
-        }
-        self.undo.enter_context(_modes_kept(_norms(pl_module)))
-        self._install()
+        freezes = {"bn": None if self.calibrate_only else self.freeze_bn, "ranges": self.freeze_ranges}
+        self._freezes = {name: resolve(0, one, "1 steps", run) for name, one in freezes.items() if one is not None}
+        self.norms = Norms.of(pl_module)
+        self.undo.callback(self.norms.thaw)
+        if self.quantized is not None:
+            self.undo.enter_context(self.quantized.installed())
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
@@ -175,52 +175,63 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.quantized is None or not self._is_open(trainer):
             return
         self._advance(trainer)
-        mode = self.quantized.mode
-        mode.observing, mode.quantizing, mode.active = True, not self.calibrate_only, True
-        self.quantized.draw_anew(int(trainer.global_step))
-        if self._is_past(trainer, "bn"):
-            for norm in _norms(pl_module):
-                norm.eval()
+        self.quantized.begin()
+        self.quantized.mode.observing, self.quantized.mode.quantizing = True, not self.calibrate_only
+        self.quantized.draw_anew(now(trainer, "batches"))
+        # SWA ends with an epoch without backward passes, in which normalizations gather their statistics anew.
+        if self._is_past(trainer, "bn") and not trainer.fit_loop._skip_backward:
+            self.norms.freeze()
+        else:
+            self.norms.thaw()
         if self._is_past(trainer, "ranges") and not self.calibrate_only and not self.quantized.unstarted():
-            mode.frozen = True
+            self.quantized.freeze()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A scaler of gradients looks for what is not finite before the optimizer's hook, and must find it on all ranks.
+        if self._acts is not None and getattr(trainer.precision_plugin, "scaler", None) is not None:
+            average_gradients(self._acts.learned().values())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.quantized is None or not self.quantized.mode.active:
+        if self._acts is None:
             return
-        learned = list(self.quantized.learned().values())
-        self.shared = share_learned(learned, self.shared)
-        average_gradients(learned)
-        self.quantized.quantize_weight_gradients()
+        share_learned(self._acts, self._shared)
+        average_gradients(self._acts.learned().values())
+        quantize_gradients(self._acts, optimizer)
         if self.damping:
-            self.quantized.add_damping(self.damping)
+            add_damping(self._acts, self.damping, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.quantized is None or not self.quantized.mode.active:
+        if self._acts is None:
             return
-        mode = self.quantized.mode
+        mode = self._acts.mode
         mode.observing, mode.quantizing = False, True
         if not mode.frozen:
-            share_ranges(self.quantized)
+            share_ranges(self._acts)
         if self.reached and not self.released:
-            self.quantized.refuse_senseless_ranges()
+            self._acts.refuse_senseless_ranges(early=True)
             self.released = True
             if self.gate_best:
                 self.release_monitors(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.quantized is None or not self.quantized.mode.active:
+        if self._acts is None:
             return
-        self.quantized.refuse_senseless_ranges()
-        noise = {f"sqnr_db/{name}": value for name, value in self.quantized.signal_to_noise_db().items()}
-        self.log_metrics(trainer, {"bits": self.quantized.bits, **noise}, shown="bits")
+        self._acts.refuse_senseless_ranges()
+        self.log_metrics(trainer, self._acts.metrics(), shown="bits")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (self.quantized is None or not self.quantized.mode.active) and not trainer.fast_dev_run:
+        if self._acts is None and not trainer.fast_dev_run:
             rank_zero_warn(
-                f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing is quantized."
+                f"'{self.name}' never began: the run ended before begin={self.begin!r}, or one step after it, which is "
+                f"only watched. Nothing is quantized."
             )
+
+    @property
+    def _acts(self) -> QuantizedModel | None:
+        """The quantizers, once the phase has begun."""
+        return self.quantized if self.quantized is not None and self.quantized.mode.active else None
 
     # Outside of a fit -------------------------------------------------------------------------------------------
 
@@ -231,31 +242,23 @@ class QuantizationAwareTraining(CompressionCallback):
             self._loaded = None
             self.undo.enter_context(wrapped_method(pl_module, "on_load_checkpoint", self._look_in))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluate(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluate(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluate(trainer, pl_module)
-
     def _look_in(self, original: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
         self._loaded = checkpoint.get("callbacks", {}).get(self.state_key, {"model": None})
         return original(checkpoint)
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the model compute as it was quantized, outside of a fit too."""
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the model compute as it was quantized."""
         if trainer.state.fn == "fit":
             return
         known = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
         state = self._loaded["model"] if self._loaded is not None else known.state() if known is not None else None
-        if state is None:
+        if state is None or not state["active"]:
             rank_zero_warn(f"'{self.name}' knows no grids for this model, so it is evaluated in floating point.")
             return
         self._lay_out(pl_module)
-        self._take(pl_module, state)
-        self._install()
+        self.undo.enter_context(self._take(pl_module, state).installed())
+
+    on_test_start = on_predict_start = on_validation_start
 
     # What is kept -----------------------------------------------------------------------------------------------
 
@@ -266,11 +269,10 @@ class QuantizationAwareTraining(CompressionCallback):
         self.selection, self.layers = layers_of(pl_module, self.targets, self.ignore)
         self.request.plan(self.layers)
 
-    def _take(self, pl_module: LightningModule, state: Mapping[str, Any] | None) -> None:
-        if state is not None:
-            layout = Layout.of(state["layout"])
-            self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
-            self.quantized.load(state)
+    def _take(self, pl_module: LightningModule, state: Mapping[str, Any]) -> QuantizedModel:
+        self.quantized = QuantizedModel(pl_module, self.layers, self.request, Layout.of(state["layout"]), self.seed)
+        self.quantized.load(state)
+        return self.quantized
 
     def _step(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -286,37 +288,22 @@ class QuantizationAwareTraining(CompressionCallback):
         refuse_other_layouts(layout, pl_module.device)
         self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
         self._advance(trainer)
-        self._join(trainer)
-        self._install()
+        self._train_along(trainer, self.quantized)
+        self.undo.enter_context(self.quantized.installed())
         return result
 
-    def _install(self) -> None:
-        if self.quantized is None or self.installed:
-            return
-        self.installed = True
-        for handle in self.quantized.install():
-            self.undo.callback(handle.remove)
-        self.undo.callback(setattr, self, "installed", False)
-
-    def _join(self, trainer: Trainer) -> None:
-        """Let the user's optimizers train what the quantizers learn."""
-        if self.quantized is None:
-            return
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for optimizer, learned, like in self.quantized.learned_by(trainer.optimizers):
-            self.undo.enter_context(joined(optimizer, schedulers, learned, like, weight_decay=0.0))
+    def _train_along(self, trainer: Trainer, quantized: QuantizedModel) -> None:
+        schedulers = Schedulers(trainer.lr_scheduler_configs)
+        self.undo.enter_context(training(quantized, trainer.optimizers, schedulers))
 
     def _advance(self, trainer: Trainer) -> None:
         """Let the bits fall, if that is due."""
         moment = self.moment(trainer)
         if moment is None or self.quantized is None:
             return
-        if self.initial_bits is not None:
-            self.quantized.change_bits(self.initial_bits, self._share(moment, self._window))
+        if self.fall is not None:
+            self.fall.apply(self.quantized, moment, self._window)
         self.done(moment)
-
-    def _share(self, moment: int, window: Window) -> float:
-        return min(self.schedule(window.progress(moment)), 1.0)
 
     def _is_open(self, trainer: Trainer) -> bool:
         return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
@@ -324,33 +311,3 @@ class QuantizationAwareTraining(CompressionCallback):
     def _is_past(self, trainer: Trainer, freeze: str) -> bool:
         window = self._freezes.get(freeze)
         return window is not None and now(trainer, window.hand) > window.end
-
-
-@contextmanager
-def _modes_kept(modules: list[nn.Module]) -> Iterator[None]:
-    modes = [module.training for module in modules]
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-def _norms(pl_module: nn.Module) -> list[nn.Module]:
-    return [module for module in pl_module.modules() if isinstance(module, NORMS)]
-
-
-def _refuse_masks_on_binary(callback: QuantizationAwareTraining, trainer: Trainer) -> None:
-    binary = {
-        held.name
-        for layer in callback.layers
-        for held in layer.weights
-        if (form := callback.request.plan(callback.layers)[layer.name].weights) is not None and form.name == "binary"
-    }
-    for other in trainer.callbacks:
-        masked = {one.name for one in other.selection.chosen} if hasattr(other, "masks") and other.selection else set()
-        if both := sorted(binary & masked):
-            raise ValueError(
-                f"'{other.name}' prunes {', '.join(both)}, but binary weights have no zero: pruned ones would "
-                f"come back as +1. Use weights='ternary' there, or ignore these in one of the two callbacks."
-            )

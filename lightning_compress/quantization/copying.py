@@ -45,7 +45,7 @@ def uncompiled(model: Model) -> Model:
             if isinstance(inner := _compiled(child), nn.Module):
                 setattr(parent, name, torch.compiler.disable(inner))  # type: ignore[no-untyped-call]
     inner = _compiled(model)
-    return model if inner is None else torch.compiler.disable(inner)  # type: ignore[no-any-return, no-untyped-call]
+    return model if inner is None else torch.compiler.disable(inner)  # type: ignore[no-untyped-call]
 
 
 def _compiled(wrapper: nn.Module) -> nn.Module | None:

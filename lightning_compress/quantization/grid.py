@@ -85,6 +85,30 @@ def drawn(values: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(values.shape, generator=generator, device=generator.device).to(values.device)
 
 
+def limits_around_zero(zero_point: Tensor, low: int, high: int) -> tuple[Any, Any]:
+    """The limits of `places - zero_point` for places in [low, high]: numbers where they are at hand, else tensors."""
+    if zero_point.device.type != "cpu" or torch.compiler.is_compiling():
+        return low - zero_point, high - zero_point  # to ask an accelerator for a number is to wait for it
+    if zero_point.numel() == 1:
+        return low - int(zero_point), high - int(zero_point)
+    return (low - zero_point, high - zero_point) if zero_point.any() else (low, high)
+
+
+def gradient_between_(gradient: Tensor, values: Tensor, lowest: Any, highest: Any) -> Tensor:
+    """The gradient where `lowest < values < highest`, else 0, written over `values` if that is possible.
+
+    Args:
+        gradient, values: of one shape.
+        lowest, highest: numbers, or tensors that broadcast to the shape.
+    """
+    if isinstance(lowest, Tensor) or gradient.dtype != values.dtype or torch.compiler.is_compiling():
+        between: Tensor = (values > lowest) & (values < highest)
+        return gradient * between
+    # On a CPU masks of booleans take many times as long as this operator, and so do new tensors of this size.
+    written: Tensor = torch.ops.aten.hardtanh_backward.grad_input(gradient, values, lowest, highest, grad_input=values)
+    return written
+
+
 def scale_of_rows(values: Tensor, scale: float) -> Tensor:
     """The same scale for each row of a matrix, shape `(rows, 1)`."""
     return torch.full((len(values), 1), scale, device=values.device)

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.lookup import call_with_needs, needs
 from lightning_compress.quantization.formats import Format, Side, read
 from lightning_compress.quantization.grid import Quantized
-from lightning_compress.quantization.ranges import Range, affine
+from lightning_compress.quantization.ranges import Range, grid_over
 from lightning_compress.quantization.rows import Rows
 
 
@@ -22,10 +22,16 @@ class Mode:
         quantizing: whether values are put on their grids.
         observing: whether the ranges of activations follow what comes.
         frozen: whether no range changes any more.
+        step: what is drawn depends on it, and on a seed, alone.
     """
 
     def __init__(self) -> None:
         self.active, self.quantizing, self.observing, self.frozen = False, False, False, False
+        self.step = 0
+
+    def generator(self, seed: int, device: torch.device) -> torch.Generator:
+        """Random numbers of a seed at this step: the same again if a forward is computed anew for its gradient."""
+        return torch.Generator(device).manual_seed((seed * 1_000_003 + self.step) % 2**63)
 
 
 class Quantizer(nn.Module):
@@ -38,7 +44,6 @@ class Quantizer(nn.Module):
         seed: of what it draws.
     """
 
-    generator: torch.Generator | None
     side: Side = "weights"
 
     def change_format(self, form: Format) -> None:
@@ -49,9 +54,9 @@ class Quantizer(nn.Module):
         super().__init__()
         self.function, self.form, self.final, self.mode, self.seed = function, form, form, mode, seed
         self.low, self.high = form.low, form.high
-        self.asks = needs(function)
         self.learned: dict[str, Callable[..., Tensor]] = getattr(function, "learned", {})
-        self.generator = None
+        # To look the names up at each call would take as long as a small operator.
+        self.named = tuple(signature(function).parameters)
         self.train(False)
 
     def state(self) -> dict[str, Any]:
@@ -68,22 +73,16 @@ class Quantizer(nn.Module):
     @property
     def follows(self) -> bool:
         """Whether its grid comes from a range that it watches."""
-        return "scale" in self.asks
+        return "scale" in self.named
 
     def quantized(self, values: Tensor, **offered: Any) -> Quantized:
         """`values` on the grid."""
-        named = {name: getattr(self, name) for name in self.learned}
-        if "generator" in self.asks:
-            offered["generator"] = self.generator
-        found: Quantized = call_with_needs(
-            self.function, values=values, low=self.low, high=self.high, dtype=self.form.dtype, **named, **offered
-        )
+        offered |= {"values": values, "low": self.low, "high": self.high, "dtype": self.form.dtype}
+        offered |= {name: getattr(self, name) for name in self.learned}
+        if "generator" in self.named:
+            offered["generator"] = self.mode.generator(self.seed, values.device)
+        found: Quantized = self.function(**{name: offered[name] for name in self.named if name in offered})
         return found
-
-    def draw_anew(self, step: int, device: torch.device) -> None:
-        """Let what is drawn depend on the seed and the step alone."""
-        if "generator" in self.asks:
-            self.generator = torch.Generator(device).manual_seed((self.seed * 1_000_003 + step) % 2**63)
 
 
 class WeightQuantizer(Quantizer):
@@ -105,13 +104,19 @@ class WeightQuantizer(Quantizer):
     ) -> None:
         super().__init__(function, form, mode, seed)
         self.rows, self.range, self.symmetric = rows, range_, symmetric
-        matrix = rows.split(weight.detach())
-        self.register_buffer("scale", torch.ones(len(matrix), 1, device=weight.device))
-        self.register_buffer("zero_point", torch.zeros(len(matrix), 1, dtype=torch.int32, device=weight.device))
+        count = len(rows.split(weight))
+        self.register_buffer("scale", torch.ones(count, 1, device=weight.device))
+        self.register_buffer("zero_point", torch.zeros(count, 1, dtype=torch.int32, device=weight.device))
+        for name in self.learned:
+            self.register_parameter(name, nn.Parameter(torch.ones(count, 1, device=weight.device)))
+        self.begin(weight)
+
+    @torch.no_grad()
+    def begin(self, weight: Tensor) -> None:
+        """Begin anew with the weight as it is."""
+        matrix = self.rows.split(weight.detach())
         for name, initial in self.learned.items():
-            value = initial(matrix.float(), self.low, self.high)
-            self.register_parameter(name, nn.Parameter(value.reshape(-1, 1).float()))
-        self.draw_anew(0, weight.device)
+            self.get_parameter(name).copy_(initial(matrix.float(), self.low, self.high))
         self.watch(matrix)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ class WeightQuantizer(Quantizer):
     def on_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight on its grid, and the scale of each row, if there is one grid."""
         matrix = self.rows.split(weight)
-        if not self.mode.frozen:
+        if self.follows and not self.mode.frozen:
             self.watch(matrix)
         values, scale, _ = self.quantized(matrix, scale=self.scale, zero_point=self.zero_point)
         return self.rows.join(values), scale
@@ -129,10 +134,16 @@ class WeightQuantizer(Quantizer):
     def watch(self, matrix: Tensor) -> None:
         """Fit the scales to the weight as it is."""
         if self.follows:
-            minimum, maximum = self.range.estimate(matrix.detach().float(), dim=1, low=self.low, high=self.high)
-            scale, zero_point = affine(minimum, maximum, self.low, self.high, self.symmetric)
-            self.scale.copy_(scale.reshape_as(self.scale))
-            self.zero_point.copy_(zero_point.reshape_as(self.zero_point))
+            minimum, maximum = self.range.estimate(matrix.detach(), dim=1, low=self.low, high=self.high)
+            scale, zero_point = grid_over(minimum, maximum, self.low, self.high, self.symmetric)
+            self.scale.copy_(scale)
+            if not self.symmetric:
+                self.zero_point.copy_(zero_point)
+
+    def obstacle(self) -> str | None:
+        """Why no grid fits to the weight, if so."""
+        steps = [self.scale, *self.parameters()]
+        return None if all(bool(one.isfinite().all()) for one in steps) else "are not all finite"
 
     @torch.no_grad()
     def off_grid(self, weight: Tensor) -> Tensor:
@@ -200,15 +211,15 @@ class ActivationQuantizer(Quantizer):
         """What comes, on the grid."""
         return self.quantized(values, scale=self.scale, zero_point=self.zero_point)
 
-    def obstacle(self) -> str | None:
-        """Why no grid fits to what has come, if so."""
+    def obstacle(self, zeros: bool = True) -> str | None:
+        """Why no grid fits to what has come, if so; `zeros`: whether nothing but those is a reason."""
         if not self.follows:
             learned = [float(one.detach()) for one in self.parameters()]
             return None if all(map(math.isfinite, learned)) else f"have led to a step of {learned}"
         low, high = float(self.minimum), float(self.maximum)
         if not (math.isfinite(low) and math.isfinite(high)):
             return f"are not finite: they reach from {low} to {high}"
-        return "are all zero" if low == high == 0 else None
+        return "are all zero" if zeros and low == high == 0 else None
 
     @torch.no_grad()
     def watch(self, values: Tensor) -> None:
@@ -229,7 +240,7 @@ class ActivationQuantizer(Quantizer):
     def settle(self) -> None:
         """Derive the grid from the range."""
         minimum = self.minimum.clamp(min=0.0) if self.non_negative else self.minimum
-        scale, zero_point = affine(minimum, self.maximum, self.low, self.high, symmetric=False)
+        scale, zero_point = grid_over(minimum, self.maximum, self.low, self.high, symmetric=False)
         self.scale.copy_(scale), self.zero_point.copy_(zero_point)
 
     def state(self) -> dict[str, Any]:

@@ -105,30 +105,6 @@ class Request:
         """Bits of what flows back from layers; DoReFa's gradients are just that."""
         return self.gradients if self.errors is None and method.gradients is None else self.errors
 
-    def check_fall(self, initial_bits: int | None) -> None:
-        """Refuse initial bits from which nothing can fall.
-
-        Raises:
-            ValueError: if they are no more than the final ones, or those are no whole number of bits.
-        """
-        if initial_bits is None:
-            return
-        form = parse(initial_bits)
-        final = [one for one in (self.weights, self.activations) if one is not None]
-        if form is None or form.dtype is not None or not all(isinstance(one, int) for one in final):
-            raise ValueError(
-                f"initial_bits={initial_bits!r} and {final} are not all whole numbers of bits to fall between."
-            )
-        if initial_bits <= min(one for one in final if isinstance(one, int)):
-            raise ValueError(
-                f"initial_bits={initial_bits} are no more than the final bits {final}: nothing would fall."
-            )
-
-    def bits_at(self, initial_bits: int, share: float) -> int:
-        """The weights' bits, or else the activations', when this share of the way is behind."""
-        final = self.weights if isinstance(self.weights, int) else self.activations
-        return fallen(initial_bits, final if isinstance(final, int) else initial_bits, share)
-
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTINGS}
 
@@ -213,15 +189,6 @@ def _path(function: Any) -> str | None:
 
 def _bits(name: str | None) -> Bits:
     return int(name) if name is not None and name.isdecimal() else name
-
-
-def fallen(initial: int, final: int, share: float) -> int:
-    """Bits between the initial and the final ones; what has more of them already keeps those.
-
-    >>> [fallen(8, 4, share) for share in (0.0, 0.5, 1.0)], fallen(8, 16, 0.0)
-    ([8, 6, 4], 16)
-    """
-    return final if final >= initial else round(initial + (final - initial) * share)
 
 
 def _as_settings(value: Any) -> dict[str, Any]:

@@ -6,8 +6,7 @@ numbers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from inspect import signature
 from math import ceil, gcd
 from typing import TypeAlias
@@ -130,15 +129,14 @@ class Range:
 
     estimator: Callable[..., Interval] = min_max
     momentum: float | None = 0.01
+    # To look these names up at each call would take as long as a small operator.
+    _asked: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        named = signature(self.estimator).parameters
+        object.__setattr__(self, "_asked", tuple(one for one in ("values", "dim", "low", "high") if one in named))
         if self.momentum is not None and not 0 < self.momentum <= 1:
             raise ValueError(f"momentum is a share in (0, 1], or None to widen only, but is {self.momentum}.")
-
-    @cached_property
-    def _asked(self) -> tuple[str, ...]:
-        """What the estimator names; to look that up takes as long as a small operator."""
-        return tuple(name for name in signature(self.estimator).parameters if name in ("values", "dim", "low", "high"))
 
     @property
     def widens(self) -> bool:

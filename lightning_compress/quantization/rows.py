@@ -28,12 +28,12 @@ class Rows:
         """The weight as a matrix `(rows, elements)`."""
         if self.group < 0:
             return weight.reshape(1, -1)
-        by_channel = weight.transpose(0, self.axis).reshape(weight.shape[self.axis], -1)
-        return by_channel.reshape(-1, self.group) if self.group else by_channel
+        by_channel = weight.transpose(0, self.axis) if self.axis else weight
+        return by_channel.reshape(-1, self.group) if self.group else by_channel.reshape(len(by_channel), -1)
 
     def join(self, matrix: Tensor) -> Tensor:
         """The matrix as a weight again."""
-        if self.group < 0:
+        if self.group < 0 or not self.axis:
             return matrix.reshape(self.shape)
         swapped = list(self.shape)
         swapped[0], swapped[self.axis] = swapped[self.axis], swapped[0]

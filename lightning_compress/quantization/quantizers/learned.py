@@ -9,6 +9,7 @@ from lightning_compress.quantization.grid import (
     SMALLEST_STEP,
     Quantized,
     above_zero,
+    gradient_between_,
     learns,
     no_offset,
     serves,
@@ -89,8 +90,7 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, step = ctx.saved_tensors
         ratio = wide(values) / step
-        within = ratio.clamp(ctx.low, ctx.high)
-        inside = within == ratio
-        slope = within.round().sub_(ratio.mul_(inside)).mul_(gradient)
-        total = slope.sum() if step.ndim == 0 else slope.sum(1, keepdim=True)
-        return gradient * inside, (total * ctx.damping).to(step.dtype), None, None, None
+        slope = ratio.clamp(ctx.low, ctx.high).round_().sub_(gradient_between_(ratio, ratio.clone(), ctx.low, ctx.high))
+        total = slope.mul_(gradient).sum() if step.ndim == 0 else slope.mul_(gradient).sum(1, keepdim=True)
+        passed = gradient_between_(gradient, ratio, ctx.low, ctx.high)
+        return passed, (total * ctx.damping).to(step.dtype), None, None, None

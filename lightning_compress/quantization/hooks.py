@@ -1,0 +1,112 @@
+"""How quantizers act while a module runs: by hooks, which a copy of the module takes along with copies of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_compress.core.lookup import call_with_needs
+from lightning_compress.quantization.gradients import quantize_gradient
+from lightning_compress.quantization.layers import Held, Layer
+from lightning_compress.quantization.modules import ActivationQuantizer, Mode, WeightQuantizer
+
+
+class Swap:
+    """Puts a layer's weights on their grids for as long as its forward runs.
+
+    Python looks an attribute up among the instance's own before torch looks among its parameters.
+    """
+
+    def __init__(self, layer: Layer, quantizers: dict[str, WeightQuantizer]) -> None:
+        attention = isinstance(layer.module, nn.MultiheadAttention)
+        self.weights = [(_path(held, attention), held.leaf, quantizers[held.name]) for held in layer.weights
+                        if held.name in quantizers]  # fmt: skip
+        self.recurrent = isinstance(layer.module, nn.RNNBase)
+
+    def put(self, module: nn.Module) -> None:
+        """From now on `module` finds weights on grids."""
+        for path, leaf, quantizer in self.weights:
+            owner = module.get_submodule(path) if path else module
+            owner.__dict__[leaf] = quantizer(owner._parameters[leaf])
+        if self.recurrent:
+            _flatten(module)
+
+    def take(self, module: nn.Module) -> None:
+        """From now on it finds its own weights again."""
+        found = False
+        for path, leaf, _ in self.weights:
+            owner = module.get_submodule(path) if path else module
+            found |= owner.__dict__.pop(leaf, None) is not None
+        if found and self.recurrent:
+            _flatten(module)
+
+
+class Entering:
+    """Before a module's forward: its weights and what it is given go on their grids."""
+
+    is_a_quantizers = True
+
+    def __init__(self, mode: Mode, doors: dict[int, ActivationQuantizer], swap: Swap | None) -> None:
+        self.mode, self.doors, self.swap = mode, doors, swap
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self.mode.active:
+            return None
+        if self.swap is not None and self.mode.quantizing:
+            self.swap.put(module)
+        return _with_quantized(args, kwargs, self.doors) if self.doors else None
+
+
+class Leaving:
+    """After a module's forward: its own weights come back, and what it returns goes on its grid."""
+
+    is_a_quantizers = True
+
+    def __init__(
+        self, mode: Mode, end: ActivationQuantizer | None, swap: Swap | None, errors: "Errors | None" = None
+    ) -> None:
+        self.mode, self.end, self.swap, self.errors = mode, end, swap, errors
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if self.swap is not None:
+            self.swap.take(module)
+        if not self.mode.active or not isinstance(output, Tensor):
+            return None
+        if self.errors is not None and self.mode.quantizing and output.requires_grad:
+            output = quantize_gradient(output, self.errors)
+        return output if self.end is None else self.end(output)
+
+
+class Errors:
+    """Quantizes what flows back from a layer to those before it."""
+
+    def __init__(self, function: Callable[..., Tensor], bits: int, mode: Mode, seed: int) -> None:
+        self.function, self.bits, self.mode, self.seed = function, bits, mode, seed
+
+    def __call__(self, error: Tensor) -> Tensor:
+        """`error` on its grid; a function of gradients names it so."""
+        offered = {"error": error, "gradient": error, "bits": self.bits}
+        found: Tensor = call_with_needs(
+            self.function, generator=self.mode.generator(self.seed, error.device), **offered
+        )
+        return found
+
+
+def _path(held: Held, attention: bool) -> str:
+    """Where in its layer a weight is: attention reads that of its output projection itself."""
+    return "out_proj" if attention and isinstance(held.owner, nn.Linear) else ""
+
+
+def _flatten(module: nn.Module) -> None:
+    """Let a recurrent layer look its weights up anew: it keeps a list of them."""
+    names: list[str] = module._flat_weights_names  # type: ignore[assignment]
+    module.__dict__["_flat_weights"] = [getattr(module, name) for name in names]
+
+
+def _with_quantized(args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer]) -> tuple[Any, Any]:
+    """The arguments with the tensors at these positions on their grids."""
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    # Attention asks whether its query, key and value are one tensor: they stay one.
+    known = {id(given[position]): quantizer(given[position]) for position, quantizer in doors.items()}
+    new_args = tuple(known.get(id(value), value) for value in args)
+    return new_args, {name: known.get(id(value), value) for name, value in kwargs.items()}

@@ -1,0 +1,35 @@
+"""Normalizations that stand still in the last part of training, while the rest of the network trains on."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Norms:
+    """The BatchNorm modules of a model.
+
+    In eval mode they use their running statistics, which then stay as they are, and which a deployed network has.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules = list(modules)
+        self.modes: list[bool] | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Norms":
+        """All of a model."""
+        return cls(module for module in model.modules() if isinstance(module, _BatchNorm))
+
+    def freeze(self) -> None:
+        """Go over to running statistics, again if somebody has called `train` meanwhile."""
+        if self.modes is None:
+            self.modes = [module.training for module in self.modules]
+        for module in self.modules:
+            module.training = False
+
+    def thaw(self) -> None:
+        """Go back to the modes before."""
+        for module, mode in zip(self.modules, self.modes or (), strict=False):
+            module.training = mode
+        self.modes = None
