@@ -95,7 +95,7 @@ class QuantizedModel:
             self._forget_compiled()
 
     def _forget_compiled(self) -> None:
-        """Let compilers trace the model anew: they do not look whether hooks or an instance's attributes have changed."""
+        """Let compilers trace the model anew: they do not see that hooks or an instance's attributes have changed."""
         model = self._model()
         if model is not None and is_partly_compiled(model):
             torch.compiler.reset()
