@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 16  # entries looked at at once: what is needed beside the scores is some of these
-HALF = 1 << 16
+DIGITS = (11, 11, 10)  # bits, from the top: the counts of one digit fit into the fastest cache
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,25 @@ def keys(scores: Tensor) -> Tensor:
     tensor([True, True, True])
     """
     bits = scores.to(torch.float32).add(0.0).view(torch.int32)  # adding 0 makes one zero of -0.0 and 0.0
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))  # negative floats are in the opposite order
 
 
 def highest(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: int) -> Threshold:
     """Find the threshold over all tensors that keeps as much as fits into `kept`.
 
     Args:
-        tensors: called twice; gives each tensor of scores with what one of its entries costs.
+        tensors: called once for each digit; gives each tensor of scores with what one of its entries costs.
         kept: total cost to keep, at least 0.
 
     Returns:
         The threshold. Its cost is `kept` exactly if every entry costs 1.
     """
-    above, bucket = _top_digit(_counted(tensors(), _high_digit), kept)
-    rest, low = _top_digit(_counted(tensors(), lambda part: _low_digit(part, bucket)), kept - above)
-    key = (bucket - HALF // 2) * HALF + low
-    return Threshold(key, kept - above - rest)
+    prefix, shift = 0, 32
+    for bits in DIGITS:
+        shift -= bits
+        above, digit = _top_digit(_counted(tensors(), prefix, shift, bits), kept)
+        prefix, kept = (prefix << bits) + digit, kept - above
+    return Threshold(prefix - (1 << 31), kept)
 
 
 def kept_by(scores: Tensor, threshold: Threshold, cost: int = 1) -> tuple[int, Threshold]:
@@ -88,25 +90,28 @@ def _parts(scores: Tensor) -> Iterator[Tensor]:
         yield keys(part)
 
 
-def _counted(tensors: Iterable[tuple[Tensor, int]], digit: Callable[[Tensor], Tensor]) -> Tensor:
-    total = torch.zeros(HALF, dtype=torch.int64)
+def _counted(tensors: Iterable[tuple[Tensor, int]], prefix: int, shift: int, bits: int) -> Tensor:
+    """What the entries cost whose digits above are `prefix`, by their digit."""
+    total = torch.zeros(1 << bits, dtype=torch.int64)
     for scores, cost in tensors:
         for part in _parts(scores):
-            total += torch.bincount(digit(part), minlength=HALF).cpu() * cost
+            digits = _digits(part, prefix, shift, bits)
+            total.add_(torch.bincount(digits, minlength=1 << bits).cpu(), alpha=cost)
     return total
 
 
-def _high_digit(part: Tensor) -> Tensor:
-    return (part >> 16) + HALF // 2
-
-
-def _low_digit(part: Tensor, bucket: int) -> Tensor:
-    return part[_high_digit(part) == bucket] & (HALF - 1)
+def _digits(part: Tensor, prefix: int, shift: int, bits: int) -> Tensor:
+    """The digit at `shift` of those keys whose digits above are `prefix`; keys count from -2 ** 31, digits from 0."""
+    above = shift + bits
+    if above == 32:
+        return (part >> shift).add_(1 << (bits - 1))
+    below = part[(part >> above) == prefix - (1 << (31 - above))]
+    return below.bitwise_right_shift_(shift).bitwise_and_((1 << bits) - 1)
 
 
 def _top_digit(counts: Tensor, kept: int) -> tuple[int, int]:
-    """The digit at which the count from the top first exceeds `kept` or reaches it, and the count above that digit."""
+    """The digit at which the count from the top first reaches `kept`, after the count above that digit."""
     from_top = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, max(kept, 1)))
-    place = min(place, HALF - 1)
-    return int(from_top[place] - counts.flip(0)[place]), HALF - 1 - place
+    place = min(int(torch.searchsorted(from_top, max(kept, 1))), len(counts) - 1)
+    digit = len(counts) - 1 - place
+    return int(from_top[place] - counts[digit]), digit

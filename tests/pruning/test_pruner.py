@@ -2,11 +2,12 @@
 
 import copy
 from io import BytesIO
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_compress.core.lookup import choices
 from lightning_compress.pruning import criteria, distributions
@@ -308,3 +309,20 @@ def test_a_checkpoint_of_fewer_or_other_weights_is_refused():
         Pruner(layers_of(network(), targets="4"), magnitude, uniform).load(whole_state)
     with pytest.raises(ValueError, match="damaged: it has no gathered, sparsity"):
         whole.load({"masks": {}})
+
+
+def peak_bytes(action):
+    """The most that tensors held at once, beyond what they held before, as torch's own allocator tells."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        action()
+    events = [one for one in told.profiler.kineto_results.events() if one.name() == "[memory]"]
+    return max(accumulate(one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())))
+
+
+def test_an_update_of_a_million_weights_needs_little_beside_their_masks():
+    model = nn.Sequential(*(nn.Linear(200, 200, bias=False) for _ in range(25)))
+    pruner = pruner_of(model, distribution=global_)
+    size_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    first, second = (peak_bytes(lambda sparsity=sparsity: pruner.update(sparsity)) for sparsity in (0.5, 0.8))
+    assert size_bytes < first < 1.3 * size_bytes  # the masks are as large as the weights
+    assert second < 0.3 * size_bytes
