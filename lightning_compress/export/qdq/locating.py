@@ -1,5 +1,6 @@
 """Find the quantized weights among the constants of a graph, whose names and layout the exporter has changed."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,10 @@ import numpy
 
 from lightning_compress.export.deployable import WeightGrid
 from lightning_compress.export.qdq.graph import Array
+
+# Shape and bytes of a whole weight; name of a weight and number of a row in it.
+Content = tuple[tuple[int, ...], bytes]
+Home = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +63,14 @@ class Weights:
 
     def __init__(self, grids: Mapping[str, WeightGrid]) -> None:
         self.tables = {name: _by_rows(name, grid) for name, grid in grids.items()}
-        self.values = {name: _plain(grid.values().float().numpy()) for name, grid in grids.items()}
-        self.whole = {(value.shape, value.tobytes()): name for name, value in reversed(self.values.items())}
-        self.rows: dict[bytes, list[tuple[str, int]]] = {}
+        values = {name: _plain(grid.values().float().numpy()) for name, grid in grids.items()}
+        self.contents: dict[str, Content] = {name: (value.shape, value.tobytes()) for name, value in values.items()}
+        self.whole = {content: name for name, content in reversed(self.contents.items())}
+        self.rows: dict[bytes, list[Home]] = {}
         for name, table in self.tables.items():
             if len(table.shape) == 2:
-                for row, values in enumerate(_matrix(self.values[name], table)):
-                    self.rows.setdefault(values.tobytes(), []).append((name, row))
+                for row, numbers in enumerate(_matrix(values[name], table)):
+                    self.rows.setdefault(numbers.tobytes(), []).append((name, row))
 
     def locate(self, constants: Mapping[str, Array], unused: Iterable[str] = ()) -> dict[str, Located]:
         """Find the constants that weights have become.
@@ -78,60 +84,51 @@ class Weights:
         """
         plain = {name: _plain(value) for name, value in constants.items() if value.ndim > 1 or name in self.tables}
         found = {name: one for name, value in plain.items() if (one := self._as_whole(name, value)) is not None}
-        missing = {name: set(range(len(self.tables[name].codes))) for name in self.tables}
-        for same in self._equal_to({name for one in found.values() for name in one.names}):
-            del missing[same]
+        # The exporter keeps one of several equal weights, so what was seen is content and not a name.
+        seen = {self.contents[one.title] for one in found.values()}
+        left = {home for homes in self.rows.values() for home in homes if self.contents[home[0]] not in seen}
         for name, value in plain.items():
-            if name not in found and value.ndim > 1 and (one := self._of_rows(value, missing)) is not None:
+            if name not in found and (one := self._of_rows(value, left)) is not None:
                 found[name] = one
-        if left := [name for name, rows in missing.items() if rows and name not in set(unused)]:
-            raise ValueError(
-                f"The exporter has computed something with {', '.join(left)}, so that no constant of the graph lies on "
-                f"its grid any more. Leave the layer in floating point: ignore={[_layer(name) for name in left]}."
-            )
+        self._check_all_found(seen, left, unused)
         return found
 
+    def _check_all_found(self, seen: set[Content], left: set[Home], unused: Iterable[str]) -> None:
+        taken = {key for key, homes in self.rows.items() if not left.issuperset(homes)}
+        gone = {name for key, homes in self.rows.items() if key not in taken for name, _ in homes}
+        gone |= {name for name, one in self.tables.items() if len(one.shape) != 2}
+        gone = {name for name in gone if self.contents[name] not in seen} - set(unused)
+        if names := [name for name in self.tables if name in gone]:
+            raise ValueError(
+                f"The exporter has computed something with {', '.join(names)}, so that no constant of the graph lies "
+                f"on its grid any more. Leave the layer in floating point: ignore={[_layer(name) for name in names]}."
+            )
+
     def _as_whole(self, name: str, value: Array) -> Located | None:
-        known = self.values.get(name)
-        same = name if known is not None and known.shape == value.shape and (known == value).all() else None
-        same = same or self.whole.get((value.shape, value.tobytes()))
+        content = (value.shape, value.tobytes())
+        same = name if self.contents.get(name) == content else self.whole.get(content)
         return None if same is None else self.tables[same]
 
-    def _equal_to(self, names: set[str]) -> set[str]:
-        """All weights that are equal to one of these: the exporter keeps one of them."""
-        keys = {(self.values[name].shape, self.values[name].tobytes()) for name in names}
-        return {name for name, value in self.values.items() if (value.shape, value.tobytes()) in keys}
-
-    def _of_rows(self, value: Array, missing: dict[str, set[int]]) -> Located | None:
-        """A constant whose rows, in one of the layouts it may have, are rows of weights that are missing yet."""
+    def _of_rows(self, value: Array, left: set[Home]) -> Located | None:
+        """A constant whose rows, in one of the layouts it may have, are rows of weights; these are no longer left."""
+        if value.ndim < 2:
+            return None
         last = value.ndim - 1
         swapped = (*range(last - 1), last, last - 1)
         for order in (None, swapped):
             tensor = value if order is None else value.transpose(order)
             matrix = numpy.ascontiguousarray(tensor.reshape(-1, tensor.shape[-1]))
-            homes = self._homes(matrix)
-            if homes is None or not any(row in missing.get(name, ()) for several in homes for name, row in several):
+            homes = [self.rows.get(row.tobytes()) for row in matrix]
+            chosen = _chosen([several for several in homes if several], left)
+            # Zeros alone may be anything, such as the initial state of a recurrent layer.
+            if len(chosen) < len(homes) or not (value.any() or left.intersection(chosen)):
                 continue
-            located = self._joined([several[0] for several in homes], tensor.shape, order)
-            if located is not None:
-                for name, row in (one for several in homes for one in several):
-                    missing.get(name, set()).discard(row)
-                for name in [name for name, rows in missing.items() if not rows]:
-                    del missing[name]
+            if (located := self._joined(chosen, tensor.shape, order)) is not None:
+                left.difference_update(chosen)
                 return located
         return None
 
-    def _homes(self, matrix: Array) -> list[list[tuple[str, int]]] | None:
-        homes = []
-        for values in matrix:
-            if (home := self.rows.get(values.tobytes())) is None:
-                return None
-            homes.append(home)
-        return homes
-
-    def _joined(
-        self, homes: list[tuple[str, int]], shape: tuple[int, ...], order: tuple[int, ...] | None
-    ) -> Located | None:
+    def _joined(self, homes: list[Home], shape: tuple[int, ...], order: tuple[int, ...] | None) -> Located | None:
         names = tuple(dict.fromkeys(name for name, _ in homes))
         tables = [self.tables[name] for name in names]
         groups = {None if table.scale is None else table.scale.shape[1] for table in tables}
@@ -141,6 +138,12 @@ class Weights:
         codes = numpy.stack([self.tables[name].codes[row] + offsets.get(name, 0) for name, row in homes])
         scale = None if levels is not None else numpy.stack([_scale(self.tables[name], row) for name, row in homes])
         return Located(names, codes, scale, levels, shape, order)
+
+
+def _chosen(homes: list[list[Home]], left: set[Home]) -> list[Home]:
+    """One home for each row: in the weight that most rows may come from, and one that was not chosen before."""
+    counts = Counter(name for several in homes for name in {name for name, _ in several})
+    return [max(several, key=lambda home: (counts[home[0]], home in left)) for several in homes]
 
 
 def _by_rows(name: str, grid: WeightGrid) -> Located:

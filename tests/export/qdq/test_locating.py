@@ -81,6 +81,24 @@ def test_equal_weights_are_one_constant_and_zeros_have_one_sign():
     assert (values(found["val"]) == 0).all()
 
 
+def test_equal_weights_that_are_several_constants_are_all_found_each_under_its_own_name():
+    one = grid(6, 8)
+    constants = {"val_0": array(one).T.copy(), "val_1": array(one).T.copy(), "val_2": array(one).T.copy()}
+    found = Weights({"a": one, "b": one}).locate(constants)
+    assert [found[name].title for name in constants] == ["a", "b", "a"]
+    tied = {"a": array(one), "val_0": array(one).T.copy()}
+    assert Weights({"a": one}).locate(tied).keys() == tied.keys()
+
+
+def test_a_row_of_zeros_is_taken_from_the_weight_that_the_others_come_from():
+    a, b = grid(6, 8, seed=1, group=4), grid(6, 8, seed=2)
+    a.codes[2], b.codes[3] = 0, 0
+    constants = {"val_0": array(b).T.copy(), "val_1": array(a).T.copy(), "initial": numpy.zeros((2, 8), numpy.float32)}
+    found = Weights({"a": a, "b": b}).locate(constants)
+    assert {name: one.names for name, one in found.items()} == {"val_0": ("b",), "val_1": ("a",)}
+    assert all(numpy.array_equal(values(one), constants[name]) for name, one in found.items())
+
+
 def test_an_unfound_weight_is_named_unless_it_is_unused():
     a, b = grid(12, 8, seed=1), grid(12, 8, seed=2)
     constants = {"a": array(a), "half": array(b)[:6], "bias": array(b)[0], "b": array(b) * 2}
