@@ -91,7 +91,7 @@ class _QuantizedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.quantizer = quantizer
-        return values.view_as(values)
+        return values.clone()  # a view of what a function was given may not be changed in place, as ReLU may do
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

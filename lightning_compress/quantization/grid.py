@@ -56,7 +56,8 @@ def straight_through(values: Tensor, result: Tensor, passes: Tensor | None = Non
         result: what it became, same shape; its own graph is cut.
         passes: what the gradient is multiplied with on its way, broadcast to the shape; None: 1.
     """
-    kept: Tensor = _StraightThrough.apply(values, result.detach().to(values.dtype), passes)  # type: ignore[no-untyped-call]
+    # Within a tuple: what is an argument itself would come back as a view, which nobody may change in place.
+    kept: Tensor = _StraightThrough.apply(values, (result.detach().to(values.dtype),), passes)  # type: ignore[no-untyped-call]
     return kept
 
 
@@ -116,9 +117,9 @@ def scale_of_rows(values: Tensor, scale: float) -> Tensor:
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, result: Tensor, passes: Tensor | None) -> Tensor:
+    def forward(ctx: Any, values: Tensor, result: tuple[Tensor], passes: Tensor | None) -> Tensor:
         ctx.save_for_backward(passes)
-        return result.view_as(result)
+        return result[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
