@@ -170,7 +170,7 @@ def add_files(experiment: Experiment, run: dict[str, Any], folder: Path) -> None
     if not experiment.schemes[settings.scheme]:
         return
     data = experiment.data(settings)
-    data.setup()
+    data.setup("test")
     run["packed_bytes"] = export(model, folder / "model.safetensors").size_bytes
     run["onnx_bytes"] = export(model, folder / "model.onnx", experiment.example()).size_bytes
     run["agreement"] = agreement(folder / "model.onnx", model, (batch[0] for batch in data.test_dataloader()))
@@ -205,14 +205,19 @@ def _row(experiment: Experiment, name: str, several: list[dict[str, Any]], float
     errors = [experiment.factor * run["test_error"] for run in several]
     pairs = [(run["test_error"], floats.get(run["settings"]["seed"])) for run in several]
     differences = [experiment.factor * (error - beside) for error, beside in pairs if beside is not None]
-    difference = "" if name == FLOAT else spread(differences, "+", experiment.digits)
-    cells = [name, str(len(several)), spread(errors, digits=experiment.digits), difference]
+    difference = "" if name == FLOAT else _spread(differences, "+", experiment.digits)
+    cells = [name, str(len(several)), _spread(errors, "", experiment.digits), difference]
     if name == FLOAT:
         cells += [f"{_bytes(several, 'float_bytes')} of float32", "", ""]
     else:
         agreement = f"{100 * min(run['agreement'] for run in several):.2f} % at least"
         cells += [_bytes(several, "packed_bytes"), _bytes(several, "onnx_bytes"), agreement]
     return f"| {' | '.join([*cells, experiment.papers.get(name, '')])} |"
+
+
+def _spread(values: list[float], sign: str, digits: int) -> str:
+    """One value as it is: it has no spread."""
+    return spread(values, sign, digits) if len(values) > 1 else f"{values[0]:{sign}.{digits}f}"
 
 
 def _bytes(several: list[dict[str, Any]], key: str) -> str:
