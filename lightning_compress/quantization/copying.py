@@ -1,21 +1,14 @@
 """Copies of a module that carry none of our hooks and none of Lightning's Trainer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def ours(hook: Hook) -> Hook:
-    """Mark a hook as one of ours, so that copies can be rid of it."""
-    hook.is_a_quantizers = True  # type: ignore[attr-defined]
-    return hook
 
 
 def copied(model: Model) -> Model:

@@ -138,6 +138,11 @@ class Twice(Leaving):
         return self.second(self.second(self.first(values).relu()).relu())
 
 
+class Forked(Leaving):
+    def forward(self, values):
+        return self.second(self.first(values)) + self.first(2 * values).square()
+
+
 class Reading(Leaving):
     def forward(self, values):
         return self.second(self.first(values).relu()) + self.second.weight.sum()
@@ -156,12 +161,13 @@ def tied():
 
 APART = {
     "the value leaves too": Leaving(),
-    "called twice": Twice(),
+    "the second called twice": Twice(),
+    "the first called twice": Forked(),
     "one weight": tied(),
     "GELU": nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)),
     "ReLU6": nn.Sequential(nn.Linear(3, 3), nn.ReLU6(), nn.Linear(3, 3)),
     "a normalized weight": nn.Sequential(Standardized(3, 3), nn.ReLU(), Standardized(3, 3)),
-    "pooled features": nn.Sequential(nn.Linear(3, 6), nn.MaxPool1d(2), nn.Linear(3, 3)),
+    "pooled features": nn.Sequential(nn.Linear(3, 3), nn.MaxPool1d(3, 1, 1), nn.Linear(3, 3)),
 }
 
 
