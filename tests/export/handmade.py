@@ -196,3 +196,16 @@ class Padded(nn.Module):
         steps = self.quantizers
         hidden = steps["one"](self.one(steps["input"](image)).relu())
         return steps["two"](self.two(functional.pad(hidden, (0, 1, 0, 1))))
+
+
+class Keywords(nn.Module):
+    """Takes two tensors and a number, and gives two tensors by name; one quantizer is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.quantizers = nn.ModuleDict({"both": Quantizer(-4.0, 4.0)})
+
+    def forward(self, image, factor=1.0, mask=None):
+        left, right = self.left(self.quantizers["both"](image)), self.right(self.quantizers["both"](image * mask))
+        return {"sum": left + factor * right, "left": left}

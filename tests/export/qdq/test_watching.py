@@ -3,11 +3,10 @@ import torch
 
 from lightning_compress.export.qdq.watching import watched
 from tests.export import handmade
-from tests.export.test_onnx_file import Keywords
 
 
 def test_calls_are_told_with_their_grid_and_counted_within_each_forward():
-    made = handmade.deployable(Keywords())
+    made = handmade.deployable(handmade.Keywords())
     told = []
 
     def instead(call, values):
