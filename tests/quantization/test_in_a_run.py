@@ -70,7 +70,7 @@ def test_the_forward_uses_the_weights_on_their_grids_and_keeps_its_own(name, tra
     by_hand = copy.deepcopy(model).train(training)
     with torch.no_grad():
         for owner in by_hand.modules():
-            for leaf, weight in owner.named_parameters(recurse=False):
+            for weight in owner.parameters(recurse=False):
                 if weight.ndim >= 2:
                     weight.copy_(rounded(weight, axis=int(isinstance(owner, nn.ConvTranspose2d))))
     with torch.set_grad_enabled(gradients):
