@@ -31,16 +31,21 @@ class Flow:
 
     Attributes:
         operations: in the order of their calls.
-        given: for each module the tensors among its arguments, call by call.
+        given: for each module the tensors among its arguments, call by call; first those that are arguments themselves,
+            then those within lists and other objects.
+        doors: for each module how many of the tensors of its first call are arguments themselves.
         returned: for each module what it returned, call by call; None where that was no single tensor.
+        parameters: the model's parameters by name, as they were at the beginning.
     """
 
     operations: list[Operation] = field(default_factory=list)
     given: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    doors: dict[str, int] = field(default_factory=dict)
     returned: dict[str, list[int | None]] = field(default_factory=dict)
     made_by: dict[int, Operation] = field(default_factory=dict)
     used_by: dict[int, list[Operation]] = field(default_factory=dict)
     boundaries: dict[int, str] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
 
     def add(self, operation: Operation) -> None:
         """Note that an operation was made."""
@@ -68,6 +73,7 @@ def watched(model: nn.Module, names: Iterable[str] = ()) -> Iterator[Flow]:
     """
     flow = Flow()
     watcher = _Watcher(flow)
+    flow.parameters = {shown(name): watcher.number(one) for name, one in model.named_parameters(remove_duplicate=False)}
     handles = []
     for name, module in model.named_modules():
         handles += [
@@ -115,7 +121,11 @@ class _Watcher(TorchFunctionMode):
     def enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.running.append(name)
-            self.flow.given.setdefault(name, []).append(tuple(self.number(one) for one in tensors((args, kwargs))))
+            arguments = [*args, *kwargs.values()]
+            given = [one for one in arguments if isinstance(one, Tensor)]
+            within = tensors([one for one in arguments if not isinstance(one, Tensor)])
+            self.flow.doors.setdefault(name, len(given))
+            self.flow.given.setdefault(name, []).append(tuple(map(self.number, (*given, *within))))
 
         return hook
 

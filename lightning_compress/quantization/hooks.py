@@ -107,6 +107,10 @@ def _with_quantized(args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer
     """The arguments with the tensors at these positions on their grids."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     # Attention asks whether its query, key and value are one tensor: they stay one.
-    known = {id(given[position]): quantizer(given[position]) for position, quantizer in doors.items()}
+    known = {
+        id(given[position]): quantizer(given[position])
+        for position, quantizer in doors.items()
+        if position < len(given)
+    }
     new_args = tuple(known.get(id(value), value) for value in args)
     return new_args, {name: known.get(id(value), value) for name, value in kwargs.items()}

@@ -80,8 +80,8 @@ def _is_weight_of(model: nn.Module) -> "Patterns":
         id(parameter)
         for module in model.modules()
         if isinstance(module, KNOWN)
-        for parameter in module.parameters(recurse=False)
-        if parameter.ndim >= 2
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 2 and not name.startswith("bias")
     }
     return lambda _name, parameter: id(parameter) in weights
 

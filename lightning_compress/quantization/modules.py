@@ -198,7 +198,9 @@ class ActivationQuantizer(Quantizer):
             self.register_parameter(name, nn.Parameter(torch.ones((), device=device)))
 
     def forward(self, values: Tensor) -> Tensor:
-        if not values.is_floating_point():
+        if values.is_nested:  # torch's encoder makes one of a padded batch, in evaluation
+            return torch.nested.as_nested_tensor([self(one) for one in values.unbind()])
+        if not values.is_floating_point() or not values.numel():
             return values
         if self.mode.observing and not self.mode.frozen and not _is_backward():
             try:

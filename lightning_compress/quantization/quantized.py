@@ -17,7 +17,8 @@ from lightning_compress.quantization.hooks import Entering, Errors, Leaving, Swa
 from lightning_compress.quantization.layers import Held, Layer
 from lightning_compress.quantization.methods import Method, method_for
 from lightning_compress.quantization.modules import ActivationQuantizer, Mode, WeightQuantizer
-from lightning_compress.quantization.plan import Request
+from lightning_compress.quantization.plan import LayerPlan, Request
+from lightning_compress.quantization.reads import refuse_reads_elsewhere
 from lightning_compress.quantization.rows import cut
 from lightning_compress.quantization.sites import Layout, Site, lay_out
 
@@ -208,8 +209,8 @@ class QuantizedModel:
     # Making -----------------------------------------------------------------------------------------------------
 
     def _make_weights(self, layer: Layer) -> None:
-        plan = self.plans[layer.name]
         for held in layer.weights:
+            plan = self._plan_of(held)
             if plan.weights is None or plan.method.weights is None or held.name in self.weights:
                 continue
             rows = cut(held.name, tuple(held.parameter.shape), plan.granularity, held.axis)
@@ -217,6 +218,12 @@ class QuantizedModel:
                 held.parameter, rows, plan.method.weights, plan.weights, self.mode, plan.method.weight_range,
                 plan.symmetric, seed=self.seed + len(self.weights),
             )  # fmt: skip
+
+    def _plan_of(self, held: Held) -> LayerPlan:
+        """That of its layer; of several that share the weight, that with the most bits."""
+        holders = [layer for layer in self.layers.values() if any(one.name == held.name for one in layer.weights)]
+        plans = [self.plans[layer.name] for layer in holders]
+        return max(plans, key=lambda plan: 32 if plan.weights is None else plan.weights.bits)
 
     def _make_site(self, site: Site) -> None:
         plans = [self.plans[layer] for layer, name in self.layout.inputs.items() if name == site.name]
@@ -257,12 +264,17 @@ def quantized_of(model: nn.Module) -> QuantizedModel | None:
 
 def layout_of(flow: Flow, model: nn.Module, layers: list[Layer], request: Request) -> Layout:
     """Where the activations of these layers are quantized, by the flow of one step."""
-    plans = request.plan(layers)
-    computing = [layer.name for layer in layers if layer.computes and plans[layer.name].activations is not None]
+    refuse_reads_elsewhere(flow, layers)
+    plans = request.plan(layers, [name for name in flow.given if name in {layer.name for layer in layers}])
+    kinds = {
+        layer.name: (form.bits, form.name, plans[layer.name].method.activations, plans[layer.name].method.range)
+        for layer in layers
+        if layer.computes and (form := plans[layer.name].activations) is not None
+    }
     modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
-    bits = [form.bits for name in computing if (form := plans[name].activations) is not None]
     # Below 8 bits papers, and no integer kernel gains, leave what is added up in floating point.
-    return lay_out(flow, [layer.name for layer in layers], computing, modules, joins=min(bits, default=8) >= 8)
+    joins = min((kind[0] for kind in kinds.values()), default=8) >= 8
+    return lay_out(flow, [layer.name for layer in layers], kinds, modules, joins)
 
 
 def _plain() -> tuple[Format, Method]:

@@ -7,7 +7,7 @@ value, so it lies where the value is made, if a module's end is there, else at a
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from lightning_compress.core.flow import Flow, Operation
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+Kind: TypeAlias = tuple[Any, ...]
+EDGE_BITS = 8
 
 DROPOUTS = {functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, torch.dropout}
 # These move numbers about and make no new ones, so what lay on a grid lies on it still.
@@ -96,14 +99,19 @@ class Layout:
 
 
 def lay_out(
-    flow: Flow, layers: Iterable[str], computing: Iterable[str], modules: Mapping[str, nn.Module], joins: bool = True
+    flow: Flow,
+    layers: Iterable[str],
+    computing: Iterable[str] | Mapping[str, Kind],
+    modules: Mapping[str, nn.Module],
+    joins: bool = True,
 ) -> Layout:
     """Find the places for grids.
 
     Args:
         flow: of one step.
         layers: names of all quantized layers.
-        computing: those of them that are to compute with quantized inputs.
+        computing: those of them that are to compute with quantized inputs; with the kind of grid, as `(bits, ...)`, if
+            not all have one kind.
         modules: the modules by name.
         joins: whether what is added up or pooled may lie on the grid of a layer's input too.
 
@@ -117,17 +125,20 @@ def lay_out(
             f"trained for its grid, and gets no range for its activations. Leave such layers out: ignore={missed}."
         )
     norms = {layer: norm for layer in layers if (norm := _norm_after(flow, layer, modules)) is not None}
-    planner = _Planner(flow, list(computing), modules, joins)
+    kinds = computing if isinstance(computing, Mapping) else dict.fromkeys(computing, (EDGE_BITS,))
+    planner = _Planner(flow, kinds, modules, joins)
     inputs = planner.place()
     order = tuple(name for name in flow.given if name in layers)
     return Layout(tuple(planner.sites.values()), order, inputs, norms, planner.floating)
 
 
 class _Planner:
-    def __init__(self, flow: Flow, layers: list[str], modules: Mapping[str, nn.Module], joins: bool) -> None:
-        self.flow, self.layers, self.modules, self.joins = flow, layers, modules, joins
+    def __init__(self, flow: Flow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool) -> None:
+        self.flow, self.kinds, self.modules, self.joins = flow, kinds, modules, joins
+        # What has more bits comes first: fewer may be made of those behind the shared place, but not more of fewer.
+        self.layers = sorted(kinds, key=lambda name: -kinds[name][0])
         self.sites: dict[str, Site] = {}
-        self.site_of: dict[int, Site] = {}
+        self.site_of: dict[tuple[int, Kind], Site] = {}
         self.floating: dict[str, str] = {}
 
     def place(self) -> dict[str, str]:
@@ -144,16 +155,17 @@ class _Planner:
 
     def open(self, layer: str, port: int, value: int) -> Site:
         """The site of what a layer takes."""
-        way = self.way_up(value)
-        known = [self.site_of[one] for one in way if one in self.site_of]
+        way, kind = self.way_up(value), self.kinds[layer]
+        known = [self.site_of[one, kind] for one in way if (one, kind) in self.site_of]
         if known:
             return known[0]
         if len(self.flow.given[layer]) == 1:
             for one in self.before_dropouts(way):
                 place = self.place_of(one)
-                if place is not None and all(self.suits(use) for use in self.leaf_uses(one)):
-                    return self.put(one, *place)
-        return self.put(value, layer, f"input {port}", shared=False)
+                taken = place is not None and " ".join(place) in self.sites
+                if place is not None and not taken and all(self.suits(use) for use in self.leaf_uses(one)):
+                    return self.put(one, *place, kind)
+        return self.put(value, layer, f"input {port}", kind, shared=False)
 
     def close(self, layer: str) -> None:
         """See to it that what a convolution makes gets a grid, so that an integer kernel can compute it."""
@@ -170,27 +182,29 @@ class _Planner:
                 self.floating[layer] = "its output is used in the middle of a forward, where no module begins or ends"
             else:
                 # Of 8 bits; where the layers that take it have fewer, those have a coarser grid of their own.
-                self.put(end, *place, shared=self.joins)
+                self.put(end, *place, self.kinds[layer], shared=self.joins)
 
     def place_of(self, value: int) -> tuple[str, str] | None:
-        """The module's end or door from which on all who use a value see it."""
-        boundary = self.flow.boundary(value)
-        if boundary is not None:
+        """The module's end or door from which on all who use a value see it; never that of the whole model."""
+        if boundary := self.flow.boundary(value):
             return boundary, "output"
         users = [f"{use.module}." for use in self.flow.uses(value)]
         doors = [
             name
             for name, calls in self.flow.given.items()
-            if name and len(calls) == 1 and value in calls[0] and all(user.startswith(f"{name}.") for user in users)
+            if name
+            and len(calls) == 1
+            and value in calls[0][: self.flow.doors[name]]
+            and all(user.startswith(f"{name}.") for user in users)
         ]
         innermost = max(doors, key=len, default=None)
         return None if innermost is None else (innermost, f"input {self.flow.given[innermost][0].index(value)}")
 
-    def put(self, value: int, module: str, port: str, shared: bool = True) -> Site:
+    def put(self, value: int, module: str, port: str, kind: Kind, shared: bool = True) -> Site:
         site = Site(module, port, self.is_non_negative(value))
         site = self.sites.setdefault(site.name, site)
         if shared:
-            self.site_of[value] = site
+            self.site_of[value, kind] = site
         return site
 
     def suits(self, use: Operation) -> bool:
