@@ -85,7 +85,9 @@ class _Uniform(torch.autograd.Function):
         ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, chances: Tensor | None
     ) -> Tensor:
         ctx.limits = limits_around_zero(zero_point, low, high)
-        # What the values were is kept by others too, and takes less time to round again than a mask to apply.
+        # What the values were is kept by others too, and takes less time to round again than a mask to apply. The scale
+        # may have followed other values, in place, before the gradient comes.
+        scale = scale.clone()
         ctx.save_for_backward(values, scale, chances)
         return _steps(values, scale, chances).clamp_(*ctx.limits).mul_(scale).to(values.dtype)
 
