@@ -129,7 +129,7 @@ class _Finder:
             if use.module is not None and use.module in self.layers:
                 plain = self.is_plain(use.module) and self.is_product(use, use.module) and use.inputs[0] == value
                 return use.module if plain else None
-            if use.function not in passed or len(use.outputs) != 1 or len(use.inputs) != 1:
+            if use.function not in passed or len(use.outputs) != 1:
                 return None
             value = use.outputs[0]
         return None

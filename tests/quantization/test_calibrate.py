@@ -107,7 +107,7 @@ def test_what_is_not_trained_gets_no_learned_step():
 
 
 def test_the_state_dict_is_that_of_the_original():
-    model = small()
+    model = small().train()
     found = quantize(model, batches())
     assert list(found.state_dict()) == list(model.state_dict())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
@@ -369,6 +369,18 @@ class Branches(nn.Module):
 def test_a_layer_that_one_branch_alone_meets_is_refused_by_name():
     with pytest.raises(ValueError, match=r"did not call 'right'.*ignore=\['right'\]"):
         quantize(Branches(), [torch.ones(2, 4), -torch.ones(2, 4)])
+
+
+def test_a_layer_that_no_batch_meets_again_is_refused_by_name():
+    class Forgetful(Branches):
+        calls = 0
+
+        def forward(self, values):
+            Forgetful.calls += 1
+            return self.left(values) + (self.right(values.square()) if Forgetful.calls == 1 else 0)
+
+    with pytest.raises(ValueError, match="No number has come to right input 0"):
+        quantize(Forgetful(), [torch.ones(2, 4)])
 
 
 @pytest.mark.parametrize("method", [None, "mse", "percentile", "lsq"])

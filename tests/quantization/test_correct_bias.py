@@ -109,3 +109,16 @@ def test_activations_on_their_grids_count_too():
         errors = [(one(batches[0]) - model(batches[0])).mean(0).abs().max() for one in (plain, found)]
     assert errors[0] > 1e-2
     assert errors[1] < 1e-5
+
+
+def test_a_grid_on_what_the_layer_gives_is_not_its_own_error():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    given, arguments = [torch.randn(16, 1, 6, 6)], {**COARSE, "weights": 4, "activations": 8, "reduce_range": True}
+    found = quantize(model.eval(), given, bias_correction=True, **arguments)
+    raw = []
+    found[0].register_forward_hook(lambda _module, _args, output: raw.append(output), prepend=True)
+    with torch.no_grad():
+        found(given[0])
+        wanted = model[0](given[0]).mean((0, 2, 3))
+    assert torch.allclose(raw[0].mean((0, 2, 3)), wanted, atol=1e-6)

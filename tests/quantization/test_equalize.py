@@ -153,6 +153,17 @@ class Standardized(nn.Linear):
         return functional.linear(values, self.weight / self.weight.std(), self.bias)
 
 
+class Steps(nn.Module):
+    """BatchNorm over the steps of a sequence, not over features."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(1, 4), nn.BatchNorm1d(3), nn.Linear(4, 2)
+
+    def forward(self, values):
+        return self.second(self.norm(self.first(values[..., None])))
+
+
 def tied():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
@@ -164,6 +175,8 @@ APART = {
     "the second called twice": Twice(),
     "the first called twice": Forked(),
     "one weight": tied(),
+    "features along pixels": nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(3, 3)),
+    "steps normalized": Steps(),
     "GELU": nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)),
     "ReLU6": nn.Sequential(nn.Linear(3, 3), nn.ReLU6(), nn.Linear(3, 3)),
     "a normalized weight": nn.Sequential(Standardized(3, 3), nn.ReLU(), Standardized(3, 3)),
@@ -199,6 +212,14 @@ def test_one_scale_for_all_does_better_where_ranges_differ_a_hundredfold():
         found = quantize(model, [inputs], granularity="tensor", equalize=wanted, progress=False)
         errors.append(float((found(inputs) - model(inputs)).square().mean()))
     assert errors[1] < 0.1 * errors[0]
+
+
+def test_what_leaves_the_network_too_stays():
+    model, inputs = Leaving().eval(), torch.randn(4, 3)
+    with torch.no_grad():
+        model.first.weight.mul_(100)
+    found = quantize(model, [inputs], equalize=True, weights=16, activations=None, progress=False)
+    assert torch.allclose(found(inputs)[1], model(inputs)[1], rtol=1e-3)
 
 
 def test_a_forward_that_reads_weights_is_refused_and_the_model_stays():
