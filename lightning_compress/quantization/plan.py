@@ -159,6 +159,7 @@ class LayerPlan:
             "activations": None if self.activations is None else self.activations.name,
             "quantizers": {side: _path(getattr(self.method, side)) for side in ("weights", "activations")},
             "granularity": self.granularity,
+            "symmetric": self.symmetric,
         }
 
 
@@ -178,6 +179,27 @@ def as_override(settings: Mapping[str, Any]) -> dict[str, Any]:
         found[side] = None if path is None else choices(quantizers)[path]
     bits = {side: _bits(settings[side]) for side in ("weights", "activations")}
     return {**bits, "method": found, "granularity": settings["granularity"]}
+
+
+def refuse_other_plans(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to go on in another way than before; both are the settings of plans by layer.
+
+    Raises:
+        ValueError: if a layer's differ; it is named.
+    """
+    for name in dict.fromkeys([*asked, *saved]):
+        before, now = (dict(one.get(name, {})) for one in (saved, asked))
+        if before != now:
+            different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+            raise ValueError(
+                f"'{name}' was quantized with {_words(before, different)} when this was saved, but now "
+                f"{_words(now, different)} is asked for. Give QuantizationAwareTraining the arguments of that "
+                f"training, or begin anew from its weights alone, by load_from_checkpoint."
+            )
+
+
+def _words(settings: Mapping[str, Any], keys: list[str]) -> str:
+    return ", ".join(f"{key}={settings[key]!r}" for key in keys if key in settings) or "nothing"
 
 
 def _path(function: Any) -> str | None:

@@ -17,7 +17,7 @@ from lightning_compress.quantization.hooks import Entering, Errors, Leaving, Swa
 from lightning_compress.quantization.layers import Held, Layer
 from lightning_compress.quantization.methods import Method, method_for
 from lightning_compress.quantization.modules import ActivationQuantizer, Mode, WeightQuantizer
-from lightning_compress.quantization.plan import LayerPlan, Request
+from lightning_compress.quantization.plan import LayerPlan, Request, refuse_other_plans
 from lightning_compress.quantization.reads import refuse_reads_elsewhere
 from lightning_compress.quantization.rows import cut
 from lightning_compress.quantization.sites import Layout, Site, lay_out
@@ -142,7 +142,12 @@ class QuantizedModel:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Take what `state` gave.
+
+        Raises:
+            ValueError: if it is of a model that was quantized in another way.
+        """
+        refuse_other_plans(state["plans"], {name: plan.settings() for name, plan in self.plans.items()})
         self.mode.frozen, self.mode.active = bool(state["frozen"]), bool(state["active"])
         self.mode.quantizing = self.mode.active
         for name, weight in self.weights.items():

@@ -25,7 +25,9 @@ def restored(model: nn.Module, state: Mapping[str, Any]) -> QuantizedModel:
     """
     layout = Layout.of(state["layout"])
     overrides = {f"re:{re.escape(name)}": as_override(plan) for name, plan in state["plans"].items()}
-    quantized = QuantizedModel(model, _layers(model, state), Request(overrides=overrides), layout)
+    symmetric = all(plan["symmetric"] for plan in state["plans"].values())
+    request = Request(overrides=overrides, symmetric=symmetric)
+    quantized = QuantizedModel(model, _layers(model, state), request, layout)
     quantized.load(state)
     quantized.mode.frozen = quantized.mode.active
     quantized.install()

@@ -149,7 +149,9 @@ class _Planner:
         inputs = {}
         for layer in self.layers:
             width = 3 if isinstance(self.modules[layer], nn.MultiheadAttention) else 1
-            found = [self.open(layer, port, value) for port, value in enumerate(self.flow.given[layer][0][:width])]
+            given = self.flow.given[layer][0][:width]
+            # Attention is often given one tensor three times.
+            found = [self.open(layer, given.index(value), value) for value in dict.fromkeys(given)]
             inputs[layer] = found[0].name
         return inputs
 
