@@ -43,3 +43,43 @@ def test_results_of_mnist_are_not_taken_from_the_sample(tmp_path):
     assert done.returncode == 1
     assert "LIGHTNING_COMPRESS_DATA" in done.stdout
     assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "part", "found"),
+    [
+        (
+            "pruning_overhead",
+            {"what": "update", "weights": 24 * 64, "updates": 1},
+            {"weights": 24 * 64, "weights_bytes": 4 * 24 * 64},
+        ),
+        ("distillation_overhead", {"what": "missing"}, None),
+    ],
+)
+def test_a_part_runs_in_a_process_of_its_own_or_says_what_failed(script, part, found, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from _processes import GIVE_BACK, Parts
+
+    parts = Parts(str(ROOT / "benchmarks" / f"{script}.py"), {})
+    if found is None:
+        with pytest.raises(RuntimeError, match="part failed(.|\\n)*KeyError: 'missing'"):
+            parts.run(GIVE_BACK, False, threads=1, **part)
+    else:
+        assert parts.run(GIVE_BACK, False, threads=1, **part).items() >= found.items()
+
+
+def test_ratios_are_those_of_the_same_round(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from _turns import paired
+
+    quiet = {"plain": [1.0, 2.0, 4.0], "more": [1.1, 2.2, 4.4], "twice": [2.2, 4.4, 8.8]}
+    busy = {"plain": [10.0], "more": [13.0], "twice": [26.0]}
+    found = paired([quiet, busy], {"more": "plain", "twice": "more"})
+    assert "ratio" not in found["plain"]
+    assert found["more"]["ratio_by_process"] == pytest.approx([1.1, 1.3])
+    assert found["more"]["ratio"] == pytest.approx(1.1)
+    assert found["more"]["ratio_standard_error"] == pytest.approx(0.1)  # of two processes, 0.2 apart
+    assert (found["twice"]["over"], found["twice"]["ratio"]) == ("more", pytest.approx(2.0))
+    assert [one["step_ms"] for one in found.values()] == pytest.approx([3000.0, 3300.0, 6600.0])
+    assert paired(quiet, "plain")["plain"]["ratio"] == 1.0

@@ -1,0 +1,29 @@
+"""Memory at its peak: of the process, as the system sees it, and of tensors alone, byte by byte."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def resident_bytes(field: str) -> int:
+    """`VmRSS`, the resident set, or `VmHWM`, its high-water mark."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: memory is measured on Linux only.")
+
+
+def reset_peak() -> None:
+    """Let the high-water mark begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_tensor_bytes(action: Callable[[], object]) -> int:
+    """The most that tensors on the CPU held at once, beyond what they held before: from torch's allocator, exactly."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        action()
+    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
