@@ -45,6 +45,7 @@ class Quantizer(nn.Module):
     """
 
     side: Side = "weights"
+    scale: Tensor
 
     def change_format(self, form: Format) -> None:
         """Go over to another number of bits."""
@@ -74,6 +75,11 @@ class Quantizer(nn.Module):
     def follows(self) -> bool:
         """Whether its grid comes from a range that it watches."""
         return "scale" in self.named
+
+    def move_to(self, device: torch.device) -> None:
+        """Be where the model is: a Trainer brings it back from its accelerator in the end."""
+        if self.scale.device != device:
+            self.to(device)
 
     def quantized(self, values: Tensor, **offered: Any) -> Quantized:
         """`values` on the grid."""
@@ -105,10 +111,10 @@ class WeightQuantizer(Quantizer):
         super().__init__(function, form, mode, seed)
         self.rows, self.range, self.symmetric = rows, range_, symmetric
         count = len(rows.split(weight))
-        self.register_buffer("scale", torch.ones(count, 1, device=weight.device))
+        self.register_buffer("scale", torch.ones(count, 1, dtype=torch.float32, device=weight.device))
         self.register_buffer("zero_point", torch.zeros(count, 1, dtype=torch.int32, device=weight.device))
         for name in self.learned:
-            self.register_parameter(name, nn.Parameter(torch.ones(count, 1, device=weight.device)))
+            self.register_parameter(name, nn.Parameter(torch.ones(count, 1, dtype=torch.float32, device=weight.device)))
         self.begin(weight)
 
     @torch.no_grad()
@@ -124,6 +130,7 @@ class WeightQuantizer(Quantizer):
 
     def on_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight on its grid, and the scale of each row, if there is one grid."""
+        self.move_to(weight.device)
         matrix = self.rows.split(weight)
         if self.follows and not self.mode.frozen:
             self.watch(matrix)
@@ -190,18 +197,20 @@ class ActivationQuantizer(Quantizer):
         super().__init__(function, form, mode, seed)
         self.range, self.non_negative, self.started = range_, non_negative, False
         self._limit(form)
+        # Where half or double precision is the default, ranges are still in single.
         for name in ("minimum", "maximum"):
-            self.register_buffer(name, torch.zeros((), device=device))
-        self.register_buffer("scale", torch.ones((), device=device))
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32, device=device))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32, device=device))
         for name in self.learned:
-            self.register_parameter(name, nn.Parameter(torch.ones((), device=device)))
+            self.register_parameter(name, nn.Parameter(torch.ones((), dtype=torch.float32, device=device)))
 
     def forward(self, values: Tensor) -> Tensor:
         if values.is_nested:  # torch's encoder makes one of a padded batch, in evaluation
             return torch.nested.as_nested_tensor([self(one) for one in values.unbind()])
         if not values.is_floating_point() or not values.numel():
             return values
+        self.move_to(values.device)
         if self.mode.observing and not self.mode.frozen and not _is_backward():
             try:
                 self.watch(values.detach())

@@ -13,7 +13,7 @@ from lightning_compress.quantization.quantized import QuantizedModel, layout_of
 def on_grid(weight, axis=0, high=127):
     """A weight on a symmetric grid for each of its output channels."""
     others = tuple(place for place in range(weight.ndim) if place != axis)
-    scale = weight.detach().abs().amax(others) / high
+    scale = weight.detach().abs().amax(others).float() / high
     zeros = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -high, high)
 
@@ -26,7 +26,7 @@ class Place:
 
     def __call__(self, values):
         if self.follows:
-            found = values.detach().min(), values.detach().max()
+            found = values.detach().min().float(), values.detach().max().float()
             old = self.range or found
             self.range = tuple(torch.lerp(one, other, 0.01) for one, other in zip(old, found, strict=True))
         low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)
