@@ -50,7 +50,7 @@ class Experiment:
     Attributes:
         script: file that runs it; results lie beside it, under its name.
         title: of the table.
-        model: the LightningModule of a learning rate.
+        model: the LightningModule of a run.
         data: the data module of a run.
         example: an input of a few samples.
         metric: what is logged as `val_...` and `test_...`; the lower the better.
@@ -62,12 +62,13 @@ class Experiment:
         defaults: settings of every run.
         quick: settings that `--quick` changes.
         needed: what is missing to run it in full, if anything.
+        prepared: makes what the model takes of what the loader gives.
         seeds: of the runs.
     """
 
     script: str
     title: str
-    model: Callable[[float], Any]
+    model: Callable[[Settings], Any]
     data: Callable[[Settings], Any]
     example: Callable[[], Any]
     schemes: Mapping[str, Mapping[str, Any]]
@@ -76,6 +77,7 @@ class Experiment:
     needed: Callable[[], str | None]
     papers: Mapping[str, str] = field(default_factory=dict)
     words: str = ""
+    prepared: Callable[[Any], Any] = lambda images: images
     seeds: tuple[int, ...] = (0, 1, 2)
     metric: str = "error"
     factor: float = 100.0
@@ -106,7 +108,7 @@ def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
         best, errors = callbacks.ModelCheckpoint(folder, monitor=monitor), told(callbacks.Callback, monitor)
         trainer = _trainer(settings, folder, [best, errors, *_quantization(experiment, settings)])
         begin = time.perf_counter()
-        trainer.fit(experiment.model(settings.learning_rate), datamodule=data)
+        trainer.fit(experiment.model(settings), datamodule=data)
         seconds = time.perf_counter() - begin
         path = best.best_model_path
         tested = trainer.test(ckpt_path=path, datamodule=data, verbose=False)[0]
@@ -159,21 +161,25 @@ def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:
 # The files of a run ------------------------------------------------------------------------------------------------
 
 
-def add_files(experiment: Experiment, run: dict[str, Any], folder: Path) -> None:
+def add_files(experiment: Experiment, run: dict[str, Any], folder: Path, onnx: bool = True) -> None:
     """Bytes of the packed file and the ONNX file, and how often ONNX Runtime reads a test image as torch does."""
     from lightning_compress import export, load_compressed
     from lightning_compress.export.onnx_agreement import agreement
 
     settings = Settings(**run["settings"])
-    model = load_compressed(type(experiment.model(settings.learning_rate)), ROOT / run["checkpoint"])
+    model = load_compressed(type(experiment.model(settings)), ROOT / run["checkpoint"])
     run["float_bytes"] = sum(value.nbytes for name, value in model.state_dict().items() if "accuracy" not in name)
     if not experiment.schemes[settings.scheme]:
         return
     data = experiment.data(settings)
     data.setup("test")
     run["packed_bytes"] = export(model, folder / "model.safetensors").size_bytes
+    if not onnx:
+        return
     run["onnx_bytes"] = export(model, folder / "model.onnx", experiment.example()).size_bytes
-    run["agreement"] = agreement(folder / "model.onnx", model, (batch[0] for batch in data.test_dataloader()))
+    run["agreement"] = agreement(
+        folder / "model.onnx", model, (experiment.prepared(batch[0]) for batch in data.test_dataloader())
+    )
 
 
 # What is said ------------------------------------------------------------------------------------------------------
@@ -210,8 +216,9 @@ def _row(experiment: Experiment, name: str, several: list[dict[str, Any]], float
     if name == FLOAT:
         cells += [f"{_bytes(several, 'float_bytes')} of float32", "", ""]
     else:
-        agreement = f"{100 * min(run['agreement'] for run in several):.2f} % at least"
-        cells += [_bytes(several, "packed_bytes"), _bytes(several, "onnx_bytes"), agreement]
+        cells.append(_bytes(several, "packed_bytes"))
+        agreed = [run["agreement"] for run in several if "agreement" in run]
+        cells += [_bytes(several, "onnx_bytes"), f"{100 * min(agreed):.2f} % at least"] if agreed else ["", ""]
     return f"| {' | '.join([*cells, experiment.papers.get(name, '')])} |"
 
 
@@ -235,6 +242,7 @@ def main(experiment: Experiment) -> None:
     parser.add_argument("--quick", action="store_true", help="a few batches, to see that it works; proves nothing")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
     parser.add_argument("--report", action="store_true", help="only write the table of the runs that are there")
+    parser.add_argument("--output", type=Path, help="JSON file to write; the table goes beside it")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     read = parser.parse_args()
     if read.run:
@@ -245,11 +253,13 @@ def main(experiment: Experiment) -> None:
     if missing is not None:
         sys.exit(missing)
     folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "results"
-    path = folder / f"{experiment.name}.json"
+    path = read.output or folder / f"{experiment.name}.json"
     kept = read_runs(path, Settings)
     defaults = {**experiment.defaults, **(experiment.quick if read.quick else {})}
     seeds = experiment.seeds[:1] if read.quick else experiment.seeds
-    todo = [Settings(scheme, seed, **defaults) for seed in seeds for scheme in experiment.schemes]
+    # A quick look shows that it works: in floating point, and in the one way that is farthest from it.
+    schemes = [FLOAT, list(experiment.schemes)[-1]] if read.quick else list(experiment.schemes)
+    todo = [Settings(scheme, seed, **defaults) for seed in seeds for scheme in schemes]
     if not read.report:
         shown = f"{{:.{experiment.digits}f}} {experiment.unit}".format
         run_all(
@@ -259,7 +269,7 @@ def main(experiment: Experiment) -> None:
     for run in done:
         if "float_bytes" not in run:
             with tempfile.TemporaryDirectory() as files:
-                add_files(experiment, run, Path(files))
+                add_files(experiment, run, Path(files), onnx=not read.quick)
             write_runs(path, kept)
     report(experiment, done, path.with_suffix(".md"))
     console.print(path.with_suffix(".md").read_text(encoding="utf-8"), f"Written to {path}.", highlight=False)

@@ -13,14 +13,22 @@ of a quantized run only quantized epochs count. Nothing was searched for.
 
 from typing import Any
 
-from _quantized import FLOAT, Experiment, main
+from _quantized import FLOAT, Experiment, Settings, main
 from cifar10_distillation import data, needed
 
 
-def model(learning_rate: float) -> Any:
+def model(settings: Settings) -> Any:
     from lightning_compress.recipes.cifar10 import ResNet
 
-    return ResNet(3, learning_rate)
+    return ResNet(1 if settings.data == "quick" else 3, settings.learning_rate)
+
+
+def prepared(images: Any) -> Any:
+    import torch
+    from lightning_compress.recipes.cifar10 import MEAN, STANDARD_DEVIATION
+
+    mean, deviation = (torch.tensor(one).reshape(1, 3, 1, 1) for one in (MEAN, STANDARD_DEVIATION))
+    return (images.float() / 255 - mean) / deviation
 
 
 def example() -> Any:
@@ -35,6 +43,7 @@ EXPERIMENT = Experiment(
     model=model,
     data=data,
     example=example,
+    prepared=prepared,
     schemes={FLOAT: {}, "W8A8": {"weights": 8, "activations": 8}, "W4A4": {"weights": 4, "activations": 4}},
     words=(
         "The images were stored as JPEG, which loses a little: figures are not quite comparable with those on the "

@@ -19,10 +19,10 @@ COMMON = {"ignore": ["places.*"]}
 EDGES = {"blocks.0.inputs": {"granularity": "channel"}, "head": {"granularity": "channel"}}
 
 
-def model(learning_rate: float) -> Any:
+def model(settings: Settings) -> Any:
     from lightning_compress.recipes.characters import CharacterModel, python_topics
 
-    return CharacterModel(len(set(python_topics())), LAYERS, length=LENGTH, learning_rate=learning_rate)
+    return CharacterModel(len(set(python_topics())), LAYERS, length=LENGTH, learning_rate=settings.learning_rate)
 
 
 def data(settings: Settings) -> Any:

@@ -18,10 +18,10 @@ from _quantized import FLOAT, Experiment, Settings, main
 from _runs import data_folder
 
 
-def model(learning_rate: float) -> Any:
+def model(settings: Settings) -> Any:
     from lightning_compress.recipes.mnist import LeNet5
 
-    return LeNet5(learning_rate)
+    return LeNet5(settings.learning_rate)
 
 
 def data(settings: Settings) -> Any:
