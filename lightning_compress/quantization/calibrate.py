@@ -215,7 +215,7 @@ def _refuse_other_outputs(model: nn.Module, given: Batches, outputs: list[Tensor
     for before, after in zip(outputs, tensors(given.call(model, given.first)), strict=True):
         if before.is_floating_point() and before.numel():
             moved, size = float((after - before).abs().max()), float(before.abs().max())
-            if not moved <= SAME * size:
+            if not moved <= max(SAME, 4 * torch.finfo(before.dtype).eps) * size:
                 raise ValueError(
                     f"equalize=True would change what the model computes, by {moved:.3g} where outputs reach "
                     f"{size:.3g}: its forward reads weights, or numbers between layers, in a way that cannot be seen. "

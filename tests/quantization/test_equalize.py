@@ -222,6 +222,13 @@ def test_what_leaves_the_network_too_stays():
     assert torch.allclose(found(inputs)[1], model(inputs)[1], rtol=1e-3)
 
 
+def test_short_floats_may_lose_their_last_bits():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)).bfloat16()
+    found = quantize(model, [torch.randn(64, 8).bfloat16()], equalize=True, progress=False)
+    assert not torch.equal(found[0].weight, model[0].weight)
+
+
 def test_a_forward_that_reads_weights_is_refused_and_the_model_stays():
     model = Reading()
     with torch.no_grad():
