@@ -25,6 +25,7 @@ def model(settings: Settings) -> Any:
 
 def prepared(images: Any) -> Any:
     import torch
+
     from lightning_compress.recipes.cifar10 import MEAN, STANDARD_DEVIATION
 
     mean, deviation = (torch.tensor(one).reshape(1, 3, 1, 1) for one in (MEAN, STANDARD_DEVIATION))
