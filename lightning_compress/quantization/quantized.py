@@ -136,6 +136,7 @@ class QuantizedModel:
             "layout": self.layout.state(),
             "frozen": self.mode.frozen,
             "active": self.mode.active,
+            "step": self.mode.step,
             "plans": {name: plan.settings() for name, plan in self.plans.items()},
             "weights": {name: one.state() for name, one in self.weights.items()},
             "activations": {name: one.state() for name, one in self.activations.items()},
@@ -149,7 +150,7 @@ class QuantizedModel:
         """
         refuse_other_plans(state["plans"], {name: plan.settings() for name, plan in self.plans.items()})
         self.mode.frozen, self.mode.active = bool(state["frozen"]), bool(state["active"])
-        self.mode.quantizing = self.mode.active
+        self.mode.quantizing, self.mode.step = self.mode.active, int(state["step"])
         for name, weight in self.weights.items():
             weight.load(state["weights"][name])
         for name, activation in self.activations.items():

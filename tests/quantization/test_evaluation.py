@@ -12,10 +12,11 @@ from tests.quantization.watching import equal, is_active, noted
 PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None}
 
 
+@pytest.mark.parametrize("settings", [{"weights": 3}, {"method": "stochastic"}, {"weights": "ternary"}], ids=str)
 def test_the_same_callback_evaluates_quantized_and_without_it_the_model_is_a_float_one(
-    make_module, make_trainer, loader
+    settings, make_module, make_trainer, loader
 ):
-    quantization, module = QuantizationAwareTraining(weights=3, begin=2), make_module()
+    quantization, module = QuantizationAwareTraining(begin=2, **settings), make_module()
     trainer = make_trainer([quantization], max_epochs=2)
     trainer.fit(module, loader, loader)
     in_training = float(trainer.callback_metrics["val_loss"])
