@@ -1,34 +1,56 @@
 """What does not go together: arguments of the callback, and it with other callbacks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning_compress.core.duration import Duration, Run, Window, parse, resolve
 from lightning_compress.quantization.layers import Layer
 from lightning_compress.quantization.plan import Request
 
 
-def check_strength(damping: float) -> float:
-    """Return `damping`, a number of 0 or more.
+def check_training(
+    calibrate_only: bool, damping: float, moments: Mapping[str, Duration | None], **changes: Any
+) -> None:
+    """Refuse a training that cannot be.
+
+    Args:
+        calibrate_only: whether the training is to be left as it is.
+        damping: a number of 0 or more.
+        moments: after the beginning of the run, by name; None for never.
+        changes: what else would change the training if it is asked for, by name.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if one of them is wrong, or `calibrate_only` is asked for together with a change.
     """
     if isinstance(damping, bool) or not isinstance(damping, int | float) or not damping >= 0:
         raise ValueError(f"damping is a strength of 0 or more, but is {damping!r}. 0.001 is a place to begin.")
-    return damping
+    for name, moment in moments.items():
+        if moment is not None and parse(moment).value == 0:
+            raise ValueError(
+                f"{name}={moment!r} is the beginning of the run: write at least 1 step, or None for never."
+            )
+    asked = [f"{name}={value!r}" for name, value in {"damping": damping, **changes}.items() if value]
+    if calibrate_only and asked:
+        raise ValueError(
+            f"calibrate_only=True leaves the training as it is, but {', '.join(asked)} would change it. Leave out one "
+            f"or the other."
+        )
 
 
-def check_alone(**asked: Any) -> None:
-    """Refuse what would change a training that is to be left as it is.
+def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, Window]:
+    """On which hand of the run's clock each moment lies, as the end of a window; without those that are None.
 
     Raises:
-        ValueError: if any of these is asked for.
+        ValueError: if the run's length does not tell; the moment is named.
     """
-    if changes := [f"{name}={value!r}" for name, value in asked.items() if value]:
-        raise ValueError(
-            f"calibrate_only=True leaves the training as it is, but {', '.join(changes)} would change it. Leave out "
-            f"one or the other."
-        )
+    found = {}
+    for name, moment in moments.items():
+        try:
+            if moment is not None:
+                found[name] = resolve(0, moment, moment, run)
+        except ValueError as error:
+            raise ValueError(f"{name}={moment!r} cannot be found in this run. Write steps, or None. {error}") from error
+    return found
 
 
 def refuse_masks_on_binary(name: str, layers: list[Layer], request: Request, callbacks: Iterable[Any]) -> None:

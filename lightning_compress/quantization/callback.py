@@ -10,15 +10,15 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.callback import CompressionCallback, now, run_of
 from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
-from lightning_compress.core.duration import Duration, Run, Window, check_order, resolve
+from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.flow import watched
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
-from lightning_compress.quantization.arguments import check_alone, check_strength, refuse_masks_on_binary
+from lightning_compress.quantization.arguments import check_training, moments_of, refuse_masks_on_binary
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
 from lightning_compress.quantization.layers import Layer, layers_of
-from lightning_compress.quantization.learning import Schedulers, add_damping, quantize_gradients, training
+from lightning_compress.quantization.learning import add_damping, quantize_gradients, training
 from lightning_compress.quantization.methods import MethodName
 from lightning_compress.quantization.norms import Norms
 from lightning_compress.quantization.plan import Request
@@ -110,11 +110,11 @@ class QuantizationAwareTraining(CompressionCallback):
         )  # fmt: skip
         self.initial_bits, self.schedule = initial_bits, as_schedule(schedule)
         self.fall = None if initial_bits is None else Fall(initial_bits, self.schedule, self.request)
-        self.damping, self.freeze_bn, self.freeze_ranges = check_strength(damping), freeze_bn, freeze_ranges
-        for freeze in (one for one in (freeze_bn, freeze_ranges) if one is not None):
-            check_order(0, freeze, "1 steps")
-        if calibrate_only:
-            check_alone(damping=damping, gradients=gradients, errors=errors, initial_bits=initial_bits)
+        self.damping, self.freeze_bn, self.freeze_ranges = damping, freeze_bn, freeze_ranges
+        self.freezes = {"freeze_bn": freeze_bn, "freeze_ranges": freeze_ranges}
+        check_training(
+            calibrate_only, damping, self.freezes, gradients=gradients, errors=errors, initial_bits=initial_bits
+        )
         self.calibrate_only, self.targets, self.ignore = calibrate_only, targets, ignore
         as_patterns(targets), as_patterns(ignore)
         self.seed, self.gate_best = seed, gate_best
@@ -130,8 +130,7 @@ class QuantizationAwareTraining(CompressionCallback):
     @property
     def reached(self) -> bool:
         """Whether the model is quantized to the bits that were asked for."""
-        running = self.quantized is not None and self.quantized.mode.active
-        return running and (self.initial_bits is None or super().reached)
+        return self._acts is not None and (self.fall is None or super().reached)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = resolve(self.begin, self.end, self.every, run)
@@ -154,16 +153,14 @@ class QuantizationAwareTraining(CompressionCallback):
         else:
             state = carried.state() if carried is not None and not self.restored else None
         if state is not None:
-            self._train_along(trainer, self._take(pl_module, state))
+            self.undo.enter_context(training(self._take(pl_module, state), trainer))
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_masks_on_binary(self.name, self.layers, self.request, trainer.callbacks)
-        run = run_of(trainer, pl_module)
-        freezes = {"bn": None if self.calibrate_only else self.freeze_bn, "ranges": self.freeze_ranges}
-        self._freezes = {name: resolve(0, one, "1 steps", run) for name, one in freezes.items() if one is not None}
+        self._freezes = moments_of(run_of(trainer, pl_module), {} if self.calibrate_only else self.freezes)
         self.norms = Norms.of(pl_module)
-        self.undo.callback(self.norms.thaw)
+        self.undo.callback(self.norms.stand_still, False)
         if self.quantized is not None:
             self.undo.enter_context(self.quantized.installed())
         if self.gate_best and not self.released:
@@ -179,11 +176,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self.quantized.mode.observing, self.quantized.mode.quantizing = True, not self.calibrate_only
         self.quantized.draw_anew(now(trainer, "batches"))
         # SWA ends with an epoch without backward passes, in which normalizations gather their statistics anew.
-        if self._is_past(trainer, "bn") and not trainer.fit_loop._skip_backward:
-            self.norms.freeze()
-        else:
-            self.norms.thaw()
-        if self._is_past(trainer, "ranges") and not self.calibrate_only and not self.quantized.unstarted():
+        self.norms.stand_still(self._is_past(trainer, "freeze_bn") and not trainer.fit_loop._skip_backward)
+        if self._is_past(trainer, "freeze_ranges") and not self.quantized.unstarted():
             self.quantized.freeze()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,9 +199,8 @@ class QuantizationAwareTraining(CompressionCallback):
     ) -> None:
         if self._acts is None:
             return
-        mode = self._acts.mode
-        mode.observing, mode.quantizing = False, True
-        if not mode.frozen:
+        self._acts.mode.observing, self._acts.mode.quantizing = False, True
+        if not self._acts.mode.frozen:
             share_ranges(self._acts)
         if self.reached and not self.released:
             self._acts.refuse_senseless_ranges(early=True)
@@ -224,8 +217,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._acts is None and not trainer.fast_dev_run:
             rank_zero_warn(
-                f"'{self.name}' never began: the run ended before begin={self.begin!r}, or one step after it, which is "
-                f"only watched. Nothing is quantized."
+                f"'{self.name}' never began, so nothing is quantized: begin={self.begin!r} must come before the last step."
             )
 
     @property
@@ -278,9 +270,9 @@ class QuantizationAwareTraining(CompressionCallback):
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The user's step; the first one of the phase is watched, and the next one is quantized."""
-        due = self.quantized is None and self.window is not None
         # Hooks that come after the first call of a compiled module never act.
-        if not due or not (self._is_open(trainer) or is_partly_compiled(pl_module)):
+        due = self._is_open(trainer) or (self.window is not None and is_partly_compiled(pl_module))
+        if self.quantized is not None or not due:
             return original(*args, **kwargs)
         with watched(pl_module) as flow:
             result = original(*args, **kwargs)
@@ -288,22 +280,17 @@ class QuantizationAwareTraining(CompressionCallback):
         refuse_other_layouts(layout, pl_module.device)
         self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
         self._advance(trainer)
-        self._train_along(trainer, self.quantized)
+        self.undo.enter_context(training(self.quantized, trainer))
         self.undo.enter_context(self.quantized.installed())
         return result
-
-    def _train_along(self, trainer: Trainer, quantized: QuantizedModel) -> None:
-        schedulers = Schedulers(trainer.lr_scheduler_configs)
-        self.undo.enter_context(training(quantized, trainer.optimizers, schedulers))
 
     def _advance(self, trainer: Trainer) -> None:
         """Let the bits fall, if that is due."""
         moment = self.moment(trainer)
-        if moment is None or self.quantized is None:
-            return
-        if self.fall is not None:
-            self.fall.apply(self.quantized, moment, self._window)
-        self.done(moment)
+        if moment is not None and self.quantized is not None:
+            if self.fall is not None:
+                self.fall.apply(self.quantized, moment, self._window)
+            self.done(moment)
 
     def _is_open(self, trainer: Trainer) -> bool:
         return self.window is not None and now(trainer, self.window.hand) >= self.window.begin

@@ -58,22 +58,22 @@ def learners(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list
     return list(found.values())
 
 
-class Schedulers:
-    """Those of a Trainer's configurations, at each time of asking: SWA puts one of its own in their place."""
+class _Schedulers:
+    """Those of a Trainer at each time of asking: SWA puts one of its own in their place."""
 
-    def __init__(self, configurations: list[Any]) -> None:
-        self.configurations = configurations
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([one.scheduler for one in self.configurations])
+        return iter([one.scheduler for one in self.trainer.lr_scheduler_configs])
 
 
 @contextmanager
-def training(quantized: QuantizedModel, optimizers: Iterable[Optimizer], schedulers: Iterable[Any]) -> Iterator[None]:
-    """Within the context the user's optimizers train what the quantizers learn; see `joined`."""
+def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
+    """Within the context a Trainer's optimizers train what the quantizers learn; see `joined`."""
     with ExitStack() as stack:
-        for one in learners(quantized, optimizers):
-            stack.enter_context(joined(one.optimizer, schedulers, one.learned, one.like, **one.changed))
+        for one in learners(quantized, trainer.optimizers):
+            stack.enter_context(joined(one.optimizer, _Schedulers(trainer), one.learned, one.like, **one.changed))
         yield
 
 

@@ -21,15 +21,11 @@ class Norms:
         """All of a model."""
         return cls(module for module in model.modules() if isinstance(module, _BatchNorm))
 
-    def freeze(self) -> None:
-        """Go over to running statistics, again if somebody has called `train` meanwhile."""
-        if self.modes is None:
+    def stand_still(self, whether: bool) -> None:
+        """Go over to running statistics, again if `train` was called meanwhile; or back to the modes before."""
+        if self.modes is None and whether:
             self.modes = [module.training for module in self.modules]
-        for module in self.modules:
-            module.training = False
-
-    def thaw(self) -> None:
-        """Go back to the modes before."""
         for module, mode in zip(self.modules, self.modes or (), strict=False):
-            module.training = mode
-        self.modes = None
+            module.training = mode and not whether
+        if not whether:
+            self.modes = None
