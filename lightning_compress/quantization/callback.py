@@ -217,7 +217,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._acts is None and not trainer.fast_dev_run:
             rank_zero_warn(
-                f"'{self.name}' never began, so nothing is quantized: begin={self.begin!r} must come before the last step."
+                f"'{self.name}' never began: begin={self.begin!r} is not before the last step. Nothing is quantized."
             )
 
     @property

@@ -112,7 +112,7 @@ def test_what_does_not_fall_says_when_it_begins():
 
 
 def test_a_run_that_ends_before_the_phase_is_told_so(make_module, make_trainer, loader):
-    with pytest.warns(UserWarning, match="'quantization' never began, so nothing is quantized: begin=100"):
+    with pytest.warns(UserWarning, match="'quantization' never began: begin=100 is not before the last step"):
         make_trainer([QuantizationAwareTraining(begin=100, end=200)], max_epochs=1).fit(make_module(), loader)
 
 
