@@ -22,10 +22,11 @@ from lightning_compress.quantization.equalize import equalize as equalize_pairs
 from lightning_compress.quantization.equalize import pairs_of
 from lightning_compress.quantization.formats import Bits, parse
 from lightning_compress.quantization.layers import Layer, layers_of
+from lightning_compress.quantization.layout import layout_of
 from lightning_compress.quantization.methods import MethodName, default_name
 from lightning_compress.quantization.plan import LayerPlan, Request
 from lightning_compress.quantization.progress import PatientProgress
-from lightning_compress.quantization.quantized import QuantizedModel, layout_of
+from lightning_compress.quantization.quantized import QuantizedModel
 from lightning_compress.quantization.ranges import Interval, Range, averaged
 from lightning_compress.quantization.sites import Layout
 

@@ -18,11 +18,12 @@ from lightning_compress.quantization.arguments import check_training, moments_of
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
 from lightning_compress.quantization.layers import Layer, layers_of
+from lightning_compress.quantization.layout import layout_of
 from lightning_compress.quantization.learning import add_damping, quantize_gradients, training
 from lightning_compress.quantization.methods import MethodName
 from lightning_compress.quantization.norms import Norms
 from lightning_compress.quantization.plan import Request
-from lightning_compress.quantization.quantized import QuantizedModel, layout_of
+from lightning_compress.quantization.quantized import QuantizedModel
 from lightning_compress.quantization.sites import Layout
 from lightning_compress.quantization.together import (
     average_gradients,
@@ -121,9 +122,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.selection: Selection | None = None
         self.layers: list[Layer] = []
         self.quantized: QuantizedModel | None = None
-        self.norms = Norms(())
-        self.released = False
-        self._shared: set[str] = set()
+        self.norms, self.released, self._shared = Norms(()), False, set[str]()
         self._freezes: dict[str, Window] = {}
         self._loaded: dict[str, Any] | None = None
 
@@ -152,8 +151,9 @@ class QuantizationAwareTraining(CompressionCallback):
             self.released, state = self.saved["released"], self.saved["model"]
         else:
             state = carried.state() if carried is not None and not self.restored else None
-        if state is not None:
-            self.undo.enter_context(training(self._take(pl_module, state), trainer))
+        if state is not None and (quantized := self._take(pl_module, state)) and state["trained"]:
+            # What was saved after a fit has no place for what is learned in its optimizers' states.
+            self.undo.enter_context(training(quantized, trainer))
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,6 +162,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.norms = Norms.of(pl_module)
         self.undo.callback(self.norms.stand_still, False)
         if self.quantized is not None:
+            self.undo.enter_context(training(self.quantized, trainer))
             self.undo.enter_context(self.quantized.installed())
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
@@ -172,9 +173,7 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.quantized is None or not self._is_open(trainer):
             return
         self._advance(trainer)
-        self.quantized.begin()
-        self.quantized.mode.observing, self.quantized.mode.quantizing = True, not self.calibrate_only
-        self.quantized.draw_anew(now(trainer, "batches"))
+        self.quantized.begin_batch(now(trainer, "batches"), quantizing=not self.calibrate_only)
         # SWA ends with an epoch without backward passes, in which normalizations gather their statistics anew.
         self.norms.stand_still(self._is_past(trainer, "freeze_bn") and not trainer.fit_loop._skip_backward)
         if self._is_past(trainer, "freeze_ranges") and not self.quantized.unstarted():
@@ -199,7 +198,7 @@ class QuantizationAwareTraining(CompressionCallback):
     ) -> None:
         if self._acts is None:
             return
-        self._acts.mode.observing, self._acts.mode.quantizing = False, True
+        self._acts.end_batch()
         if not self._acts.mode.frozen:
             share_ranges(self._acts)
         if self.reached and not self.released:

@@ -70,10 +70,12 @@ class _Schedulers:
 
 @contextmanager
 def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
-    """Within the context a Trainer's optimizers train what the quantizers learn; see `joined`."""
+    """Within the context a Trainer's optimizers train what the quantizers learn, if they do not yet; see `joined`."""
     with ExitStack() as stack:
-        for one in learners(quantized, trainer.optimizers):
+        for one in [] if quantized.trained else learners(quantized, trainer.optimizers):
             stack.enter_context(joined(one.optimizer, _Schedulers(trainer), one.learned, one.like, **one.changed))
+        quantized.trained = True
+        stack.callback(setattr, quantized, "trained", False)
         yield
 
 

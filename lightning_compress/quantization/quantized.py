@@ -11,16 +11,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core.capture import is_partly_compiled, shown
-from lightning_compress.core.flow import Flow
 from lightning_compress.quantization.formats import Format, parse
 from lightning_compress.quantization.hooks import Entering, Errors, Leaving, Swap
 from lightning_compress.quantization.layers import Held, Layer
 from lightning_compress.quantization.methods import Method, method_for
 from lightning_compress.quantization.modules import ActivationQuantizer, Mode, WeightQuantizer
 from lightning_compress.quantization.plan import LayerPlan, Request, refuse_other_plans
-from lightning_compress.quantization.reads import refuse_reads_elsewhere
 from lightning_compress.quantization.rows import cut
-from lightning_compress.quantization.sites import Layout, Site, lay_out
+from lightning_compress.quantization.sites import Layout, Site
 
 _quantized: "WeakKeyDictionary[nn.Module, QuantizedModel]" = WeakKeyDictionary()
 
@@ -34,13 +32,16 @@ class QuantizedModel:
         model: whose layers they are.
         layers: with the weights to quantize.
         request: how.
-        layout: where activations are quantized, in which order layers are called; None until a step was watched.
+        layout: where activations are quantized, in which order layers are called.
+
+    Attributes:
+        trained: whether optimizers train what is learned at the moment.
     """
 
     def __init__(self, model: nn.Module, layers: list[Layer], request: Request, layout: Layout, seed: int = 0) -> None:
         self.layers = {layer.name: layer for layer in layers}
         self.request, self.layout, self.mode, self.seed = request, layout, Mode(), seed
-        self._model = ref(model)
+        self._model, self.trained = ref(model), False
         self.plans = request.plan(layers, layout.order)
         modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
         self.weights: dict[str, WeightQuantizer] = {}
@@ -95,6 +96,16 @@ class QuantizedModel:
             self.mode.active = True
             self._forget_compiled()
 
+    def begin_batch(self, number: int, quantizing: bool = True) -> None:
+        """Let ranges follow what comes until `end_batch`, and put it on grids, or not."""
+        self.begin()
+        self.mode.observing, self.mode.quantizing = True, quantizing
+        self.draw_anew(number)
+
+    def end_batch(self) -> None:
+        """Let ranges stay as they are, and all lie on grids."""
+        self.mode.observing, self.mode.quantizing = False, True
+
     def _forget_compiled(self) -> None:
         """Let compilers trace the model anew: they do not see that hooks or an instance's attributes have changed."""
         model = self._model()
@@ -137,6 +148,7 @@ class QuantizedModel:
             "frozen": self.mode.frozen,
             "active": self.mode.active,
             "step": self.mode.step,
+            "trained": self.trained,
             "plans": {name: plan.settings() for name, plan in self.plans.items()},
             "weights": {name: one.state() for name, one in self.weights.items()},
             "activations": {name: one.state() for name, one in self.activations.items()},
@@ -266,21 +278,6 @@ def _count(quantizer: WeightQuantizer) -> int:
 def quantized_of(model: nn.Module) -> QuantizedModel | None:
     """The quantizers that were made for this very module, if any."""
     return _quantized.get(model)
-
-
-def layout_of(flow: Flow, model: nn.Module, layers: list[Layer], request: Request) -> Layout:
-    """Where the activations of these layers are quantized, by the flow of one step."""
-    refuse_reads_elsewhere(flow, layers)
-    plans = request.plan(layers, [name for name in flow.given if name in {layer.name for layer in layers}])
-    kinds = {
-        layer.name: (form.bits, form.name, plans[layer.name].method.activations, plans[layer.name].method.range)
-        for layer in layers
-        if layer.computes and (form := plans[layer.name].activations) is not None
-    }
-    modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
-    # Below 8 bits papers, and no integer kernel gains, leave what is added up in floating point.
-    joins = min((kind[0] for kind in kinds.values()), default=8) >= 8
-    return lay_out(flow, [layer.name for layer in layers], kinds, modules, joins)
 
 
 def _plain() -> tuple[Format, Method]:

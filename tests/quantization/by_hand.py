@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from lightning_compress.core.flow import watched
 from lightning_compress.quantization.layers import layers_of
+from lightning_compress.quantization.layout import layout_of
 from lightning_compress.quantization.plan import Request
-from lightning_compress.quantization.quantized import QuantizedModel, layout_of
+from lightning_compress.quantization.quantized import QuantizedModel
 
 
 def on_grid(weight, axis=0, high=127):
