@@ -61,6 +61,9 @@ class CompressionCallback(Callback):
         """What a resumed run needs: tensors and plain values only, or `weights_only=True` refuses the checkpoint."""
         return {}
 
+    def weights_replaced(self) -> None:
+        """Another callback has put other values into the weights: make true again what this one promises of them."""
+
     # When -------------------------------------------------------------------------------------------------------
 
     def moment(self, trainer: Trainer) -> int | None:
@@ -184,6 +187,11 @@ class CompressionCallback(Callback):
 def now(trainer: Trainer, hand: str) -> int:
     """What a hand of the run's clock shows when the step that is being taken is done."""
     return _HANDS[hand](trainer)
+
+
+def position(trainer: Trainer, hand: str) -> int:
+    """What a hand of the run's clock shows before the step that is being taken."""
+    return now(trainer, hand) - (hand != "epochs")
 
 
 def run_of(trainer: Trainer, pl_module: LightningModule) -> Run:

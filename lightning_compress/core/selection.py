@@ -111,6 +111,22 @@ def select(model: nn.Module, targets: Patterns = None, ignore: Patterns = ()) ->
     return Selection(tuple(chosen), left_out, covered)
 
 
+def matching(model: nn.Module, patterns: Patterns, argument: str) -> list[Candidate]:
+    """Every parameter that one of `patterns` means, of whatever shape and kind, in the order of the model.
+
+    Args:
+        model: the module to look through.
+        patterns: as `select` takes them.
+        argument: whose they are, for the words of an error.
+
+    Raises:
+        ValueError: if a pattern matches nothing.
+    """
+    found, several = candidates(model), as_patterns(patterns)
+    _refuse_dead_patterns(found, {argument: several})
+    return [candidate for candidate in found if any(matches(pattern, candidate) for pattern in several)]
+
+
 def as_patterns(patterns: Patterns) -> tuple[Pattern, ...]:
     """One pattern or several, as several.
 

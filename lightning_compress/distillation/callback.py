@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
-from lightning_compress.core.callback import CompressionCallback, now
+from lightning_compress.core.callback import CompressionCallback, position
 from lightning_compress.core.capture import Call
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.duration import Duration
@@ -261,8 +261,7 @@ class Distillation(CompressionCallback):
 
     def _now(self, trainer: Trainer) -> int:
         """What is done on the hand of the window before this step."""
-        hand = self._window.hand
-        return now(trainer, hand) - (hand != "epochs")
+        return position(trainer, self._window.hand)
 
     def _is_due(self, trainer: Trainer) -> bool:
         window, done = self._window, self._now(trainer)

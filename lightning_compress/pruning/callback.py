@@ -162,6 +162,10 @@ class Pruning(CompressionCallback):
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
+    def weights_replaced(self) -> None:
+        if self.pruner is not None:
+            self.masked.apply()
+
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

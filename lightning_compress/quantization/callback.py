@@ -12,6 +12,7 @@ from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.flow import watched
+from lightning_compress.core.norms import Norms
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
 from lightning_compress.quantization.arguments import check_training, moments_of, refuse_masks_on_binary
@@ -21,7 +22,6 @@ from lightning_compress.quantization.layers import Layer, layers_of
 from lightning_compress.quantization.layout import layout_of
 from lightning_compress.quantization.learning import add_damping, quantize_gradients, training
 from lightning_compress.quantization.methods import MethodName
-from lightning_compress.quantization.norms import Norms
 from lightning_compress.quantization.plan import Request
 from lightning_compress.quantization.quantized import QuantizedModel
 from lightning_compress.quantization.sites import Layout
