@@ -5,6 +5,7 @@ from lightning_compress.distillation.callback import Distillation
 from lightning_compress.distillation.peer import PeerTeacher
 from lightning_compress.distillation.teachers import AveragedTeacher, BranchTeacher
 from lightning_compress.export import export, load_compressed, load_packed
+from lightning_compress.finetuning.callback import FineTuning
 from lightning_compress.pruning.callback import Pruning
 from lightning_compress.quantization.calibrate import quantize
 from lightning_compress.quantization.callback import QuantizationAwareTraining
@@ -17,6 +18,7 @@ __all__ = [
     "BranchTeacher",
     "CompressionReport",
     "Distillation",
+    "FineTuning",
     "PeerTeacher",
     "Pruning",
     "QuantizationAwareTraining",

@@ -11,6 +11,7 @@ from lightning_compress import (
     AveragedTeacher,
     CompressionReport,
     Distillation,
+    FineTuning,
     PeerTeacher,
     Pruning,
     QuantizationAwareTraining,
@@ -101,6 +102,15 @@ SETTINGS = {
         },
         "percentile-groups": {"method": "percentile", "granularity": "group 2", "begin": 2, "symmetric": False},
         "calibrating": {"calibrate_only": True, "begin": 2},
+    },
+    FineTuning: {
+        "freeze": {"freeze": "net.0", "begin": 2, "end": 15},
+        "gradual": {"freeze": "*", "thaw": "net.2.bias", "gradual": True, "begin": 2, "end": 20},
+        "restart": {"learning_rate": "restart", "warmup": "10%", "begin": 4, "end": 20},
+        "rewind": {"rewind": "5%", "begin": 12, "learning_rate": "rewind"},
+        "rewound": {"rewind": "5%", "begin": 6, "reset_moments": False},
+        "layer-decay": {"layer_decay": 0.5, "factors": {"*.bias": 2.0}, "weight_decay": "x0.5", "begin": 2, "end": 20},
+        "fixed-late": {"learning_rate": 1e-3, "weight_decay": 0.1, "begin": 10},
     },
     CompressionReport: {
         "untimed": {"latency": False, "print_table": False},

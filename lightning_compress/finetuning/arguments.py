@@ -1,0 +1,136 @@
+"""What the arguments of `FineTuning` mean, checked at its construction."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_compress.core.duration import Duration, parse
+
+EFFECTS = ("freeze", "thaw", "learning_rate", "warmup", "factors", "layer_decay", "rewind", "recalibrate_bn")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate or weight decay as it was asked for.
+
+    Args:
+        kind: "same", "fixed", "scaled", "restart" or "rewind".
+        value: the number of "fixed", the factor of "scaled".
+        moment: of "rewind", as it was written.
+    """
+
+    kind: str
+    value: float = 1.0
+    moment: Duration | None = None
+
+
+def as_learning_rate(value: float | str | None, rewind: Duration | None) -> Rate:
+    """Read `learning_rate`.
+
+    Args:
+        value: a number, "x0.1" for a factor, "restart", "rewind", or "rewind 5%".
+        rewind: the moment that "rewind" means where none is written behind it.
+
+    Raises:
+        ValueError: if it is none of these, or not above 0.
+    """
+    if isinstance(value, str) and value.split()[:1] == ["rewind"]:
+        moment: Duration | None = value.strip().removeprefix("rewind").strip() or rewind
+        if moment is None:
+            raise ValueError(
+                "learning_rate='rewind' needs a moment. Write learning_rate='rewind 5%', or give rewind='5%', which "
+                "takes the weights back too."
+            )
+        parse(moment)
+        return Rate("rewind", moment=moment)
+    if value == "restart":
+        return Rate("restart")
+    return _as_rate("learning_rate", value, smallest=math.ulp(0.0), others=", 'restart', 'rewind' or 'rewind 5%'")
+
+
+def as_weight_decay(value: float | str | None) -> Rate:
+    """Read `weight_decay`: a number, or "x0.1" for a factor.
+
+    Raises:
+        ValueError: if it is neither, or below 0.
+    """
+    return _as_rate("weight_decay", value, smallest=0.0, others="")
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return `value`, a finite number above 0.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is a number above 0, but is {value!r}.")
+    return float(value)
+
+
+def check_factors(factors: Mapping[str, float] | None) -> dict[Any, float]:
+    """Return the factors by pattern.
+
+    Raises:
+        ValueError: if one is not above 0.
+    """
+    if factors is not None and not isinstance(factors, Mapping):
+        raise ValueError(f"factors are a mapping such as {{'backbone.*': 0.1}}, but are {factors!r}.")
+    for pattern, factor in (factors or {}).items():
+        if factor == 0:
+            raise ValueError(f"factors[{pattern!r}] is 0. To let these stand still, write freeze=[{pattern!r}].")
+    return {pattern: check_positive(f"factors[{pattern!r}]", factor) for pattern, factor in (factors or {}).items()}
+
+
+def check_before(name: str, moment: Duration, begin: Duration) -> None:
+    """Refuse a moment to go back to that is seen not to come before the phase.
+
+    Raises:
+        ValueError: if it is no duration, or not before `begin` in the same unit.
+    """
+    to, first = parse(moment), parse(begin)
+    if first.value == 0 or (to.unit == first.unit and to.value >= first.value):
+        raise ValueError(
+            f"{name}={moment!r} is not before begin={begin!r}: what is rewound is put back at begin to what it was at "
+            f"an earlier moment."
+        )
+
+
+def check_asked(asked: Mapping[str, Any]) -> None:
+    """Refuse arguments that ask for nothing, or only for how to do what is not asked for.
+
+    Raises:
+        ValueError: with the argument that is missing.
+    """
+    if not any(asked[name] for name in EFFECTS) and asked["weight_decay"] is None:
+        raise ValueError(f"FineTuning does nothing without one of {', '.join(EFFECTS)}, weight_decay.")
+    if not isinstance(asked["gradual"], bool):
+        raise ValueError(f"gradual is True or False, but is {asked['gradual']!r}.")
+    if asked["gradual"] and not asked["freeze"]:
+        raise ValueError("gradual=True thaws what is frozen. Name it: freeze=['backbone.*'].")
+    if asked["layers"] is not None and not (asked["gradual"] or asked["layer_decay"]):
+        raise ValueError("layers are for gradual=True and layer_decay. Give one of them, or leave layers out.")
+    if asked["recalibrate_bn"] not in (None, "begin", "end"):
+        raise ValueError(f"recalibrate_bn is 'begin' or 'end', but is {asked['recalibrate_bn']!r}.")
+
+
+def _as_rate(name: str, value: float | str | None, smallest: float, others: str) -> Rate:
+    if value is None:
+        return Rate("same")
+    match = re.fullmatch(r"\s*x\s*(\S+)\s*", value) if isinstance(value, str) else None
+    number = _number(match[1] if match else value)
+    if number is None or not smallest <= number < math.inf:
+        limit = "above 0" if smallest else "of at least 0"
+        raise ValueError(f"{name} is a number {limit}, a factor such as 'x0.1'{others}, but is {value!r}.")
+    return Rate("scaled" if match else "fixed", number)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,274 @@
+"""Fine-tune in phases while Lightning trains."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
+from lightning_compress.core.callback import CompressionCallback, position, run_of
+from lightning_compress.core.duration import Duration, Run, resolve
+from lightning_compress.core.ranks import several
+from lightning_compress.core.selection import Patterns, as_patterns, candidates, matching
+from lightning_compress.finetuning.arguments import (
+    as_learning_rate,
+    as_weight_decay,
+    check_asked,
+    check_before,
+    check_factors,
+    check_positive,
+)
+from lightning_compress.finetuning.freezing import Still, Thawed, frozen_by_layer, layers_of, stills, thawed
+from lightning_compress.finetuning.moments import Moments, Written, moments_of
+from lightning_compress.finetuning.phases import decayed, thaw_moments
+from lightning_compress.finetuning.recalibration import Recalibration, has_norms
+from lightning_compress.finetuning.rewinding import Rewinding
+from lightning_compress.finetuning.stepping import Values, around_step
+from lightning_compress.finetuning.tuning import Start, Tuning, check_optimizers, factors_of, source_of, together
+
+
+class FineTuning(CompressionCallback):
+    """For a phase of the run, let layers stand still, change learning rates and weight decay, or rewind weights.
+
+    Learning rates and weight decays are changed only within the optimizers' steps: each parameter is stepped as it were
+    in a group of its own with these values, while schedulers compute on, and checkpoints hold, the user's groups and
+    values. That is exact for every optimizer that treats a parameter by the settings of its group (all of torch.optim
+    but LBFGS, which is refused `factors` and `layer_decay`).
+
+    Args:
+        freeze: parameters that do not move in this phase, not by momentum or weight decay either; wildcards for names
+            or classes, "re:" patterns, module classes, functions of name and parameter, or a list of these. BatchNorms
+            among them keep their statistics. Optimizer states of frozen parameters stay as they are.
+        thaw: what is trained in this phase, written like `freeze` and stronger than it: also what the user has frozen.
+        gradual: thaw what is frozen layer by layer, from the head down, at equal distances over the phase.
+        layers: for `gradual` and `layer_decay`: patterns of each layer, from the input to the head. None: the model's
+            layers in the order of their definition, numbered blocks ("encoder.layer.3") as one.
+        learning_rate: in this phase: a number for all groups; "x0.1", times the user's schedule; "restart", the user's
+            schedule from its beginning to its end, over this phase (where its pace is not known, under manual
+            optimization: at the pace it had; ReduceLROnPlateau: from the initial rate on); "rewind", the user's
+            schedule as it went on from the moment `rewind`, or from that of "rewind 5%".
+        warmup: how long the learning rates rise evenly at the beginning of the phase.
+        factors: of learning rates by pattern, such as {"backbone.*": 0.1}; the first match counts.
+        layer_decay: factor from each layer to the one before it: the last layer has 1, above 0.
+        weight_decay: in this phase, a number or a factor "x0.1"; groups without any keep none if others have some.
+        rewind: moment before `begin` whose weights, with statistics of BatchNorms, are put back at `begin`.
+        reset_moments: let the optimizers begin anew at the rewind; False: keep their momentum.
+        recalibrate_bn: "begin" or "end": from there on, statistics of BatchNorms are averages over training batches.
+        recalibrate_over: for how long.
+        begin, end: "20%", "3 epochs", "500 steps", an int (optimizer steps) or a float (fraction of the run).
+        name: part of the logged keys and of the checkpoint's; two callbacks need two names.
+
+    Raises:
+        ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
+    """
+
+    def __init__(
+        self,
+        *,
+        freeze: Patterns = (),
+        thaw: Patterns = (),
+        gradual: bool = False,
+        layers: Sequence[Patterns] | None = None,
+        learning_rate: float | str | None = None,
+        warmup: Duration | None = None,
+        factors: Mapping[str, float] | None = None,
+        layer_decay: float | None = None,
+        weight_decay: float | str | None = None,
+        rewind: Duration | None = None,
+        reset_moments: bool = True,
+        recalibrate_bn: str | None = None,
+        recalibrate_over: Duration = "1 epochs",
+        begin: Duration = "0%",
+        end: Duration = "100%",
+        name: str = "finetuning",
+    ) -> None:
+        super().__init__(name, begin, end)
+        self.freeze, self.thaw, self.gradual, self.layers = freeze, thaw, gradual, layers
+        self.rate, self.decay = as_learning_rate(learning_rate, rewind), as_weight_decay(weight_decay)
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.factors = check_factors(factors)
+        self.layer_decay = None if layer_decay is None else check_positive("layer_decay", layer_decay)
+        self.rewind, self.reset_moments = rewind, reset_moments
+        self.recalibrate_bn, self.recalibrate_over = recalibrate_bn, recalibrate_over
+        as_patterns(freeze), as_patterns(thaw)
+        check_asked(self.settings())
+        for written, moment in (("rewind", rewind), ("learning_rate='rewind'", self.rate.moment)):
+            if moment is not None:
+                check_before(written, moment, begin)
+        self._module: Callable[[], nn.Module | None] = lambda: None
+        self._forget()
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        begins, *ends = super().timeline(run)
+        if self.rewind is None:
+            return [begins, *ends]
+        moment = self._moments(run).weights_from or 0
+        return [(moment, "remembers the weights"), (begins[0], f"begins with the weights of {moment}"), *ends]
+
+    # Before training --------------------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lay_out(pl_module, ())
+        if self.recalibrate_bn is not None and not has_norms(pl_module):
+            raise ValueError(f"recalibrate_bn={self.recalibrate_bn!r}, but the module has no BatchNorm. Leave it out.")
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.restored or self._module() is not pl_module or not trainer.global_step:
+            self._forget()
+        self._module = ref(pl_module)
+        self._lay_out(pl_module, trainer.optimizers)
+        check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.tuning.factors))
+        replays = self.rate.kind == "restart" and pl_module.automatic_optimization
+        configs = trainer.lr_scheduler_configs
+        self.starts = [Start.of(one, configs, pl_module, copy=replays) for one in trainer.optimizers]
+        for still in self.stills:
+            self.undo.callback(still.release)
+        self.undo.callback(self.thawed.release)
+        self.undo.callback(self.recalibration.end)
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run, window = run_of(trainer, pl_module), self._window
+        self.moments = self._moments(run)
+        self.tuning.warmup = self.moments.warmup
+        if not self.tuning.sources:  # there are some if one Trainer goes on
+            since = self.moments.rates_from or 0
+            self.tuning.sources = [source_of(self.rate, one, since, window, run) for one in self.starts]
+        if self.saved is not None:
+            self._load(self.saved)
+        self._refuse_to_come_late(position(trainer, window.hand))
+        _refuse_overlap(self, trainer)
+        phases = [one for one in trainer.callbacks if isinstance(one, FineTuning)]
+        if all(one.window is not None for one in phases):  # the last one to start acts for all
+            for place, optimizer in enumerate(trainer.optimizers):
+                prepare = partial(_together, phases, trainer, place, optimizer)
+                self.undo.enter_context(around_step(optimizer, prepare, partial(_standing, phases)))
+
+    # At each step -----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        window, moments = self._window, self.moments
+        now = position(trainer, window.hand)
+        if moments.weights_from is not None and self.rewinding.at(
+            now, moments.weights_from, window.begin, pl_module, trainer.optimizers
+        ):
+            for other in trainer.callbacks:
+                if isinstance(other, CompressionCallback):
+                    other.weights_replaced()
+        self._hold_still(now)
+        if self.recalibrate_bn is not None:
+            begin = window.begin if self.recalibrate_bn == "begin" else window.end
+            self.recalibration.at(now, begin, moments.calibrated_for, pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for still in self.stills:
+            still.drop_gradients()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self.on_after_backward(trainer, pl_module)  # for gradients that came otherwise, before they are clipped
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.tuning.rates and not self.standing:
+            return
+        frozen, total = (sum(one.numel() for one in each) for each in (self.standing, pl_module.parameters()))
+        self.log_metrics(trainer, {"frozen": frozen / total, **self.tuning.rates})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run and position(trainer, self._window.hand) < self._window.begin:
+            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}.")
+
+    @property
+    def standing(self) -> list[nn.Parameter]:
+        """The parameters that stand still now."""
+        return [parameter for still in self.stills if still.holds for parameter in still.parameters]
+
+    # What is kept -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        sources = [source.state() for source in self.tuning.sources]
+        return {"rewinding": self.rewinding.state(), "recalibrated": self.recalibration.begun, "sources": sources}
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self.rewinding.load(saved["rewinding"])
+        self.recalibration.begun = saved["recalibrated"]
+        for source, state in zip(self.tuning.sources, saved["sources"], strict=True):
+            source.load(state)
+
+    def _forget(self) -> None:
+        self.rewinding, self.recalibration = Rewinding(not self.reset_moments), Recalibration()
+        self.stills, self.thawed, self.tuning, self.moments = list[Still](), Thawed(), Tuning(), Moments()
+        self.starts, self.touched = list[Start](), frozenset[str]()
+
+    def _lay_out(self, pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> None:
+        """Find the parameters of each part, and check whatever can be checked about them."""
+        layers = layers_of(pl_module, self.layers)
+        frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers)
+        alone = pl_module.automatic_optimization and not several()
+        self.stills = stills(
+            frozen if self.gradual else [[one for layer in frozen for one in layer]], without_graph=alone
+        )
+        if optimizers:
+            self.thawed = thawed(pl_module, self.thaw, optimizers, several())
+        by_layer = {} if self.layer_decay is None else decayed(layers, self.layer_decay)
+        everything = candidates(pl_module)
+        slower = [one.name for pattern in self.factors for one in matching(pl_module, pattern, "factors")]
+        self.tuning.factors = factors_of(everything, self.factors, by_layer)
+        self.tuning.weight_decay = self.decay
+        tunes_all = self.rate.kind != "same" or self.decay.kind != "same" or self.warmup or self.layer_decay
+        named = [*slower, *(one.name for layer in frozen for one in layer)]
+        self.touched = frozenset(one.name for one in everything) if tunes_all else frozenset(named)
+
+    def _hold_still(self, now: int) -> None:
+        begin, end = self._window.begin, self._window.end
+        self.thawed.hold() if begin <= now < end else self.thawed.release()
+        ends = thaw_moments(begin, int(end), len(self.stills)) if self.gradual else [end]
+        for still, until in zip(reversed(self.stills), ends, strict=True):
+            if begin <= now < until:
+                still.hold()
+            elif still.holds:
+                still.release()
+
+    def _moments(self, run: Run) -> Moments:
+        calibrated = None if self.recalibrate_bn is None else self.recalibrate_over
+        written = Written(self.begin, self.end, self.warmup, self.rewind, self.rate.moment, calibrated)
+        return moments_of(written, resolve(self.begin, self.end, self.every, run), run)
+
+    def _refuse_to_come_late(self, now: int) -> None:
+        begin, since = self._window.begin, self.moments.weights_from
+        weights = since is not None and since < now and not (self.rewinding.weights or self.rewinding.done)
+        rates = any(source.lacks(now - begin) for source in self.tuning.sources) and now < self._window.end
+        if weights or rates:
+            raise ValueError(
+                f"'{self.name}' goes back to what was before moment {now} of this run, but the checkpoint that "
+                f"is gone on from was written without it, or with other arguments. Let it go back to a later moment."
+            )
+
+
+def _together(phases: Sequence[FineTuning], trainer: Trainer, place: int, optimizer: Optimizer) -> Values | None:
+    """What all phases make of an optimizer's step that is being taken."""
+    found = []
+    for phase in phases:
+        window = phase.window
+        if window is not None and not phase.tuning.idle:
+            step = position(trainer, window.hand) - window.begin
+            found.append(phase.tuning.values(place, optimizer, step, window.end - window.begin))
+    return together(found)
+
+
+def _standing(phases: Sequence[FineTuning]) -> list[nn.Parameter]:
+    return [parameter for phase in phases for parameter in phase.standing]
+
+
+def _refuse_overlap(phase: FineTuning, trainer: Trainer) -> None:
+    for other in trainer.callbacks:
+        if other is phase or not isinstance(other, FineTuning) or other.window is None or phase.window is None:
+            continue
+        both = sorted(phase.touched & other.touched)
+        if both and phase.window.begin < other.window.end and other.window.begin < phase.window.end:
+            raise ValueError(
+                f"'{other.name}' ({other.begin!r} to {other.end!r}) and '{phase.name}' ({phase.begin!r} to "
+                f"{phase.end!r}) would both be about {', '.join(both[:12])} at one time. Let one begin where the other "
+                f"ends, or give both things to do to one of them."
+            )

@@ -1,0 +1,44 @@
+"""Statistics of BatchNorms estimated anew, as the plain average over the batches of a while."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Recalibration:
+    """The BatchNorms of a model that are training, while their statistics are averaged without forgetting.
+
+    After n batches each statistic is the mean of the n batches' own (`momentum=None`), not a moving average that still
+    remembers the weights of long ago.
+    """
+
+    def __init__(self) -> None:
+        self.momenta: list[tuple[_BatchNorm, float | None]] = []
+        self.begun = False
+
+    def at(self, now: int, begin: float, length: int, model: nn.Module) -> None:
+        """Average from `begin` on for `length`; an average that was interrupted goes on."""
+        if begin <= now < begin + length:
+            if not self.momenta:
+                self._begin(model)
+        elif self.momenta:
+            self.end()
+
+    def end(self) -> None:
+        """Moving averages again, as the user has them."""
+        for module, momentum in self.momenta:
+            module.momentum = momentum
+        self.momenta.clear()
+
+    def _begin(self, model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+                self.momenta.append((module, module.momentum))
+                module.momentum = None
+                if not self.begun:
+                    module.reset_running_stats()
+        self.begun = True
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether there is anything to estimate."""
+    return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
