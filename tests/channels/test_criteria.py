@@ -173,6 +173,8 @@ def test_entropy_is_that_of_numpys_histogram():
     scores = criteria.entropy(activations)
     assert scores.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert scores[2] == 0
+    every_bin = torch.arange(100.0).unsqueeze(1)
+    assert criteria.entropy(every_bin).item() == pytest.approx(np.log(100))
     two_values = torch.tensor([[0.0], [8.0], [8.0], [0.0]])
     assert criteria.entropy(two_values).item() == pytest.approx(np.log(2))
 

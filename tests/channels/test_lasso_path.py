@@ -35,3 +35,11 @@ def test_copies_sums_and_zeros_of_features_are_left_out():
     assert 6 not in order
     assert len({0, 4} & set(order)) == 1
     assert entering_order(torch.zeros(3, 3).double()) == []
+
+
+def test_of_features_that_come_in_copies_one_of_each_enters():
+    for seed in range(40):
+        drawn = features(seed, 40, 6).relu()[:, [0, 1, 2, 3, 4, 5, 0, 3, 3]].mul(2).round()
+        order = entering_order(drawn.T @ drawn)
+        assert len(order) == np.linalg.matrix_rank(drawn.numpy())
+        assert len({0, 6} & set(order)) == len({3, 7, 8} & set(order)) == 1
