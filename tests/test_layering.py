@@ -17,7 +17,8 @@ PURE = {
     "core/checks.py", "core/duration.py", "core/lookup.py", "core/patching.py", "core/schedules.py",
     "distillation/tokens.py", "distillation/losses/_divergence.py", "distillation/losses/_precision.py",
     "distillation/losses/_shapes.py", "distillation/losses/features.py", "distillation/losses/language.py",
-    "distillation/losses/logits.py", "finetuning/arguments.py", "finetuning/moments.py", "finetuning/phases.py", "pruning/criteria.py", "pruning/distributions.py", "pruning/ranking.py",
+    "distillation/losses/logits.py", "finetuning/arguments.py", "finetuning/moments.py",
+    "finetuning/phases.py", "pruning/criteria.py", "pruning/distributions.py", "pruning/ranking.py",
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

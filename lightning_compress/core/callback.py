@@ -26,7 +26,8 @@ class CompressionCallback(Callback):
 
     Args:
         name: part of the logged keys and key of the saved state; give two callbacks of one kind two names.
-        begin, end, every: durations: "20%", "3 epochs", "500 steps", an int (steps) or a float (fraction of the run).
+        begin, end, every: durations: "20%", "3 epochs", "500 steps", an int (steps) or a float (fraction of the run);
+            `every` is None if nothing has a pace.
 
     Raises:
         ValueError: if a duration cannot be read, or `begin` is not before `end`.
@@ -34,7 +35,9 @@ class CompressionCallback(Callback):
 
     state_format = 1
 
-    def __init__(self, name: str, begin: Duration = "0%", end: Duration = "100%", every: Duration = "1 steps") -> None:
+    def __init__(
+        self, name: str, begin: Duration = "0%", end: Duration = "100%", every: Duration | None = "1 steps"
+    ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a word, but is {name!r}.")
         check_order(begin, end, every)

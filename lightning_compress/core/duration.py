@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Duration = int | float | str
 
@@ -115,29 +115,30 @@ def parse(duration: Duration) -> Length:
     return _checked(duration, Length(value / 100, "fraction") if unit == "%" else Length(value, _UNITS[unit]))
 
 
-def check_order(begin: Duration, end: Duration, every: Duration = 1) -> None:
+def check_order(begin: Duration, end: Duration, every: Duration | None = None) -> None:
     """Refuse what can be seen to be wrong before a run's length is known.
 
     Raises:
         ValueError: if a duration cannot be read, `begin` is not before `end` in one unit, or `every` is zero.
     """
-    first, last, pace = parse(begin), parse(end), parse(every)
+    first, last = parse(begin), parse(end)
     if (first.unit == last.unit and first.value >= last.value) or last.value == 0:
         raise ValueError(f"begin={begin!r} is not before end={end!r}: a phase needs a length, such as '10%' to '70%'.")
-    if pace.value == 0:
+    if every is not None and parse(every).value == 0:
         raise ValueError(f"every={every!r} never goes on. Write at least 1 step, such as every='100 steps'.")
 
 
-def resolve(begin: Duration, end: Duration, every: Duration, run: Run) -> Window:
+def resolve(begin: Duration, end: Duration, every: Duration | None, run: Run) -> Window:
     """Put a phase on the clock of a run, in optimizer steps wherever these can be known.
 
-    Under manual optimization fractions and epochs count batches; with a loader of unknown length, whole epochs.
+    Under manual optimization fractions and epochs count batches; with a loader of unknown length, whole epochs. A phase
+    that has no pace (`every=None`) has one moment after another, on whatever hand begin and end are counted.
 
     Raises:
         ValueError: if the run's length does not tell when a duration is over, or `begin` is not before `end`.
     """
     check_order(begin, end, every)
-    lengths = {"begin": parse(begin), "end": parse(end), "every": parse(every)}
+    lengths = {"begin": parse(begin), "end": parse(end)} | ({} if every is None else {"every": parse(every)})
     for hand, convert in _HANDS.items():
         values = {name: 0.0 if length.value == 0 else convert(length, run) for name, length in lengths.items()}
         if values["end"] is None and lengths["end"] == Length(1.0, "fraction"):
@@ -145,6 +146,19 @@ def resolve(begin: Duration, end: Duration, every: Duration, run: Run) -> Window
         if all(value is not None for value in values.values()):
             return _window(hand, values, begin, end, run)  # type: ignore[arg-type]
     raise ValueError(_unknown(begin, end, every, run))
+
+
+def adjoining(window: Window, end: Duration, run: Run) -> Window:
+    """The window with the end where another one that begins at `end` would begin: no moment is in both.
+
+    In a run of few steps it may have no moment at all.
+
+    >>> run = Run(epochs=None, max_steps=24)
+    >>> adjoining(resolve("60%", "80%", None, run), "80%", run), resolve("80%", "100%", None, run)
+    (Window(hand='steps', begin=14, end=19, every=1), Window(hand='steps', begin=19, end=24, every=1))
+    """
+    value = _HANDS[window.hand](parse(end), run)
+    return window if value is None else replace(window, end=math.floor(round(value, 6)))
 
 
 def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration, run: Run) -> Window:
@@ -165,7 +179,7 @@ def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration,
             f"begin={begin!r} is moment {first} and end={end!r} is moment {last} of this run, counted in {hand}: begin "
             f"must come before end."
         )
-    return Window(hand, first, last, max(1, round(values["every"])))
+    return Window(hand, first, last, max(1, round(values.get("every", 1))))
 
 
 def _in_steps(length: Length, run: Run) -> float | None:
@@ -215,18 +229,19 @@ def _no_duration(written: object) -> str:
     )
 
 
-def _unknown(begin: Duration, end: Duration, every: Duration, run: Run) -> str:
+def _unknown(begin: Duration, end: Duration, every: Duration | None, run: Run) -> str:
     if run.epochs is None and run.max_steps is None:
         limit = "only max_time ends this run" if run.max_time else "this run has no end"
         why = f"{limit}, so a fraction of it cannot be known. Give the Trainer max_epochs or max_steps, or"
     elif not run.automatic:
         why = (
             "under manual optimization your code decides how many optimizer steps a batch takes, so steps cannot be "
-            "compared with epochs or with fractions of them. Write all three in the same unit, or"
+            "compared with epochs or with fractions of them. Write all of these in the same unit, or"
         )
     else:
         why = "the training loader's length is unknown. Give the Trainer max_steps or limit_train_batches (an int), or"
+    pace = "" if every is None else f", every={every!r}"
     return (
-        f"begin={begin!r}, end={end!r}, every={every!r} cannot be resolved: {why} write durations that need no length, "
+        f"begin={begin!r}, end={end!r}{pace} cannot be resolved: {why} write durations that need no length, "
         f"such as begin='500 steps', end='5000 steps', every='100 steps'."
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_compress.core.duration import Duration, parse
+from lightning_compress.core.duration import Duration, Length, parse
 
 EFFECTS = ("freeze", "thaw", "learning_rate", "warmup", "factors", "layer_decay", "rewind", "recalibrate_bn")
 
@@ -104,16 +104,33 @@ def check_asked(asked: Mapping[str, Any]) -> None:
     Raises:
         ValueError: with the argument that is missing.
     """
-    if not any(asked[name] for name in EFFECTS) and asked["weight_decay"] is None:
-        raise ValueError(f"FineTuning does nothing without one of {', '.join(EFFECTS)}, weight_decay.")
     if not isinstance(asked["gradual"], bool):
         raise ValueError(f"gradual is True or False, but is {asked['gradual']!r}.")
     if asked["gradual"] and not asked["freeze"]:
         raise ValueError("gradual=True thaws what is frozen. Name it: freeze=['backbone.*'].")
+    if not any(asked[name] for name in EFFECTS) and asked["weight_decay"] is None:
+        raise ValueError(f"FineTuning does nothing without one of {', '.join(EFFECTS)}, weight_decay.")
     if asked["layers"] is not None and not (asked["gradual"] or asked["layer_decay"]):
         raise ValueError("layers are for gradual=True and layer_decay. Give one of them, or leave layers out.")
     if asked["recalibrate_bn"] not in (None, "begin", "end"):
         raise ValueError(f"recalibrate_bn is 'begin' or 'end', but is {asked['recalibrate_bn']!r}.")
+    end, begin = parse(asked["end"]), parse(asked["begin"])
+    if asked["recalibrate_bn"] == "end" and end == Length(1.0, "fraction"):
+        raise ValueError(
+            f"recalibrate_bn='end' needs batches after end={asked['end']!r}. End earlier, such as end='90%'."
+        )
+    if asked["warmup"] is not None:
+        warmup = parse(asked["warmup"])
+        if warmup.unit == end.unit and (begin.unit == end.unit or not begin.value):
+            _refuse_long_warmup(asked, warmup.value, end.value - begin.value)
+
+
+def _refuse_long_warmup(asked: Mapping[str, Any], warmup: float, phase: float) -> None:
+    if warmup > phase + 1e-9:
+        raise ValueError(
+            f"warmup={asked['warmup']!r} is longer than the phase from begin={asked['begin']!r} to "
+            f"end={asked['end']!r}. Shorten the warmup, or lengthen the phase."
+        )
 
 
 def _as_rate(name: str, value: float | str | None, smallest: float, others: str) -> Rate:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
 from lightning_compress.core.callback import CompressionCallback, position, run_of
-from lightning_compress.core.duration import Duration, Run, resolve
+from lightning_compress.core.duration import Duration, Run, Window, adjoining, resolve
 from lightning_compress.core.ranks import several
 from lightning_compress.core.selection import Patterns, as_patterns, candidates, matching
 from lightning_compress.finetuning.arguments import (
@@ -85,7 +85,7 @@ class FineTuning(CompressionCallback):
         end: Duration = "100%",
         name: str = "finetuning",
     ) -> None:
-        super().__init__(name, begin, end)
+        super().__init__(name, begin, end, every=None)
         self.freeze, self.thaw, self.gradual, self.layers = freeze, thaw, gradual, layers
         self.rate, self.decay = as_learning_rate(learning_rate, rewind), as_weight_decay(weight_decay)
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
@@ -102,11 +102,11 @@ class FineTuning(CompressionCallback):
         self._forget()
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        begins, *ends = super().timeline(run)
-        if self.rewind is None:
-            return [begins, *ends]
-        moment = self._moments(run).weights_from or 0
-        return [(moment, "remembers the weights"), (begins[0], f"begins with the weights of {moment}"), *ends]
+        window, since = self._adjoining(run), self._moments(run).weights_from
+        ends = [] if window.end == float("inf") else [(int(window.end), "ends")]
+        if since is None:
+            return [(window.begin, "begins"), *ends]
+        return [(since, "remembers the weights"), (window.begin, f"begins with the weights of {since}"), *ends]
 
     # Before training --------------------------------------------------------------------------------------------
 
@@ -130,7 +130,8 @@ class FineTuning(CompressionCallback):
         self.undo.callback(self.recalibration.end)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run, window = run_of(trainer, pl_module), self._window
+        run = run_of(trainer, pl_module)
+        self.window = window = self._adjoining(run)
         self.moments = self._moments(run)
         self.tuning.warmup = self.moments.warmup
         if not self.tuning.sources:  # there are some if one Trainer goes on
@@ -194,6 +195,11 @@ class FineTuning(CompressionCallback):
         self.rewinding.load(saved["rewinding"])
         self.recalibration.begun = saved["recalibrated"]
         for source, state in zip(self.tuning.sources, saved["sources"], strict=True):
+            if source.state().keys() != state.keys():
+                raise ValueError(
+                    f"'{self.name}' has learning_rate={self.learning_rate!r}, but the checkpoint was written with "
+                    f"another learning_rate. Give it the same arguments, or another name."
+                )
             source.load(state)
 
     def _forget(self) -> None:
@@ -229,6 +235,9 @@ class FineTuning(CompressionCallback):
                 still.hold()
             elif still.holds:
                 still.release()
+
+    def _adjoining(self, run: Run) -> Window:
+        return adjoining(resolve(self.begin, self.end, self.every, run), self.end, run)
 
     def _moments(self, run: Run) -> Moments:
         calibrated = None if self.recalibrate_bn is None else self.recalibrate_over

@@ -66,7 +66,7 @@ def _length(name: str, length: Duration | None, written: Written, window: Window
 def _earlier(name: str, moment: Duration | None, written: Written, window: Window, run: Run) -> int | None:
     if moment is None:
         return None
-    counted = resolve(moment, written.end, 1 if window.hand == "steps" else "1 epochs", run)
+    counted = resolve(moment, written.end, None, run)
     _refuse_other_hand(name, moment, counted, written, window)
     if counted.begin > window.begin:
         raise ValueError(

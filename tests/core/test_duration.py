@@ -103,3 +103,11 @@ def test_moments_are_those_at_which_moment_changes():
 def test_progress_is_linear_between_begin_and_end():
     window = Window("steps", begin=10, end=20)
     assert [window.progress(now) for now in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_a_phase_without_a_pace_is_counted_as_its_begin_and_end_are():
+    by_hand = Run(epochs=4, batches_per_epoch=10, automatic=False)
+    assert resolve("25%", "50%", None, by_hand) == Window("batches", 10, 20)
+    assert resolve(10, 20, None, by_hand) == Window("steps", 10, 20)
+    with pytest.raises(ValueError, match=r"begin=10, end='50%' cannot be resolved"):
+        resolve(10, "50%", None, by_hand)
