@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -14,9 +15,9 @@ from lightning_compress._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lightning_compress.core.duration import Duration, Run, Window, check_order, resolve
+from lightning_compress.core.duration import Duration, Length, Run, Window, check_order, earlier, parse, resolve
 from lightning_compress.core.gate import early_stopping_held, forget_best
-from lightning_compress.core.logs import log_config, log_now
+from lightning_compress.core.logs import log_config, log_now, plain
 
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -44,6 +45,7 @@ class CompressionCallback(Callback):
         self.name, self.begin, self.end, self.every = name, begin, end, every
         self.window: Window | None = None
         self.last_moment: int | None = None
+        self.moved: list[float] | None = None
         self.undo = ExitStack()
         self.history: list[tuple[int, float]] = []
         self.restored = False
@@ -59,6 +61,14 @@ class CompressionCallback(Callback):
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin: all is restored, the optimizers and `self.window` are there."""
+
+    def resolved(self, run: Run) -> Window:
+        """The phase on the clock of a run."""
+        return resolve(self.begin, self.end, self.every, run)
+
+    def move_up(self, since: float, by: int) -> None:
+        """A phase that was to end at `since` has ended `by` moments before: what follows it comes as much earlier."""
+        self.move_to(earlier(self._window, since, by, parse(self.end) == Length(1.0, "fraction")))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values only, or `weights_only=True` refuses the checkpoint."""
@@ -83,6 +93,11 @@ class CompressionCallback(Callback):
         """Remember that what was due at `moment` has happened."""
         self.last_moment = moment
 
+    def move_to(self, window: Window) -> None:
+        """Let the phase begin and end at other moments from now on, in a resumed run too."""
+        if window != self.window:
+            self.window, self.moved = window, [window.begin, window.end]
+
     @property
     def resumed(self) -> bool:
         """Whether this fit goes on from a checkpoint that this callback wrote into."""
@@ -101,7 +116,7 @@ class CompressionCallback(Callback):
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         """Moments in the hand of this callback's window, and what happens then."""
-        window = resolve(self.begin, self.end, self.every, run)
+        window = self.resolved(run)
         ends = [] if math.isinf(window.end) else [(int(window.end), "ends")]
         return [(window.begin, "begins"), *ends]
 
@@ -110,7 +125,7 @@ class CompressionCallback(Callback):
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
         return {
-            name: _plain(getattr(self, name)) for name in signature(type(self).__init__).parameters if name != "self"
+            name: plain(getattr(self, name)) for name in signature(type(self).__init__).parameters if name != "self"
         }
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, float], shown: str | None = None) -> None:
@@ -146,9 +161,11 @@ class CompressionCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = run_of(trainer, pl_module)
-        self.window = resolve(self.begin, self.end, self.every, run)
+        self.window = self.resolved(run)
         if not self.resumed:
-            self.last_moment, self.history = None, []
+            self.last_moment, self.history, self.moved = None, [], None
+        if self.moved is not None:
+            self.window = replace(self.window, begin=int(self.moved[0]), end=self.moved[1])
         _warn_of_an_early_end(self, trainer, run)
         self.start(trainer, pl_module)
 
@@ -160,7 +177,8 @@ class CompressionCallback(Callback):
 
     # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        own = {"last_moment": self.last_moment, "history": [list(point) for point in self.history]}
+        history = [list(point) for point in self.history]
+        own = {"last_moment": self.last_moment, "history": history, "moved": self.moved}
         state = {"format": self.state_format, **own, **self.state()}
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
@@ -170,6 +188,7 @@ class CompressionCallback(Callback):
             _refuse_damaged(self, self.saved)
             self.last_moment = self.saved["last_moment"]
             self.history = [(step, value) for step, value in self.saved["history"]]
+            self.moved = self.saved.get("moved")
 
     # Tools for subclasses ---------------------------------------------------------------------------------------
 
@@ -270,13 +289,3 @@ def _refuse_sharded(callback: CompressionCallback, trainer: Trainer) -> None:
             f"{type(callback).__name__} needs whole weights on every rank, but {strategy.__name__} shards them. Use "
             f"strategy='ddp', or one device."
         )
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return getattr(value, "__qualname__", None) or repr(value)

@@ -161,6 +161,22 @@ def adjoining(window: Window, end: Duration, run: Run) -> Window:
     return window if value is None else replace(window, end=math.floor(round(value, 6)))
 
 
+def earlier(window: Window, since: float, by: int, to_the_end: bool) -> Window:
+    """The window when a phase that was to end at `since` has ended `by` moments before, and what follows moves up.
+
+    Args:
+        window: left as it is if it begins before `since`.
+        since, by: moments on the window's hand.
+        to_the_end: whether it lasts to the end of the run, wherever it begins.
+
+    >>> earlier(Window("steps", begin=20, end=30), since=20, by=5, to_the_end=False)
+    Window(hand='steps', begin=15, end=25, every=1)
+    """
+    if window.begin < since:
+        return window
+    return replace(window, begin=window.begin - by, end=window.end - (0 if to_the_end else by))
+
+
 def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration, run: Run) -> Window:
     # Half-way between two whole numbers a phase begins early and ends late, so that a run of one step has one too;
     # rounding first keeps 0.7 * 10 from becoming 8.

@@ -25,3 +25,14 @@ def log_config(trainer: Any, settings: dict[str, Any]) -> None:
 
 def _is_wandb(logger: object) -> bool:
     return any(cls.__name__ == "WandbLogger" for cls in type(logger).__mro__)
+
+
+def plain(value: object) -> Any:
+    """A value as what a logger or a checkpoint can hold: numbers, texts, lists and mappings of these, or its name."""
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return getattr(value, "__qualname__", None) or repr(value)

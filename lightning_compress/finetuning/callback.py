@@ -1,6 +1,7 @@
 """Fine-tune in phases while Lightning trains."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -8,11 +9,11 @@ from weakref import ref
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_compress.core.callback import CompressionCallback, position, run_of
-from lightning_compress.core.duration import Duration, Run, Window, adjoining, resolve
+from lightning_compress.core.duration import Duration, Run, Window, adjoining
 from lightning_compress.core.ranks import several
-from lightning_compress.core.selection import Patterns, as_patterns, candidates, matching
+from lightning_compress.core.selection import Patterns, as_patterns, candidates
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -21,13 +22,15 @@ from lightning_compress.finetuning.arguments import (
     check_factors,
     check_positive,
 )
-from lightning_compress.finetuning.freezing import Still, Thawed, frozen_by_layer, layers_of, stills, thawed
+from lightning_compress.finetuning.freezing import Thawed, thawed
+from lightning_compress.finetuning.layout import Asked, Layout, laid_out
 from lightning_compress.finetuning.moments import Moments, Written, moments_of
-from lightning_compress.finetuning.phases import decayed, thaw_moments
+from lightning_compress.finetuning.phases import thaw_moments
 from lightning_compress.finetuning.recalibration import Recalibration, has_norms
 from lightning_compress.finetuning.rewinding import Rewinding
 from lightning_compress.finetuning.stepping import Values, around_step
-from lightning_compress.finetuning.tuning import Start, Tuning, check_optimizers, factors_of, source_of, together
+from lightning_compress.finetuning.tuning import Start, Tuning, check_optimizers, source_of, together
+from lightning_compress.finetuning.until import as_until, value_of
 
 
 class FineTuning(CompressionCallback):
@@ -56,8 +59,10 @@ class FineTuning(CompressionCallback):
         weight_decay: in this phase, a number or a factor "x0.1"; groups without any keep none if others have some.
         rewind: moment before `begin` whose weights, with statistics of BatchNorms, are put back at `begin`.
         reset_moments: let the optimizers begin anew at the rewind; False: keep their momentum.
-        recalibrate_bn: "begin" or "end": from there on, statistics of BatchNorms are averages over training batches.
-        recalibrate_over: for how long.
+        recalibrate_bn: "begin" or "end": statistics of BatchNorms are averaged anew from there on, `recalibrate_over`.
+        until: what ends the phase before `end`: {"metric": "val_loss", "patience": 3}, if it is no better for 3 epochs,
+            or {"metric": "val_acc", "mode": "max", "target": 0.9}; `min_delta` too. Phases of other callbacks
+            that begin at `end` or later come as much earlier; those that last to "100%" become as much longer.
         begin, end: "20%", "3 epochs", "500 steps", an int (optimizer steps) or a float (fraction of the run).
         name: part of the logged keys and of the checkpoint's; two callbacks need two names.
 
@@ -81,6 +86,7 @@ class FineTuning(CompressionCallback):
         reset_moments: bool = True,
         recalibrate_bn: str | None = None,
         recalibrate_over: Duration = "1 epochs",
+        until: Mapping[str, Any] | None = None,
         begin: Duration = "0%",
         end: Duration = "100%",
         name: str = "finetuning",
@@ -93,6 +99,7 @@ class FineTuning(CompressionCallback):
         self.layer_decay = None if layer_decay is None else check_positive("layer_decay", layer_decay)
         self.rewind, self.reset_moments = rewind, reset_moments
         self.recalibrate_bn, self.recalibrate_over = recalibrate_bn, recalibrate_over
+        self.until = until
         as_patterns(freeze), as_patterns(thaw)
         check_asked(self.settings())
         for written, moment in (("rewind", rewind), ("learning_rate='rewind'", self.rate.moment)):
@@ -102,16 +109,19 @@ class FineTuning(CompressionCallback):
         self._forget()
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window, since = self._adjoining(run), self._moments(run).weights_from
+        window, since = self.resolved(run), self._moments(run).weights_from
         ends = [] if window.end == float("inf") else [(int(window.end), "ends")]
         if since is None:
             return [(window.begin, "begins"), *ends]
         return [(since, "remembers the weights"), (window.begin, f"begins with the weights of {since}"), *ends]
 
+    def resolved(self, run: Run) -> Window:
+        return adjoining(super().resolved(run), self.end, run)
+
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lay_out(pl_module, ())
+        self._lay_out(pl_module)
         if self.recalibrate_bn is not None and not has_norms(pl_module):
             raise ValueError(f"recalibrate_bn={self.recalibrate_bn!r}, but the module has no BatchNorm. Leave it out.")
 
@@ -119,19 +129,19 @@ class FineTuning(CompressionCallback):
         if self.restored or self._module() is not pl_module or not trainer.global_step:
             self._forget()
         self._module = ref(pl_module)
-        self._lay_out(pl_module, trainer.optimizers)
+        self._lay_out(pl_module)
+        self.thawed = thawed(pl_module, self.thaw, trainer.optimizers, several())
         check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.tuning.factors))
         replays = self.rate.kind == "restart" and pl_module.automatic_optimization
         configs = trainer.lr_scheduler_configs
         self.starts = [Start.of(one, configs, pl_module, copy=replays) for one in trainer.optimizers]
-        for still in self.stills:
+        for still in self.layout.stills:
             self.undo.callback(still.release)
         self.undo.callback(self.thawed.release)
         self.undo.callback(self.recalibration.end)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = run_of(trainer, pl_module)
-        self.window = window = self._adjoining(run)
+        run, window = run_of(trainer, pl_module), self._window
         self.moments = self._moments(run)
         self.tuning.warmup = self.moments.warmup
         if not self.tuning.sources:  # there are some if one Trainer goes on
@@ -145,7 +155,8 @@ class FineTuning(CompressionCallback):
         if all(one.window is not None for one in phases):  # the last one to start acts for all
             for place, optimizer in enumerate(trainer.optimizers):
                 prepare = partial(_together, phases, trainer, place, optimizer)
-                self.undo.enter_context(around_step(optimizer, prepare, partial(_standing, phases)))
+                still = lambda: [parameter for one in phases for parameter in one.standing]
+                self.undo.enter_context(around_step(optimizer, prepare, still))
 
     # At each step -----------------------------------------------------------------------------------------------
 
@@ -164,13 +175,14 @@ class FineTuning(CompressionCallback):
             self.recalibration.at(now, begin, moments.calibrated_for, pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for still in self.stills:
+        for still in self.layout.stills:
             still.drop_gradients()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.on_after_backward(trainer, pl_module)  # for gradients that came otherwise, before they are clipped
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_if_enough(trainer)
         if not self.tuning.rates and not self.standing:
             return
         frozen, total = (sum(one.numel() for one in each) for each in (self.standing, pl_module.parameters()))
@@ -183,66 +195,75 @@ class FineTuning(CompressionCallback):
     @property
     def standing(self) -> list[nn.Parameter]:
         """The parameters that stand still now."""
-        return [parameter for still in self.stills if still.holds for parameter in still.parameters]
+        return [parameter for still in self.layout.stills if still.holds for parameter in still.parameters]
+
+    def move_up(self, since: float, by: int) -> None:
+        before = self._window.begin
+        super().move_up(since, by)
+        for source in self.tuning.sources:
+            source.begins_earlier(before - self._window.begin)
+
+    def _end_if_enough(self, trainer: Trainer) -> None:
+        hand, window = self._window.hand, self._window
+        at = position(trainer, hand) + (hand != "steps")  # at the end of an epoch its last batch is done
+        if self.enough is None or not window.begin < at < window.end:
+            return
+        enough = self.enough(value_of(self.enough.metric, trainer.callback_metrics))
+        if not trainer.strategy.reduce_boolean_decision(enough, all=True):
+            return
+        self.move_to(replace(window, end=at))
+        for other in trainer.callbacks:
+            if isinstance(other, CompressionCallback) and other is not self and other.window is not None:
+                other.move_up(window.end, int(window.end) - at)
+        rank_zero_info(f"'{self.name}' ends at {at} {hand}, not {window.end}: {self.enough}.")
 
     # What is kept -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        sources = [source.state() for source in self.tuning.sources]
-        return {"rewinding": self.rewinding.state(), "recalibrated": self.recalibration.begun, "sources": sources}
+        enough = None if self.enough is None else self.enough.state()
+        own = {
+            "rewinding": self.rewinding.state(),
+            "recalibrated": self.recalibration.begun,
+            "sources": self.tuning.state(),
+        }
+        return {**own, "enough": enough}
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.rewinding.load(saved["rewinding"])
         self.recalibration.begun = saved["recalibrated"]
-        for source, state in zip(self.tuning.sources, saved["sources"], strict=True):
-            if source.state().keys() != state.keys():
-                raise ValueError(
-                    f"'{self.name}' has learning_rate={self.learning_rate!r}, but the checkpoint was written with "
-                    f"another learning_rate. Give it the same arguments, or another name."
-                )
-            source.load(state)
+        if self.enough is not None and saved["enough"] is not None:
+            self.enough.load(saved["enough"])
+        self.tuning.load(saved["sources"], f"'{self.name}'")
 
     def _forget(self) -> None:
         self.rewinding, self.recalibration = Rewinding(not self.reset_moments), Recalibration()
-        self.stills, self.thawed, self.tuning, self.moments = list[Still](), Thawed(), Tuning(), Moments()
+        self.layout, self.thawed, self.tuning, self.moments = Layout(), Thawed(), Tuning(), Moments()
+        self.enough = as_until(self.until)
         self.starts, self.touched = list[Start](), frozenset[str]()
 
-    def _lay_out(self, pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> None:
-        """Find the parameters of each part, and check whatever can be checked about them."""
-        layers = layers_of(pl_module, self.layers)
-        frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers)
+    def _lay_out(self, pl_module: LightningModule) -> None:
+        asked = Asked(self.freeze, self.thaw, self.gradual, self.layers, self.factors, self.layer_decay)
         alone = pl_module.automatic_optimization and not several()
-        self.stills = stills(
-            frozen if self.gradual else [[one for layer in frozen for one in layer]], without_graph=alone
-        )
-        if optimizers:
-            self.thawed = thawed(pl_module, self.thaw, optimizers, several())
-        by_layer = {} if self.layer_decay is None else decayed(layers, self.layer_decay)
-        everything = candidates(pl_module)
-        slower = [one.name for pattern in self.factors for one in matching(pl_module, pattern, "factors")]
-        self.tuning.factors = factors_of(everything, self.factors, by_layer)
-        self.tuning.weight_decay = self.decay
+        self.layout = laid_out(pl_module, asked, without_graph=alone)
+        self.tuning.factors, self.tuning.weight_decay = self.layout.factors, self.decay
         tunes_all = self.rate.kind != "same" or self.decay.kind != "same" or self.warmup or self.layer_decay
-        named = [*slower, *(one.name for layer in frozen for one in layer)]
-        self.touched = frozenset(one.name for one in everything) if tunes_all else frozenset(named)
+        everything = (one.name for one in candidates(pl_module))
+        self.touched = frozenset(everything) if tunes_all else self.layout.touched
 
     def _hold_still(self, now: int) -> None:
         begin, end = self._window.begin, self._window.end
         self.thawed.hold() if begin <= now < end else self.thawed.release()
-        ends = thaw_moments(begin, int(end), len(self.stills)) if self.gradual else [end]
-        for still, until in zip(reversed(self.stills), ends, strict=True):
+        ends = thaw_moments(begin, int(end), len(self.layout.stills)) if self.gradual else [end]
+        for still, until in zip(reversed(self.layout.stills), ends, strict=True):
             if begin <= now < until:
                 still.hold()
             elif still.holds:
                 still.release()
 
-    def _adjoining(self, run: Run) -> Window:
-        return adjoining(resolve(self.begin, self.end, self.every, run), self.end, run)
-
     def _moments(self, run: Run) -> Moments:
         calibrated = None if self.recalibrate_bn is None else self.recalibrate_over
         written = Written(self.begin, self.end, self.warmup, self.rewind, self.rate.moment, calibrated)
-        return moments_of(written, resolve(self.begin, self.end, self.every, run), run)
+        return moments_of(written, super().resolved(run), run)
 
     def _refuse_to_come_late(self, now: int) -> None:
         begin, since = self._window.begin, self.moments.weights_from
@@ -264,10 +285,6 @@ def _together(phases: Sequence[FineTuning], trainer: Trainer, place: int, optimi
             step = position(trainer, window.hand) - window.begin
             found.append(phase.tuning.values(place, optimizer, step, window.end - window.begin))
     return together(found)
-
-
-def _standing(phases: Sequence[FineTuning]) -> list[nn.Parameter]:
-    return [parameter for phase in phases for parameter in phase.standing]
 
 
 def _refuse_overlap(phase: FineTuning, trainer: Trainer) -> None:

@@ -37,6 +37,9 @@ class Source:
     def forget(self) -> None:
         """The phase is over."""
 
+    def begins_earlier(self, by: int) -> None:
+        """The phase will begin that many steps before it was to."""
+
     def lacks(self, step: int) -> bool:
         """Whether it has not seen what it must have seen by this step."""
         return False
@@ -95,6 +98,9 @@ class Delayed(Source):
 
     def forget(self) -> None:
         self.past.clear()
+
+    def begins_earlier(self, by: int) -> None:
+        self.first = min(0, self.first + by)
 
     def lacks(self, step: int) -> bool:
         return min(step, 0) > self.first and not self.past

@@ -71,6 +71,23 @@ class Tuning:
 
         return of
 
+    def state(self) -> list[dict[str, Any]]:
+        return [source.state() for source in self.sources]
+
+    def load(self, states: Sequence[dict[str, Any]], whose: str) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: if it is that of other sources.
+        """
+        if [state.keys() for state in states] != [state.keys() for state in self.state()]:
+            raise ValueError(
+                f"{whose} cannot go on from this checkpoint: the checkpoint was written with another learning_rate, or "
+                f"other optimizers. Give it the same arguments, or another name."
+            )
+        for source, state in zip(self.sources, states, strict=True):
+            source.load(state)
+
 
 @dataclass(frozen=True)
 class Start:

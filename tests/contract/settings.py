@@ -110,6 +110,7 @@ SETTINGS = {
         "rewind": {"rewind": "5%", "begin": 12, "learning_rate": "rewind"},
         "rewound": {"rewind": "5%", "begin": 6, "reset_moments": False},
         "layer-decay": {"layer_decay": 0.5, "factors": {"*.bias": 2.0}, "weight_decay": "x0.5", "begin": 2, "end": 20},
+        "until": {"freeze": "net.2", "begin": 2, "until": {"metric": "train_loss", "target": 100.0, "patience": 9}},
         "fixed-late": {"learning_rate": 1e-3, "weight_decay": 0.1, "begin": 10},
     },
     CompressionReport: {

@@ -1,0 +1,57 @@
+"""Which parameters of a model a phase is about, and how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lightning_compress.core.selection import Patterns, candidates, matching
+from lightning_compress.finetuning.freezing import Still, frozen_by_layer, layers_of, stills
+from lightning_compress.finetuning.phases import decayed
+from lightning_compress.finetuning.tuning import factors_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments that name parameters."""
+
+    freeze: Patterns
+    thaw: Patterns
+    gradual: bool
+    layers: Sequence[Patterns] | None
+    factors: Mapping[Any, float]
+    layer_decay: float | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found.
+
+    Args:
+        stills: what stands still, by layer from the input to the head if it thaws gradually.
+        factors: of learning rates where they are not 1.
+        touched: names of the parameters that the phase is about, if not about all.
+    """
+
+    stills: list[Still] = field(default_factory=list)
+    factors: dict[nn.Parameter, float] = field(default_factory=dict)
+    touched: frozenset[str] = frozenset()
+
+
+def laid_out(model: nn.Module, asked: Asked, without_graph: bool) -> Layout:
+    """Find the parameters of each part, and check whatever can be checked about them.
+
+    Raises:
+        ValueError: if a pattern matches nothing, nothing is left to train, or a parameter belongs to no layer.
+    """
+    layers = layers_of(model, asked.layers)
+    frozen = frozen_by_layer(model, asked.freeze, asked.thaw, layers)
+    pieces = frozen if asked.gradual else [[one for layer in frozen for one in layer]]
+    slower = [one.name for pattern in asked.factors for one in matching(model, pattern, "factors")]
+    by_layer = {} if asked.layer_decay is None else decayed(layers, asked.layer_decay)
+    return Layout(
+        stills(pieces, without_graph),
+        factors_of(candidates(model), asked.factors, by_layer),
+        frozenset([*slower, *(one.name for layer in frozen for one in layer)]),
+    )
