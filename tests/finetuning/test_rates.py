@@ -252,23 +252,22 @@ def test_several_optimizers_that_the_user_steps(kind, pl, make_trainer, loader):
     }[kind]
     make_trainer([FineTuning(begin="25%", end="75%", **arguments)], max_epochs=2).fit(module, loader)
     for place, net in enumerate((by_hand.one, by_hand.two)):
-        groups = [{"params": [parameter]} for parameter in net.parameters()]
-        stepped, seen = (sgd, adamw)[place](groups), []
+        stepped, seen = (sgd, adamw)[place]([{"params": [parameter]} for parameter in net.parameters()]), []
+        if kind == "frozen" and place == 1:
 
-        def before(step, net=net, frozen=kind == "frozen" and place == 1):
-            net.requires_grad_(not (frozen and 4 <= step < 12))
+            def forget(*_, net=net, seen=seen):
+                if 4 < len(seen) <= 12:
+                    net.zero_grad()
+
+            stepped.register_step_pre_hook(forget)
 
         def rates(step, given, seen=seen, place=place):
             seen.append(given)
             if not 4 <= step < 12:
                 return given
-            factors = {"factor": ((0.5, 0.5), (1.0, 0.1))}.get(kind, ((1.0, 1.0), (1.0, 1.0)))[place]
+            factors = ((0.5, 0.5), (1.0, 0.1))[place] if kind == "factor" else (1.0, 1.0)
             base = seen[step - 4] if kind == "restart" else given
             return [rate * factor for rate, factor in zip(base, factors, strict=True)]
 
-        batches = loader
-        if kind == "frozen" and place == 1:  # a plain loop cannot take the step at all
-            batches, net, stepped = loader, None, None
-            continue
-        train(net, stepped, batches, 2, before=before, rates=rates, schedule=lr_scheduler.ExponentialLR(stepped, 0.9))
+        train(net, stepped, loader, 2, rates=rates, schedule=lr_scheduler.ExponentialLR(stepped, 0.9))
         assert equal(getattr(module, ("one", "two")[place]), net), place
