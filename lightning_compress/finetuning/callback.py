@@ -13,7 +13,7 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.callback import CompressionCallback, position, run_of
 from lightning_compress.core.duration import Duration, Run, Window, adjoining
 from lightning_compress.core.ranks import several
-from lightning_compress.core.selection import Patterns, as_patterns, candidates
+from lightning_compress.core.selection import Patterns, as_patterns
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -212,8 +212,8 @@ class FineTuning(CompressionCallback):
         if not trainer.strategy.reduce_boolean_decision(enough, all=True):
             return
         self.move_to(replace(window, end=at))
-        for other in trainer.callbacks:
-            if isinstance(other, CompressionCallback) and other is not self and other.window is not None:
+        for other in (one for one in trainer.callbacks if isinstance(one, CompressionCallback) and one is not self):
+            if other.window is not None and other.window.hand == hand and other.window.begin >= window.end:
                 other.move_up(window.end, int(window.end) - at)
         rank_zero_info(f"'{self.name}' ends at {at} {hand}, not {window.end}: {self.enough}.")
 
@@ -247,12 +247,11 @@ class FineTuning(CompressionCallback):
         self.layout = laid_out(pl_module, asked, without_graph=alone)
         self.tuning.factors, self.tuning.weight_decay = self.layout.factors, self.decay
         tunes_all = self.rate.kind != "same" or self.decay.kind != "same" or self.warmup or self.layer_decay
-        everything = (one.name for one in candidates(pl_module))
-        self.touched = frozenset(everything) if tunes_all else self.layout.touched
+        self.touched = self.layout.everything if tunes_all else self.layout.touched
 
     def _hold_still(self, now: int) -> None:
         begin, end = self._window.begin, self._window.end
-        self.thawed.hold() if begin <= now < end else self.thawed.release()
+        (self.thawed.hold if begin <= now < end else self.thawed.release)()
         ends = thaw_moments(begin, int(end), len(self.layout.stills)) if self.gradual else [end]
         for still, until in zip(reversed(self.layout.stills), ends, strict=True):
             if begin <= now < until:

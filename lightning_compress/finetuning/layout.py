@@ -32,11 +32,13 @@ class Layout:
         stills: what stands still, by layer from the input to the head if it thaws gradually.
         factors: of learning rates where they are not 1.
         touched: names of the parameters that the phase is about, if not about all.
+        everything: names of all.
     """
 
     stills: list[Still] = field(default_factory=list)
     factors: dict[nn.Parameter, float] = field(default_factory=dict)
     touched: frozenset[str] = frozenset()
+    everything: frozenset[str] = frozenset()
 
 
 def laid_out(model: nn.Module, asked: Asked, without_graph: bool) -> Layout:
@@ -54,4 +56,5 @@ def laid_out(model: nn.Module, asked: Asked, without_graph: bool) -> Layout:
         stills(pieces, without_graph),
         factors_of(candidates(model), asked.factors, by_layer),
         frozenset([*slower, *(one.name for layer in frozen for one in layer)]),
+        frozenset(one.name for one in candidates(model)),
     )

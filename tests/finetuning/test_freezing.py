@@ -64,6 +64,30 @@ def test_clipped_gradients_know_nothing_of_what_is_frozen(optimizer, make_module
     assert equal(module, by_hand)
 
 
+@pytest.mark.parametrize("behind_lightning", [False, True])
+def test_a_user_who_clips_and_steps_sees_no_gradient_of_what_is_frozen(
+    behind_lightning, make_module, make_trainer, loader
+):
+    class Manual(make_module):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers(use_pl_optimizer=not behind_lightning)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            loss.backward() if behind_lightning else self.manual_backward(loss)
+            if not behind_lightning:
+                nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+            optimizer.step()
+
+    module, by_hand = Manual(sgd), make_module(sgd)
+    by_hand.net[0].requires_grad_(False)
+    make_trainer([FineTuning(freeze="net.0")], max_epochs=2).fit(module, loader)
+    clipped = {} if behind_lightning else {"gradient_clip_val": 0.1}
+    make_trainer(max_epochs=2, **clipped).fit(by_hand, loader)
+    assert equal(module, by_hand)
+
+
 @pytest.mark.parametrize("validated", [True, False])
 def test_frozen_norms_keep_their_statistics_and_others_do_not(validated, pl, make_module, make_trainer, loader):
     module = make_module(sgd, net=lambda: nn.Sequential(normed(), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)))
@@ -80,6 +104,17 @@ def test_frozen_norms_keep_their_statistics_and_others_do_not(validated, pl, mak
         assert counts[-1] == (8 if frozen else 16)
         assert torch.equal(means[3], means[11]) == frozen
     assert all(one.training for one in norms)
+
+
+def test_frozen_norms_keep_still_when_the_user_says_train(pl, make_module, make_trainer, loader):
+    class Training(make_module):
+        def on_train_epoch_start(self):
+            self.train()
+
+    module = Training(sgd, net=normed)
+    watch = noted(pl, lambda _: module.net[1].num_batches_tracked.item())
+    make_trainer([FineTuning(freeze="net.1", begin=4, end=20), watch], max_epochs=3).fit(module, loader)
+    assert watch.by_batch == [1, 2, 3, *[4] * 17, 5, 6, 7, 8]
 
 
 def test_layers_thaw_from_the_head_down_at_equal_distances(pl, make_module, make_trainer, loader):

@@ -81,6 +81,20 @@ def test_a_metric_that_is_not_logged_is_missed_after_the_first_epoch(make_module
         make_trainer([tuning], max_epochs=2).fit(make_module(), loader, loader)
 
 
+def test_a_run_without_an_end_may_have_a_phase_that_ends(make_module, make_trainer, loader):
+    values = [2.0, 3.0, 3.0, 3.0, 3.0]
+    tuning = FineTuning(freeze="net.0", until={"metric": "val_loss", "patience": 1})
+    trainer = make_trainer([tuning, Pruning(begin=2, end=9, every=1)], max_epochs=-1, max_time={"seconds": 60})
+    known = told(make_module, values)
+
+    class Stopping(known):
+        def on_train_epoch_end(self):
+            self.trainer.should_stop = self.current_epoch == 3
+
+    trainer.fit(Stopping(sgd), loader, loader)
+    assert tuning.window.end == 16
+
+
 def test_a_metric_that_is_no_number_is_never_better():
     until = Until("loss", patience=2)
     assert [until(float("nan")) for _ in range(2)] == [False, True]
