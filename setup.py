@@ -31,7 +31,6 @@ REQUIRED = [
 EXTRAS = {
     "cli": ["jsonargparse[signatures]>=4.39,<5"],
     "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<1"],
-    "structured": ["torch-pruning>=1.6,<2"],
     "recipes": ["mlxtend>=0.23,<1"],
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
@@ -43,6 +42,8 @@ EXTRAS["dev"] = [
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
     "safetensors>=0.5,<1",  # tests read what we write with it, and write what we read
+    "torchao>=0.14,<1",  # what benchmarks/quantization.py measures us beside
+    "torch-pruning>=1.6,<2",  # tests compare our groups of channels with its groups
     "setuptools>=77",  # a test builds the wheel, and looks into it
     "types-PyYAML>=6",
 ]

@@ -1,6 +1,7 @@
 """Compression for existing PyTorch Lightning runs, as callbacks."""
 
 from lightning_compress._version import __version__
+from lightning_compress.channels.callback import ChannelPruning
 from lightning_compress.distillation.callback import Distillation
 from lightning_compress.distillation.peer import PeerTeacher
 from lightning_compress.distillation.teachers import AveragedTeacher, BranchTeacher
@@ -16,6 +17,7 @@ from lightning_compress.tracking.callback import CompressionReport
 __all__ = [
     "AveragedTeacher",
     "BranchTeacher",
+    "ChannelPruning",
     "CompressionReport",
     "Distillation",
     "FineTuning",

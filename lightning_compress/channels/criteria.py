@@ -10,6 +10,7 @@ A criterion is a function that asks for what it needs by naming it; only what it
 | `gamma_grad` | its gradient of the loss | as `gamma` |
 | `activations` | what the layers that read the units are given | `(samples, units, *positions)` |
 | `activation_grads` | their gradient of the loss | as `activations` |
+| `feature_maps` | the activations, or what the units' last layer gives | `(samples, units, height, width)` |
 | `patches` | sampled inputs of one reading layer, by unit and kernel tap | `(samples, units, taps)` |
 | `consumer_weight` | the weight of that layer | `(units, taps, outputs)` |
 | `generator` | a seeded random generator on the CPU, the same at every update | |
@@ -24,8 +25,8 @@ from torch import Tensor
 from lightning_compress.channels.lasso_path import entering_order
 
 OFFERED = (
-    "weight", "grad", "gamma", "gamma_grad", "activations", "activation_grads", "patches", "consumer_weight",
-    "generator",
+    "weight", "grad", "gamma", "gamma_grad", "activations", "activation_grads", "feature_maps", "patches",
+    "consumer_weight", "generator",
 )  # fmt: skip
 
 BINS = 100  # of the histograms of `entropy`, as in its paper
@@ -41,6 +42,11 @@ _SHAPES = {
         "units without an affine normalisation layer behind them have none: choose 'l1' for these",
     ),
     "activations": (None, "(samples, units, *positions)", _LOOK),
+    "feature_maps": (
+        4,
+        "(samples, units, height, width)",
+        f"{_LOOK}; choose 'apoz' or 'entropy' for units that are no matrices",
+    ),
     "activation_grads": (None, "(samples, units, *positions)", f"{_LOOK}, forward and backward"),
     "patches": (3, "(samples, units, taps)", f"{_LOOK}; choose 'l1' for units that no linear or convolution reads"),
     "consumer_weight": (3, "(units, taps, outputs)", "choose 'l1' for units that no linear or convolution reads"),
@@ -118,7 +124,7 @@ def taylor_activations(activations: Tensor, activation_grads: Tensor) -> Tensor:
     return (activations * grads).reshape(*grads.shape[:2], -1).mean(2).abs().mean(0).float()
 
 
-def hrank(activations: Tensor) -> Tensor:
+def hrank(feature_maps: Tensor) -> Tensor:
     """Score each unit by the rank of its feature map, averaged over samples.
 
     Raises:
@@ -126,13 +132,8 @@ def hrank(activations: Tensor) -> Tensor:
 
     Reference: Lin et al., 2020, section 3.2, https://arxiv.org/abs/2002.10179
     """
-    (activations,) = _given(activations=activations)
-    if activations.dim() != 4:
-        raise ValueError(
-            f"hrank needs the output of a unit as a matrix, activations of shape (samples, units, height, width), but "
-            f"has {tuple(activations.shape)}. Choose 'apoz' or 'entropy' for these layers."
-        )
-    ranks: Tensor = torch.linalg.matrix_rank(activations)
+    (feature_maps,) = _given(feature_maps=feature_maps)
+    ranks: Tensor = torch.linalg.matrix_rank(feature_maps)
     return ranks.float().mean(0)
 
 

@@ -14,11 +14,14 @@ from lightning_compress.core.selection import canonical
 class Average:
     """A copy that follows the model: its weights by the model's names, and who updates it.
 
-    `owner.update_parameters(...)` is called whenever the copy takes in new weights.
+    `owner.update_parameters(...)` is called whenever the copy takes in new weights. `prefix` is where in the model the
+    part is that `copy` is one of.
     """
 
     owner: Any
     parameters: dict[str, nn.Parameter]
+    copy: nn.Module
+    prefix: str = ""
 
 
 def averages(model: nn.Module, callbacks: Iterable[object]) -> Iterator[Average]:
@@ -26,13 +29,14 @@ def averages(model: nn.Module, callbacks: Iterable[object]) -> Iterator[Average]
     for callback in callbacks:
         copy = getattr(callback, "_average_model", None)
         if isinstance(copy, AveragedModel):
-            yield Average(copy, _named(copy.module))
+            yield Average(copy, _named(copy.module), copy.module)
         elif isinstance(copy, nn.Module) and hasattr(callback, "update_parameters"):
-            yield Average(callback, _named(copy))
+            yield Average(callback, _named(copy), copy)
     for inner in model.modules():
         if isinstance(inner, AveragedModel):
             prefix = _source_of(inner, model)
-            yield Average(inner, {f"{prefix}{name}": value for name, value in _named(inner.module).items()})
+            named = {f"{prefix}{name}": value for name, value in _named(inner.module).items()}
+            yield Average(inner, named, inner.module, prefix)
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:

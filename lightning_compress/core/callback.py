@@ -18,6 +18,7 @@ from lightning_compress._lightning import (
 from lightning_compress.core.duration import Duration, Length, Run, Window, check_order, earlier, parse, resolve
 from lightning_compress.core.gate import early_stopping_held, forget_best
 from lightning_compress.core.logs import log_config, log_now, plain
+from lightning_compress.core.surgery import Cut
 
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -76,6 +77,13 @@ class CompressionCallback(Callback):
 
     def weights_replaced(self) -> None:
         """Another callback has put other values into the weights: make true again what this one promises of them."""
+
+    def follow(self, cut: Cut) -> None:
+        """Another callback has cut tensors of the module by index: cut what was made for their old shapes."""
+
+    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+        """Names of modules whose channels nobody may cut, because this callback counts on them."""
+        return []
 
     # When -------------------------------------------------------------------------------------------------------
 
@@ -185,12 +193,30 @@ class CompressionCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored, self.saved = True, checkpoint.get("callbacks", {}).get(self.state_key)
         if self.saved is not None:
-            _refuse_damaged(self, self.saved)
+            self.refuse_damaged(self.saved)
             self.last_moment = self.saved["last_moment"]
             self.history = [(step, value) for step, value in self.saved["history"]]
             self.moved = self.saved.get("moved")
 
     # Tools for subclasses ---------------------------------------------------------------------------------------
+
+    def refuse_damaged(self, saved: Any) -> None:
+        """Refuse what cannot be this callback's entry of a checkpoint.
+
+        Raises:
+            ValueError: with what to do instead.
+        """
+        if (
+            not isinstance(saved, dict)
+            or not {"last_moment", "history"} <= saved.keys()
+            or saved.get("format") != self.state_format
+        ):
+            found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+            raise ValueError(
+                f"The checkpoint's entry '{self.state_key}' is damaged, or was written by another version: its format "
+                f"is {found}, and {self.state_format} is read here. Start from its weights instead, by "
+                f"load_from_checkpoint."
+            )
 
     def hold_monitors(self, trainer: Trainer) -> None:
         """Keep `EarlyStopping` waiting until the end of the phase is reached."""
@@ -253,20 +279,6 @@ def _warn_of_an_early_end(callback: CompressionCallback, trainer: Trainer, run: 
         )
     if _is_timed(trainer):
         rank_zero_warn(f"'{callback.name}' may not reach its end: max_time may end this run before.")
-
-
-def _refuse_damaged(callback: CompressionCallback, saved: Any) -> None:
-    if (
-        not isinstance(saved, dict)
-        or not {"last_moment", "history"} <= saved.keys()
-        or saved.get("format") != callback.state_format
-    ):
-        found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
-        raise ValueError(
-            f"The checkpoint's entry '{callback.state_key}' is damaged, or was written by another version: its format "
-            f"is {found}, and {callback.state_format} is read here. Start from its weights instead, by "
-            f"load_from_checkpoint."
-        )
 
 
 def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:

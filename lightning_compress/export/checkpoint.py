@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.selection import canonical
+from lightning_compress.core.surgery import Cut, part_of, reshape
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.quantization.restoring import restored, within
 from lightning_compress.report.checkpoint import load, state_dict_of
@@ -33,6 +34,7 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
     content = load(checkpoint)
     weights = state_dict_of(content, checkpoint)
     module = _built(module_class, content, kwargs)
+    _reshape(module, content, weights, checkpoint)
     prefix = _fitting_prefix(module, weights, checkpoint)
     module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
     for entry in _entries(content):
@@ -52,6 +54,25 @@ def _built(module_class: type[Model], content: Mapping[str, Any], kwargs: dict[s
             f"{module_class.__name__}({', '.join(arguments)}) cannot be built: {error}. Give its arguments to "
             f"load_compressed, or call save_hyperparameters() in it."
         ) from error
+
+
+def _reshape(
+    module: nn.Module, content: Mapping[str, Any], weights: Mapping[str, Tensor], checkpoint: str | Path
+) -> None:
+    """Give the module the shapes of a checkpoint whose channels were cut."""
+    for entry in _entries(content):
+        if "cut" in entry:
+            try:
+                cut = Cut.of(entry["cut"])
+                names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+                prefix = part_of(cut, names)
+                reshape(module, _under(prefix, weights), cut.inside(prefix))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{checkpoint} has a damaged cut: {type(error).__name__} {error}.") from error
+
+
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _fitting_prefix(module: nn.Module, weights: Mapping[str, Tensor], checkpoint: str | Path) -> str:

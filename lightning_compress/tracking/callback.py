@@ -11,8 +11,8 @@ from torch import nn
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
 from lightning_compress.core.callback import CompressionCallback
 from lightning_compress.core.duration import Run
+from lightning_compress.core.seen import Call, Seen
 from lightning_compress.report import Report, report
-from lightning_compress.tracking.inputs import Call, Seen
 from lightning_compress.tracking.to_wandb import send
 
 BEFORE_AND_AFTER = "compression_report"

@@ -22,6 +22,7 @@ def offered(dtype=torch.float32, make=torch.randn):
             "gamma_grad": (UNITS,),
             "activations": (20, UNITS, 4, 5),
             "activation_grads": (20, UNITS, 4, 5),
+            "feature_maps": (20, UNITS, 4, 5),
             "patches": (40, UNITS, 3),
             "consumer_weight": (UNITS, 3, 4),
         }

@@ -9,6 +9,7 @@ from torch import nn
 import lightning_compress
 from lightning_compress import (
     AveragedTeacher,
+    ChannelPruning,
     CompressionReport,
     Distillation,
     FineTuning,
@@ -112,6 +113,19 @@ SETTINGS = {
         "layer-decay": {"layer_decay": 0.5, "factors": {"*.bias": 2.0}, "weight_decay": "x0.5", "begin": 2, "end": 20},
         "until": {"freeze": "net.2", "begin": 2, "until": {"metric": "train_loss", "target": 100.0, "patience": 9}},
         "fixed-late": {"learning_rate": 1e-3, "weight_decay": 0.1, "begin": 10},
+    },
+    ChannelPruning: {
+        "l2": {"macs": 0.5, "begin": 2, "end": 15, "every": 3},
+        "late": {"sparsity": 0.5, "begin": 10, "end": 15},
+        "taylor-global": {
+            "parameters": 0.5, "criterion": "taylor", "distribution": "global", "begin": 2, "end": 15, "every": 3,
+        },
+        "soft": {"sparsity": 0.5, "soft": True, "schedule": "constant", "begin": 2, "end": 15, "every": 3},
+        "seen": {"sparsity": 0.5, "criterion": "apoz", "begin": 2, "end": 15, "every": 3, "round_to": 4},
+        "given-input": {
+            "sparsity": 0.75, "criterion": "random", "example_input": torch.ones(2, 8), "begin": 2, "end": 15,
+            "penalty": "group_lasso", "every": 3,
+        },
     },
     CompressionReport: {
         "untimed": {"latency": False, "print_table": False},

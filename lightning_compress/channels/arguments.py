@@ -1,0 +1,71 @@
+"""Arguments of structured pruning, checked where they are given."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightning_compress.channels import criteria, scoring
+from lightning_compress.channels.budget import KINDS, Budget
+from lightning_compress.core.lookup import find, known_needs, needs
+
+DISTRIBUTIONS = {"uniform": scoring.uniform, "global": scoring.global_}
+PENALTIES = ("slimming", "group_lasso")
+
+
+def budget_of(**given: float | None) -> Budget:
+    """The one budget that is given.
+
+    Raises:
+        ValueError: if none is or several are, or its number is out of range.
+    """
+    asked = {kind: value for kind, value in given.items() if value is not None}
+    if len(asked) != 1:
+        found = ", ".join(f"{kind}={value}" for kind, value in asked.items()) or "none"
+        raise ValueError(f"Give one budget of {', '.join(KINDS)}; given: {found}. For half of the MACs write macs=0.5.")
+    [(kind, value)] = asked.items()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{kind} is a number above 0, but is {value!r}.")
+    if kind != "latency_ms" and not value < 1:
+        what = "goes" if kind == "sparsity" else "is kept"
+        mend = f" For {value:g} % write {value / 100:g}." if 1 < value < 100 else ""
+        raise ValueError(f"{kind} is the fraction in (0, 1) that {what}, but is {value}.{mend}")
+    return Budget(kind, float(value))
+
+
+def criterion_of(criterion: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The criterion of that name, if all that it asks for is offered."""
+    return known_needs(find(criterion, criteria), criteria.OFFERED)
+
+
+def distribution_of(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """How groups share what goes.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if callable(name):
+        return name
+    if name not in DISTRIBUTIONS:
+        raise ValueError(f"distribution is one of {', '.join(DISTRIBUTIONS)}, or a function, but is {name!r}.")
+    return DISTRIBUTIONS[name]
+
+
+def check_rest(round_to: object, recalibrate: object, penalty: object, strength: object) -> None:
+    """Refuse numbers and names that mean nothing.
+
+    Raises:
+        ValueError: with the value and what it may be.
+    """
+    for name, value, least in (("round_to", round_to, 1), ("recalibrate", recalibrate, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is a whole number from {least} up, but is {value!r}.")
+    if penalty is not None and penalty not in PENALTIES:
+        raise ValueError(f"penalty is None or one of {', '.join(PENALTIES)}, but is {penalty!r}.")
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or strength < 0:
+        raise ValueError(f"penalty_strength is a number from 0 up, but is {strength!r}. Papers take 1e-5 to 1e-4.")
+
+
+def asked_of(criterion: Callable[..., Tensor]) -> frozenset[str]:
+    """What has to be gathered for a criterion."""
+    return needs(criterion)

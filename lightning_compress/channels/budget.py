@@ -1,0 +1,86 @@
+"""How much of a module is to stay, in the unit in which it was asked for, and what a cut would leave of that."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lightning_compress.channels.groups import Gone, Group
+from lightning_compress.channels.plan import cut_of, lost_channels
+from lightning_compress.core.surgery import named, tried
+from lightning_compress.measure.latency import measure_latency
+from lightning_compress.measure.macs import count_macs
+
+KINDS = ("sparsity", "parameters", "macs", "latency_ms")
+STEPS = 20  # of a bisection over fractions of units
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is to be reached: `sparsity` is the fraction of units that goes, `parameters` and `macs` what is kept."""
+
+    kind: str
+    target: float
+
+
+@dataclass
+class Costs:
+    """What a module costs now, and would cost after a cut."""
+
+    model: nn.Module
+    example: Any
+    groups: Sequence[Group]
+    parameters: int = 0
+    macs: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any, groups: Sequence[Group]) -> "Costs":
+        """Measured now."""
+        macs = {name: one.dense for name, one in count_macs(model, example).items()}
+        return cls(model, example, groups, sum(one.numel() for one in model.parameters()), macs)
+
+    def total_macs(self) -> int:
+        """Of the whole module."""
+        return sum(self.macs.values())
+
+    def parameters_after(self, gone: Gone) -> int:
+        """Exactly counted."""
+        cut = cut_of(self.groups, gone)
+        left = self.parameters
+        for name, tensor in named(self.model, cut.kept).items():
+            if isinstance(tensor, nn.Parameter):
+                size = tensor.numel()
+                for dim, kept in cut.kept[name].items():
+                    size = size // tensor.shape[dim] * len(kept)
+                left -= tensor.numel() - size
+        return left
+
+    def macs_after(self, gone: Gone) -> int:
+        """Reckoned from what each layer costs now: in proportion to the channels that it takes and gives."""
+        ratios: dict[str, float] = {}
+        for place, lost in lost_channels(self.groups, gone).items():
+            ratios[place.module] = ratios.get(place.module, 1.0) * (1 - len(lost) / place.size)
+        for group in self.groups:
+            for attribute in group.attributes:  # attention: heads work side by side, without a layer of their own
+                if attribute.repeat == 1 and attribute.module not in ratios:
+                    ratios[attribute.module] = 1 - len(gone.get(group.name, ())) / group.units
+        return round(sum(macs * ratios.get(name, 1.0) for name, macs in self.macs.items()))
+
+    def latency_after(self, gone: Gone, runs: int = 30) -> float:
+        """Median milliseconds of the example on one thread, measured on the module as it would be."""
+        with tried(self.model, cut_of(self.groups, gone)):
+            return measure_latency(self.model, self.example, 1, runs=runs, seconds=1.0).median_ms
+
+
+def fraction_for(reached: Callable[[float], bool], steps: int = STEPS) -> float | None:
+    """The smallest fraction of units at which a budget is met, by bisection; None if none is small enough."""
+    if reached(0.0):
+        return 0.0
+    low, high = 0.0, 1.0
+    if not reached(high):
+        return None
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high

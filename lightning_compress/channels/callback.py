@@ -1,0 +1,359 @@
+"""Remove channels while Lightning trains: the module that goes on training is smaller, and faster."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress.channels.arguments import asked_of, budget_of, check_rest, criterion_of, distribution_of
+from lightning_compress.channels.folding import fold_constants
+from lightning_compress.channels.gathering import Gathered
+from lightning_compress.channels.groups import Gone
+from lightning_compress.channels.penalizing import penalize
+from lightning_compress.channels.plan import cut_of
+from lightning_compress.channels.recalibrating import Recalibration
+from lightning_compress.channels.shrinking import How, Shrinker
+from lightning_compress.channels.softening import soften
+from lightning_compress.channels.verifying import cut_and_verify, small_example
+from lightning_compress.core.averages import averages
+from lightning_compress.core.callback import CompressionCallback, now
+from lightning_compress.core.checks import as_schedule, check_fraction
+from lightning_compress.core.duration import Duration, Run, Window, resolve
+from lightning_compress.core.patching import wrapped_method
+from lightning_compress.core.ranks import agree, digest, from_first_rank, several, summed
+from lightning_compress.core.seen import Seen
+from lightning_compress.core.selection import Predicate, as_patterns, select
+from lightning_compress.core.surgery import Cut, cut_model, cut_optimizer, named, refuse_unknown_state, reshape
+
+Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
+
+
+class ChannelPruning(CompressionCallback):
+    """Take the least important channels out of the module while training goes on, until a budget is met.
+
+    Which channels hang together (residual sums, concatenation, flattening, attention heads) is found by watching where
+    values go in the module. Parameters stay the same objects and get smaller, and with them gradients, buffers, what
+    optimizers remember, averages of the weights and other callbacks' masks. The module that comes out is plain torch.
+
+    Give exactly one budget: `sparsity` (fraction of channels that goes), `parameters` or `macs` (fraction that is
+    kept), or `latency_ms` (of the module in eval mode, eager, one thread, for the example at two samples).
+
+    Args:
+        sparsity, parameters, macs, latency_ms: the budget at `end`.
+        criterion: what makes a channel important: a name in `channels.criteria` ("l1", "l2", "fpgm", "slimming",
+            "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso", "thinet", "random"), a dotted path, or
+            a function that asks for what it needs by name. What is seen of a batch is seen in the step of the cut.
+        distribution: how layers share what goes: "uniform" (the same fraction of each), "global", or a function.
+        schedule: how the budget comes near between `begin` and `end`: see `Pruning`.
+        begin, end, every: first, last and pace of the cuts: "20%", "3 epochs", "500 steps", an int or a float.
+        round_to: channels that stay are a multiple of it where a layer has so many; 8 or 16 suit most hardware.
+        floor: smallest fraction of a layer's channels that stays; at least one always does.
+        soft: only zero the chosen channels until `end`, so that they may come back (SFP; ASFP with a rising schedule).
+        penalty: "slimming" (L1 of the scales of normalisation layers) or "group_lasso", between `begin` and `end`, by
+            gradients of `penalty_strength`. With `every="100%"` all that goes goes at `end`.
+        targets: which layers may lose outputs: wildcards for names or classes, "re:" patterns, module classes,
+            functions, or a list of these. None: all trainable ones but embeddings.
+        ignore: what to leave out, written like `targets`. Layers that are coupled with it stay whole too.
+        example_input: what the module's forward takes: a tensor, a tuple of positional or a dict of keyword arguments.
+            None: `module.example_input_array`, or what the module is called with in the first step.
+        recalibrate: over how many batches after a cut BatchNorm's statistics are plain means of these batches; 0: none.
+        seed: of the "random" criterion; the user's random stream is never touched.
+        gate_best: let `ModelCheckpoint(monitor=...)` compare only epochs after `end`, and `EarlyStopping` wait for it.
+        name: part of the logged keys and of the checkpoint's; two callbacks need two names.
+
+    Raises:
+        ValueError: at construction, before training or, where the module must first be seen at work, in the first step,
+            for whatever cannot be done, with the way to mend it. The module is not touched then.
+    """
+
+    def __init__(
+        self,
+        *,
+        sparsity: float | None = None,
+        parameters: float | None = None,
+        macs: float | None = None,
+        latency_ms: float | None = None,
+        criterion: str | Callable[..., Tensor] = "l2",
+        distribution: str | Callable[..., Gone] = "uniform",
+        schedule: str | Callable[[float], float] = "linear",
+        begin: Duration = "20%",
+        end: Duration = "60%",
+        every: Duration = "5%",
+        round_to: int = 1,
+        floor: float = 0.0,
+        soft: bool = False,
+        penalty: str | None = None,
+        penalty_strength: float = 1e-4,
+        targets: Targets | None = None,
+        ignore: Targets = (),
+        example_input: Any = None,
+        recalibrate: int = 10,
+        seed: int = 0,
+        gate_best: bool = True,
+        name: str = "channels",
+    ) -> None:
+        super().__init__(name, begin, end, every)
+        self.budget = budget_of(sparsity=sparsity, parameters=parameters, macs=macs, latency_ms=latency_ms)
+        self.sparsity, self.parameters, self.macs, self.latency_ms = sparsity, parameters, macs, latency_ms
+        self.criterion = criterion_of(criterion)
+        self.distribution = distribution_of(distribution)
+        self.schedule = as_schedule(schedule)
+        check_rest(round_to, recalibrate, penalty, penalty_strength)
+        self.floor, self.round_to, self.soft = check_fraction("floor", floor), round_to, soft
+        self.penalty, self.penalty_strength = penalty, penalty_strength
+        self.targets, self.ignore = targets, ignore
+        as_patterns(targets), as_patterns(ignore)
+        self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
+        self.cut = Cut()
+        self.shrinker: Shrinker | None = None
+        self.part = ""
+        self.due: int | None = None
+        self.released = False
+        self.seen: Seen | None = None
+        self.gathered: Gathered | None = None
+        self.recalibration: Recalibration | None = None
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        window = resolve(self.begin, self.end, self.every, run)
+        return [
+            (moment, f"{self.budget.kind} {self._progress(moment, window):.0%} of the way")
+            for moment in window.moments()
+        ]
+
+    def _progress(self, moment: int, window: Window) -> float:
+        return min(self.schedule(window.progress(moment)), 1.0)
+
+    # Before training ------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        # Weights of another shape than the module's can only be loaded when the module has theirs, in every stage.
+        self.undo.enter_context(
+            wrapped_method(pl_module, "on_load_checkpoint", partial(self._rebuild, trainer, pl_module))
+        )
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._allowed(trainer, pl_module)
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shrinker, self.due, self.released = None, None, False
+        if self.saved is not None:
+            self.cut, self.released = Cut.of(self.saved["cut"]), self.saved["released"]
+        elif not self.restored:
+            self.cut = Cut()
+        self.gathered = Gathered(pl_module, asked_of(self.criterion))
+        for handle in self.gathered.hooks():
+            self.undo.callback(handle.remove)
+        if self._given(pl_module) is None:
+            self.seen = Seen(pl_module)
+            self.undo.callback(self.seen.close)
+        self.recalibration = Recalibration(pl_module, self.recalibrate)
+        self.undo.callback(self.recalibration.end)
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_unknown_state(trainer.optimizers)
+        if (given := self._given(pl_module)) is not None:
+            self._prepare(trainer, pl_module, "", given)
+        if self.saved is not None and self.recalibration is not None and self.saved["recalibrating"]:
+            self.recalibration.begin(self.saved["recalibrating"])
+        if self.gate_best and not self.released:
+            self.hold_monitors(trainer)
+
+    def _given(self, pl_module: LightningModule) -> Any:
+        return self.example_input if self.example_input is not None else pl_module.example_input_array
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, part: str, example: Any) -> None:
+        """Find the groups, and refuse what cannot be done before anything is cut."""
+        model = pl_module.get_submodule(part)
+        prefix = f"{part}." if part else ""
+        allowed = {name.removeprefix(prefix) for name in self._allowed(trainer, pl_module)}
+        how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed)
+        example = small_example(model, example)
+        self.part = part
+        self.shrinker = Shrinker(
+            model, example, self.budget, how, allowed, None if self.saved is None else self.saved["first"]
+        )
+        if self.saved is None:
+            self.shrinker.check()
+        _refuse_different_ranks(self.shrinker, pl_module.device)
+        free = self.shrinker.free
+        rank_zero_info(
+            f"'{self.name}' may cut {sum(group.units for group in free)} channels or heads of {len(free)} groups of "
+            f"layers. Left whole: {self.shrinker.left_whole() or 'nothing'}."
+        )
+
+    def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
+        whole = [
+            name
+            for other in trainer.callbacks
+            if isinstance(other, CompressionCallback)
+            for name in other.keeps_whole(pl_module)
+        ]
+        chosen = select(pl_module, self.targets, self.ignore).chosen
+        return {name for one in chosen for name in one.names if not _inside(name, whole)}
+
+    # At each step ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.gathered is not None:
+            self.gathered.listening = self.moment(trainer) is not None and not self.reached
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.reached or self.window is None:
+            return
+        if self.penalty is not None and self.shrinker is not None and self._is_open(trainer):
+            penalize(self.shrinker.model, self.shrinker.free, self.penalty, self.penalty_strength)
+        self.due = self.moment(trainer) if self.due is None else self.due
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._gathered.listening = False
+        if self.shrinker is None:
+            self._prepare(trainer, pl_module, *_called(self.seen))
+            if self.seen is not None:
+                self.seen.close()
+        if self.recalibration is not None:
+            self.recalibration.batch_done()
+        if self.due is not None:
+            moment, self.due = self.due, None
+            self._act(trainer, pl_module, moment)
+            self.done(moment)
+            if self.reached and not self.released:
+                self.released = True
+                if self.gate_best:
+                    self.release_monitors(trainer)
+
+    def _is_open(self, trainer: Trainer) -> bool:
+        return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.shrinker is not None:
+            self._log(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_moment is None and not trainer.fast_dev_run:
+            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing was cut.")
+
+    # A cut ----------------------------------------------------------------------------------------------------------
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
+        shrinker, gathered, window = self._shrinker, self._gathered, self._window
+        gathered.model = shrinker.model
+        gathered.under(self.part)
+        gathered.take_gradients(shrinker.free)
+        scores = _agreed(shrinker.scores(gathered), pl_module.device)
+        gathered.forget()
+        gone = {name: units for name, units in shrinker.choose(scores, self._progress(moment, window)).items() if units}
+        if not gone:
+            return
+        if self.soft and moment < window.end:
+            soften(shrinker.model, shrinker.free, gone)
+            for other in trainer.callbacks:
+                if isinstance(other, CompressionCallback):
+                    other.weights_replaced()
+            return
+        self._cut(trainer, pl_module, gone)
+        self._log(trainer)
+
+    def _cut(self, trainer: Trainer, pl_module: LightningModule, gone: Gone) -> None:
+        shrinker = self._shrinker
+        refuse_unknown_state(trainer.optimizers)
+        cut = cut_of(shrinker.groups, gone)
+        full = cut.under(self.part)
+        shapes = {tensor: tensor.shape for tensor in named(pl_module, full.kept).values()}
+        kept = {tensor: full.kept[name] for name, tensor in named(pl_module, full.kept).items()}
+        copies = list(averages(pl_module, trainer.callbacks))
+        fold_constants(shrinker.model, shrinker.example, shrinker.groups, gone)
+        cut_and_verify(shrinker.model, shrinker.example, shrinker.groups, gone)
+        for optimizer in trainer.optimizers:
+            mine = {one for group in optimizer.param_groups for one in group["params"]}
+            cut_optimizer(optimizer, {one: dims for one, dims in kept.items() if one in mine}, shapes)
+        for average in copies:
+            cut_model(average.copy, full.inside(average.prefix))
+        for other in trainer.callbacks:
+            if isinstance(other, CompressionCallback) and other is not self:
+                other.follow(full)
+        _wrap_again(trainer.strategy)
+        self.cut = full.after(self.cut)
+        shrinker.went(gone)
+        if self.recalibration is not None:
+            self.recalibration.begin()
+
+    def _rebuild(
+        self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]
+    ) -> Any:
+        """Give the module the shapes of the checkpoint before its weights are loaded."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is not None:
+            self.refuse_damaged(state)
+        cut = Cut() if state is None else Cut.of(state["cut"])
+        known = Cut({**self.cut.kept, **cut.kept}, {**cut.attributes})
+        reshape(pl_module, checkpoint["state_dict"], known)
+        for average in averages(pl_module, trainer.callbacks):
+            reshape(average.copy, checkpoint["state_dict"], known.inside(average.prefix))
+        return original(checkpoint)
+
+    # What is kept and said ------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        first = self.shrinker.state() if self.shrinker is not None else (self.saved or {}).get("first")
+        left = self.recalibration.left if self.recalibration is not None else 0
+        return {"cut": self.cut.state(), "first": first, "released": self.released, "recalibrating": left}
+
+    def _log(self, trainer: Trainer) -> None:
+        metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.measured()}
+        self.log_metrics(trainer, metrics, shown="macs")
+
+    @property
+    def _shrinker(self) -> Shrinker:
+        if self.shrinker is None:
+            raise RuntimeError(f"'{self.name}' has not seen the module at work yet.")
+        return self.shrinker
+
+    @property
+    def _gathered(self) -> Gathered:
+        if self.gathered is None:
+            raise RuntimeError(f"'{self.name}' is not attached to a module.")
+        return self.gathered
+
+
+def _called(seen: Seen | None) -> tuple[str, Any]:
+    if seen is None or seen.call is None:
+        raise ValueError(
+            "The first training step called neither the module nor one submodule that holds all of its parameters, so "
+            "it is not known what its forward takes. Give ChannelPruning(example_input=...)."
+        )
+    return seen.call.part, seen.call.example
+
+
+def _inside(name: str, whole: Sequence[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in whole)
+
+
+def _agreed(scores: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The mean over all ranks, of which each has seen other batches, and the same to the last bit on each."""
+    if several():
+        moved = {name: one.to(device) for name, one in scores.items()}
+        summed(moved.values())
+        from_first_rank(moved.values())
+        scores = {name: one.cpu() for name, one in moved.items()}
+    return scores
+
+
+def _refuse_different_ranks(shrinker: Shrinker, device: torch.device) -> None:
+    told = repr([(group.name, group.units, group.whole is None) for group in shrinker.groups]).encode()
+    if several() and not agree(digest([torch.tensor(list(told), dtype=torch.uint8)]), device):
+        raise ValueError("The ranks have different modules: their layers or widths differ. Build the same on each.")
+
+
+def _wrap_again(strategy: Any) -> None:
+    """DistributedDataParallel keeps buckets for the old shapes: make it anew, on every rank."""
+    if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
+        strategy.model = strategy._setup_model(strategy.lightning_module)
+        strategy._register_ddp_hooks()

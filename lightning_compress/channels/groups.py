@@ -1,0 +1,133 @@
+"""Channels that can only leave together, as plain data."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A dimension of a stored tensor along which a place has its channels: index `i` is of channel `i // repeat`."""
+
+    tensor: str
+    dim: int
+    size: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number that a module remembers: its channels times `repeat`, or a tuple that holds them."""
+
+    module: str
+    name: str
+    repeat: int = 1
+    as_tuple: bool = False
+
+    def value(self, channels: int) -> int | tuple[int, ...]:
+        """What it is for that many channels."""
+        return (channels * self.repeat,) if self.as_tuple else channels * self.repeat
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module has channels: among what it takes ("in"), what it gives ("out"), or both ("channels").
+
+    A bare parameter's place is its dimension, such as "dim 2".
+    """
+
+    module: str
+    side: str
+    size: int
+    slices: tuple[Slice, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.module} ({self.side})"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A place of a group: which unit each of its channels belongs to, -1 for another group's."""
+
+    place: Place
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are coupled in the same way: each is removed at all of its places, or stays.
+
+    Attributes:
+        name: of the first layer that makes its channels.
+        units: how many there are.
+        members: the places.
+        whole: why none of them may leave; None if they may.
+        attributes: numbers that modules around the layers remember, as multiples of the number of units.
+    """
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+    whole: str | None = None
+    attributes: tuple[Attribute, ...] = ()
+
+    @property
+    def makers(self) -> tuple[Member, ...]:
+        """The places that make the units: layers' outputs."""
+        return tuple(member for member in self.members if member.place.side == "out")
+
+    @property
+    def readers(self) -> tuple[Member, ...]:
+        """The places that are given the units, and mix them."""
+        return tuple(member for member in self.members if member.place.side == "in")
+
+
+Gone = dict[str, tuple[int, ...]]  # units that are removed, by the name of their group
+
+
+def gone_channels(member: Member, gone: Collection[int]) -> set[int]:
+    """The channels of a place that leave with these units of its group.
+
+    >>> sorted(gone_channels(Member(Place("conv", "out", 4), (0, 1, 0, -1)), [0]))
+    [0, 2]
+    """
+    leaving = set(gone)
+    return {channel for channel, unit in enumerate(member.units) if unit in leaving}
+
+
+def remaining(groups: Iterable[Group], gone: Gone) -> list[Group]:
+    """The groups as they are when those units are gone: places shrink, units are numbered anew."""
+    groups = list(groups)
+    lost: dict[Place, set[int]] = {}
+    for group in groups:
+        for member in group.members:
+            lost.setdefault(member.place, set()).update(gone_channels(member, gone.get(group.name, ())))
+    places = {place: _smaller(place, len(channels)) for place, channels in lost.items()}
+    return [_without(group, set(gone.get(group.name, ())), lost, places) for group in groups]
+
+
+def _without(group: Group, gone: set[int], lost: dict[Place, set[int]], places: dict[Place, Place]) -> Group:
+    new_number = {old: new for new, old in enumerate(unit for unit in range(group.units) if unit not in gone)}
+    members = tuple(
+        Member(
+            places[member.place],
+            tuple(
+                new_number.get(unit, -1)
+                for channel, unit in enumerate(member.units)
+                if channel not in lost[member.place]
+            ),
+        )
+        for member in group.members
+    )
+    return replace(group, units=len(new_number), members=members)
+
+
+def _smaller(place: Place, channels: int) -> Place:
+    if not channels:
+        return place
+    size = place.size - channels
+    slices = tuple(
+        replace(one, size=size * one.repeat if one.size == place.size * one.repeat else one.size * size // place.size)
+        for one in place.slices
+    )
+    return replace(place, size=size, slices=slices)

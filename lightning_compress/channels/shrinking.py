@@ -1,0 +1,171 @@
+"""One module that loses channels bit by bit until a budget is met."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.channels.budget import Budget, Costs, fraction_for
+from lightning_compress.channels.gathering import Gathered, offers
+from lightning_compress.channels.groups import Gone, Group, remaining
+from lightning_compress.channels.observing import observe
+from lightning_compress.channels.scoring import group_scores, most_that_may_go, rounded
+from lightning_compress.channels.verifying import verified
+from lightning_compress.measure.latency import measure_latency
+
+LATENCY_STEPS = 6
+
+
+@dataclass(frozen=True)
+class How:
+    """What decides which units go, apart from the budget."""
+
+    criterion: Callable[..., Tensor]
+    distribution: Callable[..., Gone]
+    floor: float = 0.0
+    round_to: int = 1
+    seed: int = 0
+
+
+class Shrinker:
+    """The groups of a module, what it cost at first, and the choice of what goes next.
+
+    Args:
+        model: called with `example`.
+        allowed: names of the weights whose channels may go.
+        first: what an interrupted run knew of the beginning: see `state`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        budget: Budget,
+        how: How,
+        allowed: Collection[str],
+        first: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.example, self.budget, self.how = model, example, budget, how
+        self.groups = [
+            _if_allowed(group, model, allowed) for group in verified(model, example, observe(model, example))
+        ]
+        costs = Costs.of(model, example, self.groups)
+        self.originals: dict[str, int] = {group.name: group.units for group in self.groups}
+        self.initial = {"parameters": float(costs.parameters), "macs": float(costs.total_macs())}
+        if budget.kind == "latency_ms" and first is None:
+            self.initial["latency_ms"] = measure_latency(model, example, 1, runs=30, seconds=1.0).median_ms
+        if first is not None:
+            self.originals |= {name: int(units) for name, units in first["originals"].items()}
+            self.initial = {name: float(value) for name, value in first["initial"].items()}
+
+    @property
+    def free(self) -> list[Group]:
+        """The groups that may lose units."""
+        return [group for group in self.groups if group.whole is None]
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the units of all free groups that is gone."""
+        free = [group for group in self.groups if group.whole is None or group.units < self.originals[group.name]]
+        total = sum(self.originals[group.name] for group in free)
+        return 1 - sum(group.units for group in free) / total if total else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What was there at first."""
+        return {"originals": dict(self.originals), "initial": dict(self.initial)}
+
+    def check(self) -> None:
+        """Refuse a budget that cannot be met.
+
+        Raises:
+            ValueError: with the nearest one that can, and with what is left whole.
+        """
+        if not self.free:
+            raise ValueError(f"There are no channels that could go. Left whole: {self.left_whole()}.")
+        flat = {group.name: torch.arange(group.units, 0, -1).float() for group in self.free}
+        costs = self._costs()
+        nearest = self._left(costs, self._chosen(flat, 1.0))
+        wanted, kind = self.budget.target, self.budget.kind
+        met = nearest >= wanted if kind == "sparsity" else nearest <= wanted
+        if not met:
+            raise ValueError(
+                f"{kind}={wanted} cannot be met: with floor={self.how.floor} the nearest is {kind}={nearest:.4g}. Left "
+                f"whole: {self.left_whole() or 'nothing'}."
+            )
+
+    def left_whole(self) -> str:
+        """Which layers keep all of their channels, and why."""
+        return "; ".join(f"{group.name} ({group.whole})" for group in self.groups if group.whole is not None)
+
+    def scores(self, gathered: Gathered) -> dict[str, Tensor]:
+        """One tensor for each free group."""
+        generator = torch.Generator().manual_seed(self.how.seed)
+        return {
+            group.name: group_scores(self.how.criterion, offers(gathered, group, generator), group.units)
+            for group in self.free
+        }
+
+    def choose(self, scores: Mapping[str, Tensor], progress: float) -> Gone:
+        """The units that go now, if `progress` of the way to the budget is to be gone."""
+        target, kind = self.target_at(progress), self.budget.kind
+        if kind == "sparsity":
+            return self._chosen(scores, target)
+        costs = self._costs()
+        steps = {"steps": LATENCY_STEPS} if kind == "latency_ms" else {}
+        fraction = fraction_for(lambda one: self._left(costs, self._chosen(scores, one)) <= target, **steps)
+        return self._chosen(scores, 1.0 if fraction is None else fraction)
+
+    def target_at(self, progress: float) -> float:
+        """The budget part of the way: from all that was there at first."""
+        start = {"sparsity": 0.0, "latency_ms": self.initial.get("latency_ms", 0.0)}.get(self.budget.kind, 1.0)
+        return start + (self.budget.target - start) * progress
+
+    def went(self, gone: Gone) -> None:
+        """Those units are gone."""
+        self.groups = remaining(self.groups, gone)
+
+    def measured(self) -> dict[str, float]:
+        """What the module costs now: parameters and MACs as fractions of those at first."""
+        costs = self._costs()
+        return {
+            "parameters": costs.parameters / self.initial["parameters"],
+            "macs": costs.total_macs() / max(self.initial["macs"], 1.0),
+        }
+
+    def _costs(self) -> Costs:
+        return Costs.of(self.model, self.example, self.groups)
+
+    def _left(self, costs: Costs, gone: Gone) -> float:
+        if self.budget.kind == "parameters":
+            return costs.parameters_after(gone) / self.initial["parameters"]
+        if self.budget.kind == "macs":
+            return costs.macs_after(gone) / max(self.initial["macs"], 1.0)
+        if self.budget.kind == "latency_ms":
+            return costs.latency_after(gone)
+        total = sum(self.originals[group.name] for group in self.free)
+        return 1 - (sum(group.units for group in self.free) - sum(map(len, gone.values()))) / total
+
+    def _chosen(self, scores: Mapping[str, Tensor], fraction: float) -> Gone:
+        how, free = self.how, self.free
+        gone = how.distribution(free, scores, self.originals, fraction, how.floor)
+        floors = {
+            group.name: group.units - most_that_may_go(group, self.originals[group.name], how.floor) for group in free
+        }
+        return rounded(free, gone, scores, how.round_to, floors)
+
+
+def _if_allowed(group: Group, model: nn.Module, allowed: Collection[str]) -> Group:
+    """Left whole if one of the layers that make its channels is not among the targets, or anything of it is frozen."""
+    if group.whole is not None:
+        return group
+    for member in group.makers:
+        if member.place.slices[0].tensor not in allowed:
+            return replace(group, whole=f"'{member.place.module}' is not among the targets")
+    for member in group.members:
+        for one in member.place.slices:
+            tensor = dict(model.named_parameters(remove_duplicate=False)).get(one.tensor)
+            if tensor is not None and not tensor.requires_grad:
+                return replace(group, whole=f"'{one.tensor}' is frozen")
+    return group
