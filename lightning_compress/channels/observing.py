@@ -127,7 +127,12 @@ class _Observation:
             if not bool(single.all()):
                 self.pending.setdefault(id(sink), (sink, set(range(channels))))
             for dim in range(hit.ndim):
-                pairs = torch.unique(torch.stack([where[single][:, dim], found[single]], dim=1), dim=0)
+                if marks.source.dim is not None and dim != marks.source.dim % hit.ndim:
+                    continue
+                met = torch.zeros(hit.shape[dim] * channels, dtype=torch.bool, device=hit.device)
+                met[where[single][:, dim] * channels + found[single]] = True
+                code = met.nonzero()[:, 0]
+                pairs = torch.stack([code // channels, code % channels], dim=1)
                 self._join(marks, dim, place, pairs)
         if id(sink) not in self.pending:
             self.coupling.fix(place, (~reached).nonzero()[:, 0], "the module's input goes into it")
