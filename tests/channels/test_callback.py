@@ -1,0 +1,167 @@
+"""Channels leave in mid-run: budgets, checkpoints, and refusals before anything is touched."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_compress import ChannelPruning, load_compressed
+from lightning_compress.channels import criteria
+from lightning_compress.core.lookup import choices
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 1, 10, 10, generator=generator), torch.randint(0, 3, (64,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 3),
+    )  # fmt: skip
+
+
+def fixed_width():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.hidden, self.head = nn.Conv2d(1, 8, 3), nn.Linear(512, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.hidden(self.conv(x).view(-1, 512)))
+
+    return Net()
+
+
+@pytest.mark.parametrize("criterion", sorted(choices(criteria)))
+def test_every_criterion_reaches_a_budget_of_macs_and_the_module_trains_on(
+    criterion, make_module, make_trainer, images
+):
+    module = make_module(net=convolutions)
+    ours = ChannelPruning(macs=0.5, criterion=criterion, begin=2, end=10, every=4)
+    seen = []
+
+    class Watch(type(ours).__mro__[2]):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append(pl_module.net[0].weight.detach().clone())
+
+    make_trainer([ours, Watch()], max_epochs=2).fit(module, images)
+    first, second = module.net[0].out_channels, module.net[3].out_channels
+    macs = first * 9 * 64 + first * second * 9 * 36 + 3 * 4 * second
+    assert 0.4 < macs / (16 * 9 * 64 + 16 * 32 * 9 * 36 + 3 * 128) <= 0.5
+    assert module.net[8].in_features == 4 * second
+    after = [one for one in seen if one.shape == seen[-1].shape]
+    assert len(after) > 3
+    assert (after[-1] - after[0]).abs().max() > 0
+
+
+@pytest.mark.parametrize("budget", [{"sparsity": 0.5}, {"parameters": 0.4}, {"macs": 0.3}])
+def test_what_stays_is_what_was_asked_for(budget, make_module, make_trainer, images):
+    module = make_module(net=convolutions)
+    before = sum(one.numel() for one in module.parameters())
+    ours = ChannelPruning(**budget, begin=1, end=6, every=2)
+    make_trainer([ours], max_epochs=1).fit(module, images)
+    if "sparsity" in budget:
+        assert (module.net[0].out_channels, module.net[3].out_channels) == (8, 16)
+    if "parameters" in budget:
+        assert 0.3 < sum(one.numel() for one in module.parameters()) / before <= 0.4
+    assert ours.reached
+
+
+def test_widths_are_multiples_of_round_to(make_module, make_trainer, images):
+    module = make_module(net=convolutions)
+    make_trainer([ChannelPruning(sparsity=0.6, round_to=8, begin=1, end=6)], max_epochs=1).fit(module, images)
+    assert (module.net[0].out_channels, module.net[3].out_channels) == (8, 16)
+
+
+def test_a_thin_checkpoint_is_tested_loaded_and_resumed(make_module, make_trainer, loader, tmp_path):
+    module, ours = make_module(), ChannelPruning(sparsity=0.5, begin=1, end=6, every=2)
+    trainer = make_trainer([ours], max_epochs=1)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(tmp_path / "thin.ckpt")
+    [expected] = trainer.test(module, loader, verbose=False)
+    fresh = make_trainer([ChannelPruning(sparsity=0.5, begin=1, end=6, every=2)])
+    [found] = fresh.test(make_module(), loader, ckpt_path=tmp_path / "thin.ckpt", verbose=False)
+    assert found == expected
+    again = load_compressed(type(module), tmp_path / "thin.ckpt")
+    assert again.net[0].out_features == 8
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in again.state_dict().items())
+    torch.save(again.net, tmp_path / "plain.pt")
+
+
+def test_a_wider_checkpoint_is_loaded_into_the_module_that_is_thin_by_now(make_module, make_trainer, loader, tmp_path):
+    class Early(ChannelPruning.__mro__[2]):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "wide.ckpt")
+
+    module, ours = make_module(), ChannelPruning(sparsity=0.5, begin=1, end=6, every=1)
+    trainer = make_trainer([ours, Early()], max_epochs=1)
+    trainer.fit(module, loader)
+    thin = module.net[0].out_features
+    trainer.test(module, loader, ckpt_path=tmp_path / "wide.ckpt", verbose=False)
+    assert thin < module.net[0].out_features == len(torch.load(tmp_path / "wide.ckpt")["state_dict"]["net.0.bias"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "Give one budget"),
+        ({"macs": 0.5, "sparsity": 0.5}, "macs=0.5"),
+        ({"macs": 50}, "write 0.5"),
+        ({"sparsity": 1.0}, "fraction"),
+        ({"latency_ms": -1}, "above 0"),
+        ({"macs": 0.5, "criterion": "l3"}, "Choose one of"),
+        ({"macs": 0.5, "distribution": "erk"}, "uniform"),
+        ({"macs": 0.5, "round_to": 0}, "round_to"),
+        ({"macs": 0.5, "penalty": "l0"}, "slimming"),
+        ({"macs": 0.5, "begin": "60%", "end": "20%"}, "not before"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ChannelPruning(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "net", "words"),
+    [
+        ({"macs": 0.001, "floor": 0.5}, convolutions, "cannot be met.*the nearest is macs=0"),
+        ({"sparsity": 0.5, "targets": "net.0"}, fixed_width, "matches no parameter"),
+        ({"sparsity": 0.5, "targets": "net.conv"}, fixed_width, r"view\(-1, 512\)|differs|raises"),
+        ({"sparsity": 0.5, "ignore": "*"}, convolutions, "No weight is left"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_the_module_untouched(
+    arguments, net, words, make_module, make_trainer, images
+):
+    module = make_module(net=net)
+    shapes = [one.shape for one in module.parameters()]
+    with pytest.raises(ValueError, match=words):
+        make_trainer([ChannelPruning(**arguments, begin=1, end=6)], max_epochs=1).fit(module, images)
+    assert [one.shape for one in module.parameters()] == shapes
+
+
+def test_an_optimizer_with_one_memory_for_all_weights_is_refused(make_module, make_trainer, loader):
+    module = make_module(torch.optim.LBFGS)
+    with pytest.raises(ValueError, match="LBFGS"):
+        make_trainer([ChannelPruning(sparsity=0.5, begin=1, end=6)], max_epochs=1).fit(module, loader)
+
+
+def test_soft_pruning_keeps_the_shape_until_the_end(make_module, make_trainer, loader):
+    shapes, zeros = [], []
+
+    class Watch(ChannelPruning.__mro__[2]):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            shapes.append(pl_module.net[0].out_features)
+            zeros.append(int((pl_module.net[0].weight == 0).all(1).sum()))
+
+    ours = ChannelPruning(sparsity=0.5, soft=True, schedule="constant", begin=1, end=8, every=3)
+    make_trainer([ours, Watch()], max_epochs=1).fit(make_module(), loader)
+    assert shapes[:-1] == [16] * 7
+    assert shapes[-1] == 8
+    assert zeros[0] == 8  # at the first moment
+    assert zeros[1] == 0  # gradients have brought them back
