@@ -176,7 +176,11 @@ def add_files(experiment: Experiment, run: dict[str, Any], folder: Path, onnx: b
     run["packed_bytes"] = export(model, folder / "model.safetensors").size_bytes
     if not onnx:
         return
-    run["onnx_bytes"] = export(model, folder / "model.onnx", experiment.example()).size_bytes
+    try:
+        run["onnx_bytes"] = export(model, folder / "model.onnx", experiment.example()).size_bytes
+    except ValueError as refused:  # a file that disagrees is not written; the table says so
+        run["onnx_refused"] = str(refused)
+        return
     run["agreement"] = agreement(
         folder / "model.onnx", model, (experiment.prepared(batch[0]) for batch in data.test_dataloader())
     )
@@ -218,7 +222,9 @@ def _row(experiment: Experiment, name: str, several: list[dict[str, Any]], float
     else:
         cells.append(_bytes(several, "packed_bytes"))
         agreed = [run["agreement"] for run in several if "agreement" in run]
-        cells += [_bytes(several, "onnx_bytes"), f"{100 * min(agreed):.2f} % at least"] if agreed else ["", ""]
+        refused = sum("onnx_refused" in run for run in several)
+        note = f" ({refused} of {len(several)} refused)" if refused else ""
+        cells += [_bytes(several, "onnx_bytes"), f"{100 * min(agreed):.2f} % at least{note}"] if agreed else ["", note]
     return f"| {' | '.join([*cells, experiment.papers.get(name, '')])} |"
 
 
@@ -228,7 +234,7 @@ def _spread(values: list[float], sign: str, digits: int) -> str:
 
 
 def _bytes(several: list[dict[str, Any]], key: str) -> str:
-    return f"{round(statistics.mean(run[key] for run in several)):,}"
+    return f"{round(statistics.mean(run[key] for run in several if key in run)):,}"
 
 
 def _said(experiment: Experiment, runs: list[dict[str, Any]]) -> str:
