@@ -89,7 +89,7 @@ def test_a_cut_module_equals_the_whole_one_with_those_channels_multiplied_by_zer
 
 
 def test_attention_loses_whole_heads_and_knows_how_many_are_left():
-    model, example, groups = build("transformer_square")  # as many heads as each is wide
+    model, _example, groups = build("transformer_square")  # as many heads as each is wide
     cut_model(model, cut_of(groups, half(groups)))
     attention = model.get_submodule("blocks.0.attention")
     assert (attention.num_heads, attention.head_dim) == (3, 6)
