@@ -1,5 +1,6 @@
 """Remove channels while Lightning trains: the module that goes on training is smaller, and faster."""
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from lightning_compress.channels.shrinking import How, Shrinker
 from lightning_compress.channels.softening import soften
 from lightning_compress.channels.verifying import cut_and_verify, small_example
 from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now
+from lightning_compress.core.callback import CompressionCallback, now, run_of
 from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.patching import wrapped_method
@@ -157,6 +158,7 @@ class ChannelPruning(CompressionCallback):
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unknown_state(trainer.optimizers)
+        _refuse_late_cuts(self, trainer, pl_module)
         if (given := self._given(pl_module)) is not None:
             self._prepare(trainer, pl_module, "", given)
         if self.saved is not None and self.recalibration is not None and self.saved["recalibrating"]:
@@ -323,6 +325,26 @@ class ChannelPruning(CompressionCallback):
         return self.gathered
 
 
+def _refuse_late_cuts(mine: CompressionCallback, trainer: Trainer, pl_module: LightningModule) -> None:
+    run = run_of(trainer, pl_module)
+    end = mine._window
+    for other in trainer.callbacks:
+        if not isinstance(other, CompressionCallback) or not other.fixes_shapes():
+            continue
+        begin = other.window or other.resolved(run)
+        if _share(end.end, end.hand, run) >= _share(begin.begin, begin.hand, run):
+            raise ValueError(
+                f"'{other.name}' needs shapes that stay from begin={other.begin!r} on, but '{mine.name}' cuts channels "
+                f"until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' begins."
+            )
+
+
+def _share(moment: float, hand: str, run: Run) -> float:
+    """How far into the run a moment is, so that moments on two clocks can be compared."""
+    total = {"steps": run.steps, "epochs": run.epochs}.get(hand)
+    return moment / total if total else moment
+
+
 def _called(seen: Seen | None) -> tuple[str, Any]:
     if seen is None or seen.call is None:
         raise ValueError(
@@ -355,5 +377,8 @@ def _refuse_different_ranks(shrinker: Shrinker, device: torch.device) -> None:
 def _wrap_again(strategy: Any) -> None:
     """DistributedDataParallel keeps buckets for the old shapes: make it anew, on every rank."""
     if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
+        # As long as the old one lives, the new one is given its gradient accumulators, which insist on the old shapes.
+        strategy.model = strategy.lightning_module
+        gc.collect()
         strategy.model = strategy._setup_model(strategy.lightning_module)
         strategy._register_ddp_hooks()

@@ -81,6 +81,10 @@ class CompressionCallback(Callback):
     def follow(self, cut: Cut) -> None:
         """Another callback has cut tensors of the module by index: cut what was made for their old shapes."""
 
+    def fixes_shapes(self) -> bool:
+        """Whether nobody may cut the module any more once this callback's phase has begun."""
+        return False
+
     def keeps_whole(self, pl_module: LightningModule) -> list[str]:
         """Names of modules whose channels nobody may cut, because this callback counts on them."""
         return []

@@ -35,12 +35,17 @@ class Seen:
             handle.remove()
 
     def _listener(self, name: str) -> Callable[..., None]:
-        def listen(_part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        def listen(part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             # Positional and keyword arguments at once are no example that `report` takes.
-            if self.call is None and not (arguments and keywords):
+            if self.call is None and not (arguments and keywords) and not _is_redirected(part):
                 self.call = Call(name, tree_map(_apart, keywords or arguments))
 
         return listen
+
+
+def _is_redirected(part: nn.Module) -> bool:
+    """Whether the call is Lightning's way into a step with its batch: under DDP `forward` leads there for a moment."""
+    return getattr(part.forward, "__qualname__", "").startswith("_ForwardRedirection.")
 
 
 @torch.no_grad()

@@ -84,6 +84,11 @@ def sliced(tensor: Tensor, kept: Kept) -> Tensor:
     return tensor.contiguous(memory_format=_memory_format(tensor))
 
 
+def kept_of(cut: Cut, names: Iterable[str]) -> Kept:
+    """What stays of a tensor that has all of these names."""
+    return next((cut.kept[name] for name in names if name in cut.kept), {})
+
+
 def part_of(cut: Cut, names: Collection[str]) -> str:
     """Where in a cut model a module with these tensors lies: the prefix under which most of its names are cut."""
     ends = {canonical(name) for name in names}

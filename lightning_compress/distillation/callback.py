@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
 from lightning_compress.core.callback import CompressionCallback, position
-from lightning_compress.core.capture import Call
+from lightning_compress.core.capture import Call, submodule
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.duration import Duration
 from lightning_compress.core.patching import wrapped_method
+from lightning_compress.core.surgery import Cut
 from lightning_compress.distillation.arguments import (
     as_class,
     as_tutors,
@@ -31,8 +32,8 @@ from lightning_compress.distillation.objective import Objective
 from lightning_compress.distillation.precompute import CachedTeacher
 from lightning_compress.distillation.steps import gradient_cosine as cosine_of
 from lightning_compress.distillation.steps import loss_in, with_loss
-from lightning_compress.distillation.teachers import Step, Teacher
-from lightning_compress.distillation.terms import Spec, read
+from lightning_compress.distillation.teachers import BranchTeacher, Step, Teacher
+from lightning_compress.distillation.terms import OUTPUT, Spec, read
 from lightning_compress.distillation.tracking import Tracker, use_teacher
 from lightning_compress.distillation.values import Key
 
@@ -154,6 +155,22 @@ class Distillation(CompressionCallback):
             after = lambda stepped, *_: self._distiller.after_step(stepped, _scale(trainer))
             self.undo.callback(optimizer.register_step_post_hook(after).remove)
         use_teacher(trainer, self.name, self._distiller.objective.tutors, self._files)
+
+    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+        teachers = self.teacher if isinstance(self.teacher, list | tuple) else [self.teacher]
+        branches = [one.layer for one in teachers if isinstance(one, BranchTeacher)]
+        names = [*branches, *(name for term in self.terms for name in term.student if name != OUTPUT)]
+        for name in names:
+            if not list(submodule(pl_module, name).parameters()):
+                raise ValueError(
+                    f"'{self.name}' compares '{name}', which has no weights, so it cannot be told whose channels must "
+                    f"stay. Compare the layer before it that has weights."
+                )
+        return names
+
+    def follow(self, cut: Cut) -> None:
+        for tutor in self._distiller.objective.tutors:
+            tutor.teacher.cut(cut)
 
     # At each step -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.core.capture import Call, Capture, random_state_kept, submodule
+from lightning_compress.core.surgery import Cut, cut_model
 from lightning_compress.distillation.terms import OUTPUT, Names
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -58,6 +59,9 @@ class Teacher:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {}
+
+    def cut(self, cut: Cut) -> None:
+        """Channels of the student's model are gone: follow, if this teacher has its shapes."""
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave."""
@@ -192,6 +196,9 @@ class AveragedTeacher(Teacher):
             self._capture.add(Call(call.args, call.kwargs, output))
             (seen,) = self._capture.take()
         return {OUTPUT: output, **seen.layers}
+
+    def cut(self, cut: Cut) -> None:
+        cut_model(self._whole, cut)
 
     @torch.no_grad()
     def after_step(self) -> None:

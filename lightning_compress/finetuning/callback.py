@@ -14,6 +14,7 @@ from lightning_compress.core.callback import CompressionCallback, position, run_
 from lightning_compress.core.duration import Duration, Run, Window, adjoining
 from lightning_compress.core.ranks import several
 from lightning_compress.core.selection import Patterns, as_patterns
+from lightning_compress.core.surgery import Cut
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -22,7 +23,7 @@ from lightning_compress.finetuning.arguments import (
     check_factors,
     check_positive,
 )
-from lightning_compress.finetuning.freezing import Thawed, thawed
+from lightning_compress.finetuning.freezing import Thawed, frozen_by_layer, layers_of, thawed
 from lightning_compress.finetuning.layout import Asked, Layout, laid_out
 from lightning_compress.finetuning.moments import Moments, Written, moments_of
 from lightning_compress.finetuning.phases import thaw_moments
@@ -157,6 +158,14 @@ class FineTuning(CompressionCallback):
                 prepare = partial(_together, phases, trainer, place, optimizer)
                 still = lambda: [parameter for one in phases for parameter in one.standing]
                 self.undo.enter_context(around_step(optimizer, prepare, still))
+
+    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+        """What is frozen for a while is left whole for all of the run."""
+        frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers_of(pl_module, self.layers))
+        return [name.rpartition(".")[0] for layer in frozen for one in layer for name in one.names]
+
+    def follow(self, cut: Cut) -> None:
+        self.rewinding.follow(cut)
 
     # At each step -----------------------------------------------------------------------------------------------
 

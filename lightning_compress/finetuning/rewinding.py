@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_compress.core.selection import canonical
+from lightning_compress.core.surgery import Cut, sliced
 
 
 class Rewinding:
@@ -36,6 +37,10 @@ class Rewinding:
             reset_moments(optimizers, parameters)
         self.weights, self.done = {}, True
         return True
+
+    def follow(self, cut: Cut) -> None:
+        """The model has been cut: what is remembered of it too."""
+        self.weights = {name: sliced(value, cut.kept.get(name, {})) for name, value in self.weights.items()}
 
     def state(self) -> dict[str, Any]:
         return {"weights": self.weights, "done": self.done}

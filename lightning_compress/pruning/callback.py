@@ -16,9 +16,10 @@ from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.lookup import find, known_needs
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Predicate, Selection, as_patterns, select
+from lightning_compress.core.surgery import Cut
 from lightning_compress.pruning import criteria, distributions
 from lightning_compress.pruning.arguments import check_pattern, overridden
-from lightning_compress.pruning.granularity import parse
+from lightning_compress.pruning.granularity import Block, NOfM, parse
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.pruning.plan import Layers
 from lightning_compress.pruning.pruner import Pruner
@@ -165,6 +166,14 @@ class Pruning(CompressionCallback):
     def weights_replaced(self) -> None:
         if self.pruner is not None:
             self.masked.apply()
+
+    def follow(self, cut: Cut) -> None:
+        if self.pruner is not None:
+            self.pruner.follow(cut)
+            self.masked.apply()
+
+    def fixes_shapes(self) -> bool:
+        return isinstance(self.grain, Block | NOfM)  # units of neighbours, which a cut would break apart
 
     # At each step -----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What criteria ask for beyond the weight of the moment; gathered only if a criterion names it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core.ranks import several, summed
 from lightning_compress.core.selection import Candidate
+from lightning_compress.core.surgery import Kept, sliced
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -106,6 +107,15 @@ class Gathered:
         for key, part in state.items():
             on_device = {name: value.to(self.layers[name].parameter.device) for name, value in part.items()}
             setattr(self, key, on_device)
+
+    def follow(self, kept: Mapping[str, Kept]) -> None:
+        """Cut sums as their weights have been cut."""
+        self.initial = {name: sliced(one, kept[name]) for name, one in self.initial.items()}
+        self.weight_grad = {name: sliced(one, kept[name]) for name, one in self.weight_grad.items()}
+        # Which inputs of grouped filters are gone is not told by a weight's own dimensions: these are summed anew.
+        alone = {name for name, one in self.layers.items() if getattr(one.owner, "groups", 1) == 1 or not kept[name]}
+        inputs = {name: {0: dims[1]} if 1 in dims else {} for name, dims in kept.items()}
+        self.squares = {name: sliced(one, inputs[name]) for name, one in self.squares.items() if name in alone}
 
     def _initial_of(self, name: str) -> Tensor:
         if name not in self.initial:

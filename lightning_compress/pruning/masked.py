@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_compress.core.surgery import Kept, sliced
 from lightning_compress.metrics import Sparsity
 
 
@@ -66,6 +67,10 @@ class MaskedParameters:
                 for value in optimizer.state.get(self.parameters[name], {}).values():
                     if isinstance(value, Tensor) and value.shape == mask.shape:
                         value.mul_(mask.to(value.dtype))
+
+    def follow(self, kept: Mapping[str, Kept]) -> None:
+        """Cut masks as their weights have been cut."""
+        self.masks = {name: sliced(mask, kept[name]) for name, mask in self.masks.items()}
 
     @property
     def sparsity(self) -> float:

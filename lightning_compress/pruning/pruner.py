@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_compress.core import ranks
 from lightning_compress.core.checks import check_fraction
 from lightning_compress.core.lookup import call_with_needs, needs
+from lightning_compress.core.surgery import Cut, kept_of
 from lightning_compress.pruning.gather import Gathered
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.pruning.plan import Distribution, Layers, allocate, masks
@@ -133,6 +134,22 @@ class Pruner:
         self.masked.load(state["masks"])
         self.gathered.load(state["gathered"])
         self.sparsity = float(state["sparsity"])
+
+    def follow(self, cut: Cut) -> None:
+        """The weights have been cut in place: cut masks and sums, and count units anew.
+
+        Raises:
+            ValueError: if the granularity's units do not divide the weights that are left.
+        """
+        kept = {name: kept_of(cut, one.names) for name, one in self.layers.by_name.items()}
+        self.layers = Layers(self.layers.by_name, self.layers.granularity)
+        if misfits := self.layers.misfits():
+            reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
+            raise ValueError(
+                f"After a cut of channels the granularity does not fit: {reasons}. Use round_to or ignore."
+            )
+        self.masked.follow(kept)
+        self.gathered.follow(kept)
 
     def _alive(self) -> dict[str, int]:
         """Units of each weight that are not pruned. Rounding may give a layer one more than before: it has none."""

@@ -15,6 +15,7 @@ from lightning_compress.core.flow import watched
 from lightning_compress.core.norms import Norms
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
+from lightning_compress.core.surgery import Cut
 from lightning_compress.quantization.arguments import check_training, moments_of, refuse_masks_on_binary
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
@@ -167,6 +168,13 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
+    def fixes_shapes(self) -> bool:
+        return True
+
+    def follow(self, cut: Cut) -> None:
+        if self.quantized is not None:
+            raise ValueError(f"Channels were cut after '{self.name}' had laid out its grids. Let the cuts end before.")
+
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -273,6 +281,7 @@ class QuantizationAwareTraining(CompressionCallback):
         due = self._is_open(trainer) or (self.window is not None and is_partly_compiled(pl_module))
         if self.quantized is not None or not due:
             return original(*args, **kwargs)
+        self._lay_out(pl_module)  # channels may have been cut since
         with watched(pl_module) as flow:
             result = original(*args, **kwargs)
         layout = layout_of(flow, pl_module, self.layers, self.request)
