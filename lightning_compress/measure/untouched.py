@@ -3,10 +3,19 @@
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+_measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+
+
+def measuring() -> bool:
+    """Whether a module is being run by us: its inputs are none that a hook should learn from."""
+    return _measuring.get()
 
 
 @contextmanager
@@ -16,6 +25,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     The mode is set flag by flag, because a `train()` of the user's own may do more (merge adapters, freeze layers).
     """
     with ExitStack() as undo:
+        undo.callback(_measuring.reset, _measuring.set(True))
         undo.enter_context(_kept_random_streams(model))
         undo.enter_context(_kept_buffers(model))
         undo.enter_context(_evaluating(model))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_compress.core.ranks import several, summed
 from lightning_compress.core.selection import Candidate
 from lightning_compress.core.surgery import Kept, sliced
+from lightning_compress.measure.untouched import measuring
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -128,7 +129,7 @@ class Gathered:
         owner = self.layers[name].owner
 
         def listen(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self.listening and torch.is_grad_enabled() and inputs:
+            if self.listening and inputs and torch.is_grad_enabled() and not measuring():
                 squares = _squares(inputs[0].detach(), owner)
                 self.squares[name] = self.squares[name] + squares if name in self.squares else squares
 
