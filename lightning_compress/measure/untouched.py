@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 
 
