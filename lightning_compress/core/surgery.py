@@ -79,9 +79,10 @@ class Cut:
 
 def sliced(tensor: Tensor, kept: Kept) -> Tensor:
     """A copy with only those indices, in the memory format of the old one."""
+    layout = _memory_format(tensor)
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, indices.to(tensor.device))
-    return tensor.contiguous(memory_format=_memory_format(tensor))
+    return tensor.contiguous(memory_format=layout)
 
 
 def kept_of(cut: Cut, names: Iterable[str]) -> Kept:
