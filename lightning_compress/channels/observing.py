@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_compress.channels.coupling import Coupling
 from lightning_compress.channels.groups import Group, Place, Slice
 from lightning_compress.channels.layers import Apart, Mixing
-from lightning_compress.channels.probe import LEAST, MOST, Passage, Probe, Sink, Source, keys
+from lightning_compress.channels.probe import LEAST, MOST, Passage, Probe, Sink, Source, keys, name_of
 
 
 def observe(model: nn.Module, example: Any) -> list[Group]:
@@ -46,7 +46,7 @@ class _Observation:
         self.pending: dict[int, tuple[Sink, set[int]]] = {}
         exact = probe.dtype == torch.float64
         self.tolerance, self.noise = (1e-8, 1e-12) if exact else (1e-3, 1e-6)
-        names = {module: name for name, module in self.model.named_modules()}
+        names = {module: name_of(name) for name, module in self.model.named_modules()}
         for module, kind in probe.kinds.items():
             self._add(names[module], kind)
 

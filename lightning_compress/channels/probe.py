@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_compress.channels.layers import Apart, Kind, Opaque, channel_dim, is_norm, kind_of, spread
+from lightning_compress.core.selection import canonical
 from lightning_compress.measure.example import call, copied, mapped
 from lightning_compress.measure.untouched import untouched
 
@@ -64,7 +65,8 @@ class Probe:
         self.passage, self._given = Passage(), marked or {}
         self._generator.manual_seed(0)
         with probing(self.model), ExitStack() as undo:
-            for name, module in list(self.model.named_modules(remove_duplicate=True)):
+            for full, module in list(self.model.named_modules(remove_duplicate=True)):
+                name = name_of(full)
                 if (kind := self.kinds.get(module)) is not None:
                     undo.enter_context(replaced_forward(module, partial(self._layer, name, module, kind)))
                 elif is_norm(module):
@@ -159,13 +161,18 @@ def probing(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def name_of(module: str) -> str:
+    """A module's name without what `torch.compile` puts in, as its tensors are called in a cut."""
+    return canonical(f"{module}.").rstrip(".")
+
+
 def _kinds(model: nn.Module) -> dict[nn.Module, Kind]:
     found: dict[nn.Module, Kind] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
-        kind = kind_of(name, module)
+        kind = kind_of(name_of(name), module)
         if kind is not None:
             found[module] = kind
         if isinstance(kind, Opaque):

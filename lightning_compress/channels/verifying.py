@@ -2,7 +2,7 @@
 
 import linecache
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.channels.groups import Attribute, Gone, Group
 from lightning_compress.channels.layers import is_norm
 from lightning_compress.channels.plan import cut_of, indices_of, lost_channels
-from lightning_compress.channels.probe import probing, replaced_forward
+from lightning_compress.channels.probe import name_of, probing, replaced_forward
 from lightning_compress.core.surgery import cut_model, named, tried
 from lightning_compress.measure.example import call, copied, with_batch
 
 MOST_ATTRIBUTES = 6  # all of their combinations are tried
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PACKAGE, TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
 
 
@@ -107,8 +108,8 @@ def _some(groups: Sequence[Group]) -> Gone:
 def _candidates(model: nn.Module, group: Group) -> list[Attribute]:
     """Numbers that the modules around a group's layers remember, and that count its units or channels."""
     most = max(sum(unit >= 0 for unit in member.units) for member in group.members)
-    around = dict.fromkeys(member.place.module.rpartition(".")[0] for member in group.members)
-    modules = dict(model.named_modules())
+    modules = {name_of(name): module for name, module in model.named_modules()}
+    around = dict.fromkeys(_owner(modules, member.place.module) for member in group.members)
     found = [
         Attribute(name, key, value // group.units)
         for name in around
@@ -118,8 +119,17 @@ def _candidates(model: nn.Module, group: Group) -> list[Attribute]:
     return sorted(found, key=lambda one: (one.repeat > 1, "head" not in one.name, "dim" in one.name))
 
 
+def _owner(modules: Mapping[str, nn.Module], name: str) -> str:
+    """The module around a layer that has code of its own: lists, dicts and chains of layers remember nothing."""
+    name = name.rpartition(".")[0]
+    while name and type(modules.get(name)) in CONTAINERS:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def _subsets(candidates: list[Attribute]) -> Iterator[tuple[Attribute, ...]]:
-    sizes = range(len(candidates), 0, -1)
+    # The fewest first: a number that has nothing to do with the group would do no harm here, but later.
+    sizes = range(1, len(candidates) + 1)
     return chain.from_iterable(combinations(candidates, size) for size in sizes)
 
 
