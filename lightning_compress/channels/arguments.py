@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_compress.channels import criteria, scoring
+from lightning_compress.channels import criteria, distributions
 from lightning_compress.channels.budget import KINDS, Budget
-from lightning_compress.core.lookup import find, known_needs, needs
+from lightning_compress.core.lookup import find, known_needs
 
-DISTRIBUTIONS = {"uniform": scoring.uniform, "global": scoring.global_}
+OFFERED_TO_DISTRIBUTIONS = ("groups", "scores", "originals", "fraction", "floor")
 PENALTIES = ("slimming", "group_lasso")
 
 
@@ -38,17 +38,9 @@ def criterion_of(criterion: str | Callable[..., Tensor]) -> Callable[..., Tensor
     return known_needs(find(criterion, criteria), criteria.OFFERED)
 
 
-def distribution_of(name: str | Callable[..., Any]) -> Callable[..., Any]:
-    """How groups share what goes.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
-    if callable(name):
-        return name
-    if name not in DISTRIBUTIONS:
-        raise ValueError(f"distribution is one of {', '.join(DISTRIBUTIONS)}, or a function, but is {name!r}.")
-    return DISTRIBUTIONS[name]
+def distribution_of(distribution: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The distribution of that name, if all that it asks for is offered."""
+    return known_needs(find(distribution, distributions), OFFERED_TO_DISTRIBUTIONS)
 
 
 def check_rest(round_to: object, recalibrate: object, penalty: object, strength: object) -> None:
@@ -64,8 +56,3 @@ def check_rest(round_to: object, recalibrate: object, penalty: object, strength:
         raise ValueError(f"penalty is None or one of {', '.join(PENALTIES)}, but is {penalty!r}.")
     if isinstance(strength, bool) or not isinstance(strength, int | float) or strength < 0:
         raise ValueError(f"penalty_strength is a number from 0 up, but is {strength!r}. Papers take 1e-5 to 1e-4.")
-
-
-def asked_of(criterion: Callable[..., Tensor]) -> frozenset[str]:
-    """What has to be gathered for a criterion."""
-    return needs(criterion)

@@ -1,35 +1,38 @@
 """Remove channels while Lightning trains: the module that goes on training is smaller, and faster."""
 
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
+from weakref import ref
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.channels.arguments import asked_of, budget_of, check_rest, criterion_of, distribution_of
+from lightning_compress.channels.arguments import budget_of, check_rest, criterion_of, distribution_of
+from lightning_compress.channels.calling import Calls, refuse_other_calls
 from lightning_compress.channels.folding import fold_constants
 from lightning_compress.channels.gathering import Gathered
 from lightning_compress.channels.groups import Gone
 from lightning_compress.channels.penalizing import penalize
 from lightning_compress.channels.plan import cut_of
-from lightning_compress.channels.recalibrating import Recalibration
+from lightning_compress.channels.refitting import refit
 from lightning_compress.channels.shrinking import How, Shrinker
 from lightning_compress.channels.softening import soften
-from lightning_compress.channels.verifying import cut_and_verify, small_example
+from lightning_compress.channels.together import mean_scores, refuse_different, same_units
+from lightning_compress.channels.verifying import problem, small_example
 from lightning_compress.core.averages import averages
 from lightning_compress.core.callback import CompressionCallback, now, run_of
 from lightning_compress.core.checks import as_schedule, check_fraction
+from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
+from lightning_compress.core.lookup import needs
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.ranks import agree, digest, from_first_rank, several, summed
+from lightning_compress.core.ranks import wrap_again
+from lightning_compress.core.recalibration import Recalibration
 from lightning_compress.core.seen import Seen
 from lightning_compress.core.selection import Predicate, as_patterns, select
-from lightning_compress.core.surgery import Cut, cut_model, cut_optimizer, named, refuse_unknown_state, reshape
+from lightning_compress.core.surgery import cut_in_training, refuse_unknown_state, reshape
 
 Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 
@@ -49,6 +52,8 @@ class ChannelPruning(CompressionCallback):
         criterion: what makes a channel important: a name in `channels.criteria` ("l1", "l2", "fpgm", "slimming",
             "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso", "thinet", "random"), a dotted path, or
             a function that asks for what it needs by name. What is seen of a batch is seen in the step of the cut.
+            Where a criterion asks for "patches" ("lasso", "thinet"), layers that read what is left are refitted to give
+            what they gave before, by least squares.
         distribution: how layers share what goes: "uniform" (the same fraction of each), "global", or a function.
         schedule: how the budget comes near between `begin` and `end`: see `Pruning`.
         begin, end, every: first, last and pace of the cuts: "20%", "3 epochs", "500 steps", an int or a float.
@@ -111,13 +116,16 @@ class ChannelPruning(CompressionCallback):
         as_patterns(targets), as_patterns(ignore)
         self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
         self.cut = Cut()
+        self.first: dict[str, Any] | None = None
         self.shrinker: Shrinker | None = None
-        self.part = ""
+        self.part, self.released = "", False
         self.due: int | None = None
-        self.released = False
+        self.gathered = Gathered(nn.Module(), ())
         self.seen: Seen | None = None
-        self.gathered: Gathered | None = None
-        self.recalibration: Recalibration | None = None
+        self.calls: Calls | None = None
+        self.recalibration = Recalibration()
+        self.recalibrated_from: int | None = None
+        self._module: Callable[[], nn.Module | None] = lambda: None
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = resolve(self.begin, self.end, self.every, run)
@@ -144,25 +152,28 @@ class ChannelPruning(CompressionCallback):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.shrinker, self.due, self.released = None, None, False
         if self.saved is not None:
-            self.cut, self.released = Cut.of(self.saved["cut"]), self.saved["released"]
-        elif not self.restored:
-            self.cut = Cut()
-        self.gathered = Gathered(pl_module, asked_of(self.criterion))
+            self.first, self.released = self.saved["first"], self.saved["released"]
+        elif self._module() is not pl_module or self.restored:
+            self.first = None
+            if not self.restored:
+                self.cut = Cut()
+        self._module = ref(pl_module)
+        self.recalibrated_from, self.recalibration.begun = (self.saved or {}).get("recalibrating", (None, False))
+        self.undo.callback(self.recalibration.end)
+        self.gathered = Gathered(pl_module, needs(self.criterion))
         for handle in self.gathered.hooks():
             self.undo.callback(handle.remove)
+        self.calls = Calls(pl_module, features_only=True)
+        self.undo.callback(self.calls.close)
         if self._given(pl_module) is None:
             self.seen = Seen(pl_module)
             self.undo.callback(self.seen.close)
-        self.recalibration = Recalibration(pl_module, self.recalibrate)
-        self.undo.callback(self.recalibration.end)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unknown_state(trainer.optimizers)
         _refuse_late_cuts(self, trainer, pl_module)
         if (given := self._given(pl_module)) is not None:
             self._prepare(trainer, pl_module, "", given)
-        if self.saved is not None and self.recalibration is not None and self.saved["recalibrating"]:
-            self.recalibration.begin(self.saved["recalibrating"])
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
@@ -175,18 +186,15 @@ class ChannelPruning(CompressionCallback):
         prefix = f"{part}." if part else ""
         allowed = {name.removeprefix(prefix) for name in self._allowed(trainer, pl_module)}
         how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed)
-        example = small_example(model, example)
-        self.part = part
-        self.shrinker = Shrinker(
-            model, example, self.budget, how, allowed, None if self.saved is None else self.saved["first"]
-        )
-        if self.saved is None:
-            self.shrinker.check()
-        _refuse_different_ranks(self.shrinker, pl_module.device)
-        free = self.shrinker.free
+        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first)
+        if self.first is None:
+            shrinker.check()
+        refuse_different(shrinker.groups, pl_module.device)
+        self.part, self.shrinker, self.first = part, shrinker, shrinker.state()
+        self.gathered.within(part)
         rank_zero_info(
-            f"'{self.name}' may cut {sum(group.units for group in free)} channels or heads of {len(free)} groups of "
-            f"layers. Left whole: {self.shrinker.left_whole() or 'nothing'}."
+            f"'{self.name}' may cut {sum(group.units for group in shrinker.free)} channels or heads of "
+            f"{len(shrinker.free)} groups of layers. Left whole: {shrinker.left_whole() or 'nothing'}."
         )
 
     def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
@@ -202,26 +210,32 @@ class ChannelPruning(CompressionCallback):
     # At each step ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.gathered is not None:
-            self.gathered.listening = self.moment(trainer) is not None and not self.reached
+        self.gathered.listening = self.moment(trainer) is not None and not self.reached
+        if self.calls is not None:
+            self.calls.listening = True
+        if self.recalibrated_from is not None:
+            self.recalibration.at(now(trainer, "batches"), self.recalibrated_from, self.recalibrate, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.reached or self.window is None:
+        if self.reached or not self._is_open(trainer):
             return
-        if self.penalty is not None and self.shrinker is not None and self._is_open(trainer):
-            penalize(self.shrinker.model, self.shrinker.free, self.penalty, self.penalty_strength)
         self.due = self.moment(trainer) if self.due is None else self.due
+        if self.shrinker is not None:
+            if self.due is not None:
+                self.gathered.take_gradients(self.shrinker.free)
+            if self.penalty is not None:
+                stepping = {one for group in optimizer.param_groups for one in group["params"]}
+                penalize(self.shrinker.model, self.shrinker.free, self.penalty, self.penalty_strength, stepping)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._gathered.listening = False
+        self.gathered.listening = False
         if self.shrinker is None:
             self._prepare(trainer, pl_module, *_called(self.seen))
-            if self.seen is not None:
-                self.seen.close()
-        if self.recalibration is not None:
-            self.recalibration.batch_done()
+            self.gathered.take_gradients(self._shrinker.free)
+        if self.calls is not None:
+            self._end_first_step()
         if self.due is not None:
             moment, self.due = self.due, None
             self._act(trainer, pl_module, moment)
@@ -230,6 +244,17 @@ class ChannelPruning(CompressionCallback):
                 self.released = True
                 if self.gate_best:
                     self.release_monitors(trainer)
+
+    def _end_first_step(self) -> None:
+        """All is known that the first step tells."""
+        if self.seen is not None:
+            self.seen.close()
+        if self.calls is not None:
+            self.calls.close()
+            prefix = f"{self.part}." if self.part else ""
+            seen = {name.removeprefix(prefix) for name in self.calls.names}
+            refuse_other_calls(self._shrinker.model, self._shrinker.example, seen)
+        self.seen = self.calls = None
 
     def _is_open(self, trainer: Trainer) -> bool:
         return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
@@ -245,47 +270,38 @@ class ChannelPruning(CompressionCallback):
     # A cut ----------------------------------------------------------------------------------------------------------
 
     def _act(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
-        shrinker, gathered, window = self._shrinker, self._gathered, self._window
-        gathered.model = shrinker.model
-        gathered.under(self.part)
-        gathered.take_gradients(shrinker.free)
-        scores = _agreed(shrinker.scores(gathered), pl_module.device)
-        gathered.forget()
-        gone = {name: units for name, units in shrinker.choose(scores, self._progress(moment, window)).items() if units}
-        if not gone:
-            return
-        if self.soft and moment < window.end:
+        shrinker, window = self._shrinker, self._window
+        scores = mean_scores(shrinker.scores(self.gathered), pl_module.device)
+        chosen = same_units(shrinker.choose(scores, self._progress(moment, window)), shrinker.free, pl_module.device)
+        gone = {name: units for name, units in chosen.items() if units}
+        if gone and self.soft and moment < window.end:
             soften(shrinker.model, shrinker.free, gone)
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
                     other.weights_replaced()
-            return
-        self._cut(trainer, pl_module, gone)
-        self._log(trainer)
+        elif gone:
+            self._cut(trainer, pl_module, gone)
+            self._log(trainer)
+        self.gathered.forget()
 
     def _cut(self, trainer: Trainer, pl_module: LightningModule, gone: Gone) -> None:
         shrinker = self._shrinker
+        if (why := problem(shrinker.model, shrinker.example, shrinker.groups, gone)) is not None:
+            raise ValueError(f"Cutting {', '.join(gone)} fails: {why}. Nothing was changed; ignore these layers.")
         refuse_unknown_state(trainer.optimizers)
-        cut = cut_of(shrinker.groups, gone)
-        full = cut.under(self.part)
-        shapes = {tensor: tensor.shape for tensor in named(pl_module, full.kept).values()}
-        kept = {tensor: full.kept[name] for name, tensor in named(pl_module, full.kept).items()}
-        copies = list(averages(pl_module, trainer.callbacks))
         fold_constants(shrinker.model, shrinker.example, shrinker.groups, gone)
-        cut_and_verify(shrinker.model, shrinker.example, shrinker.groups, gone)
-        for optimizer in trainer.optimizers:
-            mine = {one for group in optimizer.param_groups for one in group["params"]}
-            cut_optimizer(optimizer, {one: dims for one, dims in kept.items() if one in mine}, shapes)
-        for average in copies:
-            cut_model(average.copy, full.inside(average.prefix))
+        if "patches" in self.gathered.asked:
+            refit(self.gathered, shrinker.free, gone)
+        cut = cut_of(shrinker.groups, gone).under(self.part)
+        cut_in_training(pl_module, cut, trainer.optimizers, list(_copies(trainer, pl_module)))
         for other in trainer.callbacks:
             if isinstance(other, CompressionCallback) and other is not self:
-                other.follow(full)
-        _wrap_again(trainer.strategy)
-        self.cut = full.after(self.cut)
+                other.follow(cut)
+        wrap_again(trainer.strategy)
+        self.cut = cut.after(self.cut)
         shrinker.went(gone)
-        if self.recalibration is not None:
-            self.recalibration.begin()
+        if self.recalibrate:
+            self.recalibrated_from, self.recalibration.begun = now(trainer, "batches") + 1, False
 
     def _rebuild(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]
@@ -295,18 +311,16 @@ class ChannelPruning(CompressionCallback):
         if state is not None:
             self.refuse_damaged(state)
         cut = Cut() if state is None else Cut.of(state["cut"])
-        known = Cut({**self.cut.kept, **cut.kept}, {**cut.attributes})
-        reshape(pl_module, checkpoint["state_dict"], known)
-        for average in averages(pl_module, trainer.callbacks):
-            reshape(average.copy, checkpoint["state_dict"], known.inside(average.prefix))
+        for model, prefix in [(pl_module, ""), *_copies(trainer, pl_module)]:
+            reshape(model, checkpoint["state_dict"], cut.inside(prefix), self.cut.inside(prefix))
+        self.cut = cut
         return original(checkpoint)
 
     # What is kept and said ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        first = self.shrinker.state() if self.shrinker is not None else (self.saved or {}).get("first")
-        left = self.recalibration.left if self.recalibration is not None else 0
-        return {"cut": self.cut.state(), "first": first, "released": self.released, "recalibrating": left}
+        recalibrating = [self.recalibrated_from, self.recalibration.begun]
+        return {"cut": self.cut.state(), "first": self.first, "released": self.released, "recalibrating": recalibrating}
 
     def _log(self, trainer: Trainer) -> None:
         metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.measured()}
@@ -317,12 +331,6 @@ class ChannelPruning(CompressionCallback):
         if self.shrinker is None:
             raise RuntimeError(f"'{self.name}' has not seen the module at work yet.")
         return self.shrinker
-
-    @property
-    def _gathered(self) -> Gathered:
-        if self.gathered is None:
-            raise RuntimeError(f"'{self.name}' is not attached to a module.")
-        return self.gathered
 
 
 def _refuse_late_cuts(mine: CompressionCallback, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -358,27 +366,7 @@ def _inside(name: str, whole: Sequence[str]) -> bool:
     return any(name == one or name.startswith(f"{one}.") for one in whole)
 
 
-def _agreed(scores: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The mean over all ranks, of which each has seen other batches, and the same to the last bit on each."""
-    if several():
-        moved = {name: one.to(device) for name, one in scores.items()}
-        summed(moved.values())
-        from_first_rank(moved.values())
-        scores = {name: one.cpu() for name, one in moved.items()}
-    return scores
-
-
-def _refuse_different_ranks(shrinker: Shrinker, device: torch.device) -> None:
-    told = repr([(group.name, group.units, group.whole is None) for group in shrinker.groups]).encode()
-    if several() and not agree(digest([torch.tensor(list(told), dtype=torch.uint8)]), device):
-        raise ValueError("The ranks have different modules: their layers or widths differ. Build the same on each.")
-
-
-def _wrap_again(strategy: Any) -> None:
-    """DistributedDataParallel keeps buckets for the old shapes: make it anew, on every rank."""
-    if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
-        # As long as the old one lives, the new one is given its gradient accumulators, which insist on the old shapes.
-        strategy.model = strategy.lightning_module
-        gc.collect()
-        strategy.model = strategy._setup_model(strategy.lightning_module)
-        strategy._register_ddp_hooks()
+def _copies(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[nn.Module, str]]:
+    """Averages of the module or of its parts, each with the prefix of its names in the module."""
+    for average in averages(pl_module, trainer.callbacks):
+        yield average.copy, average.prefix

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_compress.channels.groups import Group, Member, Place
 
-Node = tuple[int, int]  # place and channel
-
 
 @dataclass
 class Coupling:

@@ -25,7 +25,7 @@ class Gathered:
 
     def __init__(self, model: nn.Module, asked: Iterable[str]) -> None:
         self.model, self.asked = model, frozenset(asked)
-        self.listening = False
+        self.listening, self.prefix = False, ""
         self.inputs: dict[str, list[Tensor]] = {}
         self.outputs: dict[str, list[Tensor]] = {}
         self.input_grads: dict[str, list[Tensor]] = {}
@@ -47,19 +47,19 @@ class Gathered:
             handles += [module.register_forward_hook(self._output_listener(name)) for name, module in weighted]
         return handles
 
-    def under(self, part: str) -> None:
-        """Name what was seen as the submodule `part` names it, which is the model from now on."""
-        at = f"{part}." if part else ""
-        for name in ("inputs", "outputs", "input_grads"):
-            seen = getattr(self, name)
-            setattr(self, name, {key.removeprefix(at): value for key, value in seen.items()})
+    def within(self, part: str) -> None:
+        """From now on the submodule `part` is the model; what was seen goes by its names."""
+        self.model, self.prefix = self.model.get_submodule(part), f"{part}." if part else ""
+        for seen in (self.inputs, self.outputs, self.input_grads):
+            for name in list(seen):
+                seen[name.removeprefix(self.prefix)] = seen.pop(name)
 
     def forget(self) -> None:
         """Free all that was seen."""
         self.inputs, self.outputs, self.input_grads, self.weight_grads = {}, {}, {}, {}
 
     def take_gradients(self, groups: Sequence[Group]) -> None:
-        """Keep the gradients of the weights that make units, and of the scales behind them."""
+        """Keep the gradients of the weights that make units, and of the scales behind them, that are there now."""
         if {"grad", "gamma_grad"} & self.asked:
             names = {one.tensor for group in groups for member in group.members for one in member.place.slices}
             for name, tensor in named(self.model, sorted(names)).items():
@@ -70,10 +70,11 @@ class Gathered:
         def listen(module: nn.Module, args: Any) -> None:
             if not (self.listening and args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
                 return
-            self.inputs.setdefault(name, []).append(args[0].detach())
+            own = name.removeprefix(self.prefix)
+            self.inputs.setdefault(own, []).append(args[0].detach())
             if "activation_grads" in self.asked and args[0].requires_grad:
                 args[0].register_hook(  # type: ignore[no-untyped-call]
-                    lambda grad: self.input_grads.setdefault(name, []).append(grad.detach())
+                    lambda grad: self.input_grads.setdefault(own, []).append(grad.detach())
                 )
 
         return listen
@@ -81,7 +82,7 @@ class Gathered:
     def _output_listener(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:
             if self.listening and isinstance(output, Tensor):
-                self.outputs.setdefault(name, []).append(output.detach())
+                self.outputs.setdefault(name.removeprefix(self.prefix), []).append(output.detach())
 
         return listen
 
@@ -103,13 +104,16 @@ def offers(gathered: Gathered, group: Group, generator: torch.Generator) -> list
     return [common]
 
 
+def unit_order(member: Member) -> Tensor:
+    """The channels of a place that belong to its group, sorted by unit."""
+    return torch.tensor(
+        [channel for _, channel in sorted((unit, channel) for channel, unit in enumerate(member.units) if unit >= 0)]
+    )
+
+
 def by_unit(tensor: Tensor, member: Member, units: int, dim: int = 0) -> Tensor:
     """Channels of a place along `dim` sorted by unit: shape (units, channels of one unit, *the other dimensions)."""
-    order = torch.tensor(
-        [channel for _, channel in sorted((unit, channel) for channel, unit in enumerate(member.units) if unit >= 0)],
-        device=tensor.device,
-    )
-    chosen = tensor.movedim(dim, 0).index_select(0, order)
+    chosen = tensor.movedim(dim, 0).index_select(0, unit_order(member).to(tensor.device))
     return chosen.reshape(units, -1, *chosen.shape[1:])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -57,11 +57,11 @@ def kind_of(name: str, module: nn.Module) -> Kind | None:
     if known and (is_parametrized(module) or "weight" not in module._parameters):
         return Opaque(f"{described}, whose weight is computed from other tensors, and which is left whole")
     if isinstance(module, _ConvNd):
-        return _convolution(name, module) if _has_forward_of(module, _ConvNd) else None
+        return _convolution(name, module) if _has_torchs_forward(module) else None
     if isinstance(module, nn.Linear):
-        return _linear(name, module) if _has_forward_of(module, nn.Linear) else None
+        return _linear(name, module) if _has_torchs_forward(module) else None
     if isinstance(module, nn.Embedding):
-        return _embedding(name, module) if _has_forward_of(module, nn.Embedding) else None
+        return _embedding(name, module) if _has_torchs_forward(module) else None
     return _keeping_apart(name, module)
 
 
@@ -127,12 +127,12 @@ def _convolution(name: str, module: _ConvNd) -> Kind:
 
 def _linear(name: str, module: nn.Linear) -> Kind:
     bias = [Slice(f"{name}.bias", 0, module.out_features)] if module.bias is not None else []
-    weight = f"{name}.weight"
+    weight, taken = f"{name}.weight", module.in_features
     return Mixing(
-        Place(name, "in", module.in_features, (Slice(weight, 1, module.in_features),), (_number(name, "in_features"),)),
+        Place(name, "in", taken, (Slice(weight, 1, taken),), (Attribute(name, "in_features"),)),
         Place(
             name, "out", module.out_features, (Slice(weight, 0, module.out_features), *bias),
-            (_number(name, "out_features"),),
+            (Attribute(name, "out_features"),),
         ),
     )  # fmt: skip
 
@@ -140,7 +140,7 @@ def _linear(name: str, module: nn.Linear) -> Kind:
 def _embedding(name: str, module: nn.Embedding) -> Kind:
     size = module.embedding_dim
     return Mixing(
-        None, Place(name, "out", size, (Slice(f"{name}.weight", 1, size),), (_number(name, "embedding_dim"),))
+        None, Place(name, "out", size, (Slice(f"{name}.weight", 1, size),), (Attribute(name, "embedding_dim"),))
     )
 
 
@@ -168,14 +168,10 @@ def _vectors(name: str, module: nn.Module, size: int, attribute: str | None) -> 
     slices = tuple(
         Slice(f"{name}.{leaf}", 0, size) for leaf, one in held.items() if one is not None and one.shape == (size,)
     )
-    return Place(name, "channels", size, slices, (_number(name, attribute),) if attribute else ())
+    return Place(name, "channels", size, slices, (Attribute(name, attribute),) if attribute else ())
 
 
-def _number(module: str, name: str) -> Attribute:
-    return Attribute(module, name)
-
-
-def _has_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
+def _has_torchs_forward(module: nn.Module) -> bool:
     """Whether torch's own forward is called, not one that a subclass has written over it."""
     return type(module).forward.__module__.startswith("torch.nn.")
 
@@ -184,7 +180,7 @@ def _is_own_norm(module: nn.Module) -> bool:
     """A normalisation that somebody wrote: by its name, and by its vectors of one length."""
     own = list(module.parameters(recurse=False))
     lengths = {tuple(one.shape) for one in own}
-    is_torchs = type(module).__module__.startswith("torch.nn.") or isinstance(module, _BatchNorm)
+    is_torchs = isinstance(module, _NormBase) or type(module).__module__.startswith("torch.nn.")
     return (
         not is_torchs
         and "norm" in type(module).__name__.lower()

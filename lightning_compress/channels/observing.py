@@ -1,6 +1,5 @@
 """Find out which channels of a module are coupled, by watching where marked values go."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ class _Observation:
 
     def groups(self) -> list[Group]:
         passage = self.probe.run()
-        self.sources = [_Marks(source) for source in passage.sources]
+        self.sources = passage.sources
         self.sinks = passage.sinks
         for sink in passage.sinks:
             if sink.value.requires_grad:
@@ -61,8 +60,8 @@ class _Observation:
                 self._fix_all(self.reads.get(sink.name), "the module's input goes into it")
         self._resolve()
         for why, value in passage.ends:
-            for marks, touched in self._touched(value, self._weights(value)):
-                self._fix(marks, touched, f"it reaches {why}")
+            for source, touched in self._touched(value, self._weights(value)):
+                self._fix(source, touched, f"it reaches {why}")
         for number, place in enumerate(self.coupling.places):
             if not place.side.startswith("dim") and place.module not in passage.called:
                 self._fix_all(number, "the module's forward does not call it")
@@ -90,11 +89,11 @@ class _Observation:
             first = channels % (len(channels) // sections)
             self.coupling.join(place, place, torch.stack([first, channels], dim=1))
 
-    def _place(self, marks: "_Marks", dim: int) -> int | None:
+    def _place(self, source: Source, dim: int) -> int | None:
         """The number of the place at which a source has its units along a dimension."""
-        name, value = marks.source.name, marks.source.value
-        if marks.source.dim is not None:
-            return self.makes[name] if dim == marks.source.dim % value.ndim else None
+        name, value = source.name, source.value
+        if source.dim is not None:
+            return self.makes[name] if dim == source.dim % value.ndim else None
         if name.endswith("#"):
             return None
         if (name, dim) not in self.dims:
@@ -113,7 +112,7 @@ class _Observation:
         weights = self._weights(sink.value)
         moments = [self._gradients(sink.value, weights * self._along(sink, labels.double() ** n)) for n in range(3)]
         reached = torch.zeros(channels, dtype=torch.bool)
-        for marks, zeroth, first, second in zip(self.sources, *moments, strict=True):
+        for source, zeroth, first, second in zip(self.sources, *moments, strict=True):
             if zeroth is None:
                 continue
             hit = (zeroth != 0) | (first != 0)
@@ -127,23 +126,23 @@ class _Observation:
             if not bool(single.all()):
                 self.pending.setdefault(id(sink), (sink, set(range(channels))))
             for dim in range(hit.ndim):
-                if marks.source.dim is not None and dim != marks.source.dim % hit.ndim:
+                if source.dim is not None and dim != source.dim % hit.ndim:
                     continue
                 met = torch.zeros(hit.shape[dim] * channels, dtype=torch.bool, device=hit.device)
                 met[where[single][:, dim] * channels + found[single]] = True
                 code = met.nonzero()[:, 0]
                 pairs = torch.stack([code // channels, code % channels], dim=1)
-                self._join(marks, dim, place, pairs)
+                self._join(source, dim, place, pairs)
         if id(sink) not in self.pending:
             self.coupling.fix(place, (~reached).nonzero()[:, 0], "the module's input goes into it")
 
-    def _join(self, marks: "_Marks", dim: int, place: int, pairs: Tensor) -> None:
-        if marks.source.dim is None:
+    def _join(self, source: Source, dim: int, place: int, pairs: Tensor) -> None:
+        if source.dim is None:
             # A bare parameter's dimension has channels if each channel meets one index of it.
             meets = len(pairs) == len(set(pairs[:, 1].tolist())) and len(set(pairs[:, 0].tolist())) > 1
-            if not meets or marks.source.name.endswith("#"):
+            if not meets or source.name.endswith("#"):
                 return
-        number = self._place(marks, dim)
+        number = self._place(source, dim)
         if number is not None:
             self.coupling.join(number, place, pairs)
 
@@ -165,20 +164,20 @@ class _Observation:
                 sink, met = work[key]
                 chosen = torch.zeros(sink.value.shape[sink.dim], dtype=torch.float64, device=sink.value.device)
                 chosen[sorted(met)] = 1.0
-                for marks, touched in self._touched(sink.value, self._along(sink, chosen) * self._weights(sink.value)):
-                    self._join_met(marks, touched, self.reads[sink.name], sorted(met))
-                    moved[id(marks)] = moved.get(id(marks), torch.zeros_like(touched)) | touched
+                for source, touched in self._touched(sink.value, self._along(sink, chosen) * self._weights(sink.value)):
+                    self._join_met(source, touched, self.reads[sink.name], sorted(met))
+                    moved[id(source)] = moved.get(id(source), torch.zeros_like(touched)) | touched
             again = self._moved(moved)
             grown = {key for key in grown if self._grow(*work[key], again)}
 
-    def _join_met(self, marks: "_Marks", touched: Tensor, place: int, met: list[int]) -> None:
+    def _join_met(self, source: Source, touched: Tensor, place: int, met: list[int]) -> None:
         for dim in range(touched.ndim):
             units, channels = _met(touched, dim), torch.tensor(met, device=touched.device)
             # A bare parameter's dimension has channels if one channel meets one index of it.
-            is_bare = marks.source.dim is None
+            is_bare = source.dim is None
             if is_bare and not (len(met) == 1 == len(units) < touched.shape[dim]):
                 continue
-            if (number := self._place(marks, dim)) is not None:
+            if (number := self._place(source, dim)) is not None:
                 pairs = [torch.stack([units, channels[:1].expand(len(units))], 1)]
                 pairs += [torch.stack([units[:1].expand(len(channels)), channels], 1)]
                 self.coupling.join(number, place, torch.cat(pairs))
@@ -186,10 +185,10 @@ class _Observation:
     def _moved(self, touched: dict[int, Tensor]) -> Passage:
         """Run again with other values at the touched elements."""
         given = {}
-        for key, marks in zip(keys([one.source for one in self.sources]), self.sources, strict=True):
-            value = marks.source.value.detach()
-            if id(marks) in touched:
-                value = torch.where(touched[id(marks)], LEAST + MOST - value, value)
+        for key, source in zip(keys(self.sources), self.sources, strict=True):
+            value = source.value.detach()
+            if id(source) in touched:
+                value = torch.where(touched[id(source)], LEAST + MOST - value, value)
             given[key] = value
         return self.probe.run(given)
 
@@ -204,10 +203,10 @@ class _Observation:
 
     # What stays -----------------------------------------------------------------------------------------------------
 
-    def _fix(self, marks: "_Marks", touched: Tensor, why: str) -> None:
+    def _fix(self, source: Source, touched: Tensor, why: str) -> None:
         for dim in range(touched.ndim):
-            known = marks.source.dim is not None or (marks.source.name, dim) in self.dims
-            if known and (number := self._place(marks, dim)) is not None:
+            known = source.dim is not None or (source.name, dim) in self.dims
+            if known and (number := self._place(source, dim)) is not None:
                 units = _met(touched, dim)
                 self.coupling.fix(number, units, why)
 
@@ -218,13 +217,13 @@ class _Observation:
     # Gradients ------------------------------------------------------------------------------------------------------
 
     def _gradients(self, value: Tensor, seeds: Tensor) -> list[Tensor | None]:
-        leaves = [marks.source.value for marks in self.sources]
+        leaves = [source.value for source in self.sources]
         return list(torch.autograd.grad(value, leaves, seeds.to(value.dtype), retain_graph=True, allow_unused=True))
 
-    def _touched(self, value: Tensor, seeds: Tensor) -> list[tuple["_Marks", Tensor]]:
+    def _touched(self, value: Tensor, seeds: Tensor) -> list[tuple[Source, Tensor]]:
         gradients = self._gradients(value, seeds)
         pairs = zip(self.sources, gradients, strict=True)
-        return [(marks, one != 0) for marks, one in pairs if one is not None and bool((one != 0).any())]
+        return [(source, one != 0) for source, one in pairs if one is not None and bool((one != 0).any())]
 
     def _weights(self, value: Tensor) -> Tensor:
         """Random ones, so that what reaches a place by several ways does not cancel out."""
@@ -240,8 +239,3 @@ class _Observation:
 def _met(where: Tensor, dim: int) -> Tensor:
     """The indices along a dimension at which anything is true."""
     return where.movedim(dim, 0).reshape(where.shape[dim], -1).any(1).nonzero()[:, 0]
-
-
-@dataclass(eq=False)
-class _Marks:
-    source: Source

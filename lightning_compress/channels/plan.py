@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.channels.groups import Gone, Group, Place, Slice, gone_channels
-from lightning_compress.core.surgery import Cut
+from lightning_compress.core.cut import Attributes, Cut
 
 
 def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
@@ -16,7 +16,8 @@ def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
         ValueError: if a place would lose all of its channels.
     """
     kept: dict[str, dict[int, Tensor]] = {}
-    attributes: dict[str, dict[str, int | tuple[int, ...]]] = {}
+    attributes: Attributes = {}
+    before: Attributes = {}
     groups = [group for group in groups if gone.get(group.name)]
     for place, lost in lost_channels(groups, gone).items():
         if len(lost) == place.size:
@@ -24,13 +25,15 @@ def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
         for one in place.slices:
             kept.setdefault(one.tensor, {})[one.dim] = _kept_indices(place, one, lost)
         for attribute in place.attributes:
+            before.setdefault(attribute.module, {})[attribute.name] = attribute.value(place.size)
             value = attribute.value(place.size - len(lost))
             attributes.setdefault(attribute.module, {})[attribute.name] = value
     for group in groups:
         for attribute in group.attributes:
+            before.setdefault(attribute.module, {})[attribute.name] = attribute.value(group.units)
             value = attribute.value(group.units - len(gone[group.name]))
             attributes.setdefault(attribute.module, {})[attribute.name] = value
-    return Cut(kept, attributes)
+    return Cut(kept, attributes, before)
 
 
 def lost_channels(groups: Iterable[Group], gone: Gone) -> dict[Place, set[int]]:

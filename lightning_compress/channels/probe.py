@@ -18,7 +18,7 @@ from lightning_compress.measure.untouched import untouched
 LEAST, MOST = 0.1, 0.9  # positive and below 1: no activation function or clamp of the usual ones is flat there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A marked value: what a mixing layer gave (`dim` is where its channels are), or a bare parameter or buffer."""
 
@@ -54,7 +54,6 @@ class Probe:
         self.kinds = _kinds(model)
         self.passage = Passage()
         self._generator = torch.Generator()
-        self._marked: set[str] = set()
 
     def run(self, marked: dict[str, Tensor] | None = None) -> Passage:
         """Call the module once.
@@ -70,7 +69,7 @@ class Probe:
                 if (kind := self.kinds.get(module)) is not None:
                     undo.enter_context(replaced_forward(module, partial(self._layer, name, module, kind)))
                 elif is_norm(module):
-                    undo.enter_context(replaced_forward(module, partial(self._passed, module)))
+                    undo.enter_context(replaced_forward(module, _passed))
                 else:
                     undo.enter_context(self._bare(name, module))
             with torch.enable_grad():
@@ -96,9 +95,6 @@ class Probe:
 
     def _in_precision(self, value: Tensor) -> Tensor:
         return value.to(self.dtype) if value.is_floating_point() else value
-
-    def _passed(self, module: nn.Module, original: Callable[..., Any], given: Tensor, *_: Any, **__: Any) -> Tensor:
-        return given.clone()
 
     def _arrive(self, name: str, module: nn.Module, given: Tensor, place: Any) -> None:
         self.passage.sinks.append(Sink(name, given, channel_dim(module, given, place)))
@@ -131,6 +127,10 @@ class Probe:
         finally:
             for table, held in kept.items():
                 getattr(module, table).update(held)
+
+
+def _passed(original: Callable[..., Any], given: Tensor, *_: Any, **__: Any) -> Tensor:
+    return given.clone()
 
 
 def keys(sources: list[Source]) -> list[str]:

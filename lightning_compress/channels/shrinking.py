@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channels.budget import Budget, Costs, fraction_for
+from lightning_compress.channels.choosing import most_that_may_go, rounded
 from lightning_compress.channels.gathering import Gathered, offers
 from lightning_compress.channels.groups import Gone, Group, remaining
 from lightning_compress.channels.observing import observe
-from lightning_compress.channels.scoring import group_scores, most_that_may_go, rounded
+from lightning_compress.channels.scoring import group_scores
 from lightning_compress.channels.verifying import verified
 from lightning_compress.measure.latency import measure_latency
 

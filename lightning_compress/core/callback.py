@@ -15,10 +15,10 @@ from lightning_compress._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Length, Run, Window, check_order, earlier, parse, resolve
 from lightning_compress.core.gate import early_stopping_held, forget_best
 from lightning_compress.core.logs import log_config, log_now, plain
-from lightning_compress.core.surgery import Cut
 
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 

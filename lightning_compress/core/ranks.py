@@ -1,11 +1,14 @@
 """Several processes, one model: whether they agree, and what to do if they do not."""
 
+import gc
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 def several() -> bool:
@@ -38,3 +41,13 @@ def summed(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all ranks, in place."""
     for tensor in tensors:
         dist.all_reduce(tensor)
+
+
+def wrap_again(strategy: Any) -> None:
+    """Let a Trainer's strategy wrap its module anew, if it has: the old wrapper has buckets of the old shapes."""
+    if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
+        # As long as the old one lives, the new one is given its gradient accumulators, which insist on the old shapes.
+        strategy.model = strategy.lightning_module
+        gc.collect()
+        strategy.model = strategy._setup_model(strategy.lightning_module)
+        strategy._register_ddp_hooks()

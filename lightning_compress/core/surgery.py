@@ -1,80 +1,15 @@
 """Make tensors of a model smaller in place, and with them everything that was made for their old shape."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_compress.core.cut import Cut, Kept, over
 from lightning_compress.core.selection import canonical
-
-Kept = dict[int, Tensor]  # dimension -> indices that stay, in order
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What stays of which tensors, and what modules remember of their sizes.
-
-    Attributes:
-        kept: by the name of a parameter or buffer.
-        attributes: new values by the name of a module and of its attribute.
-    """
-
-    kept: dict[str, Kept] = field(default_factory=dict)
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def after(self, first: "Cut") -> "Cut":
-        """One cut in the place of `first` and then this one."""
-        kept = {name: dict(dims) for name, dims in first.kept.items()}
-        for name, dims in self.kept.items():
-            for dim, indices in dims.items():
-                older = kept.setdefault(name, {}).get(dim)
-                kept[name][dim] = indices if older is None else older[indices]
-        attributes = {name: dict(values) for name, values in first.attributes.items()}
-        for name, values in self.attributes.items():
-            attributes.setdefault(name, {}).update(values)
-        return Cut(kept, attributes)
-
-    def under(self, name: str) -> "Cut":
-        """The same cut by the names that tensors have in a model that holds this one as `name`."""
-        at = f"{name}." if name else ""
-        return Cut(
-            {f"{at}{tensor}": dims for tensor, dims in self.kept.items()},
-            {f"{at}{module}".rstrip("."): values for module, values in self.attributes.items()},
-        )
-
-    def inside(self, prefix: str) -> "Cut":
-        """The part of the cut that is about the submodule whose names begin with `prefix`, by that module's names."""
-        return Cut(
-            {name.removeprefix(prefix): dims for name, dims in self.kept.items() if name.startswith(prefix)},
-            {
-                name.removeprefix(prefix) if name != prefix.rstrip(".") else "": values
-                for name, values in self.attributes.items()
-                if f"{name}.".startswith(prefix)
-            },
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Plain values and tensors, for a checkpoint."""
-        kept = {name: {str(dim): one.int() for dim, one in dims.items()} for name, dims in self.kept.items()}
-        attributes = {
-            name: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-            for name, values in self.attributes.items()
-        }
-        return {"kept": kept, "attributes": attributes}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Cut":
-        """The cut that `state` tells of."""
-        kept = {name: {int(dim): one.long() for dim, one in dims.items()} for name, dims in state["kept"].items()}
-        attributes = {
-            name: {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            for name, values in state["attributes"].items()
-        }
-        return cls(kept, attributes)
 
 
 def sliced(tensor: Tensor, kept: Kept) -> Tensor:
@@ -83,18 +18,6 @@ def sliced(tensor: Tensor, kept: Kept) -> Tensor:
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, indices.to(tensor.device))
     return tensor.contiguous(memory_format=layout)
-
-
-def kept_of(cut: Cut, names: Iterable[str]) -> Kept:
-    """What stays of a tensor that has all of these names."""
-    return next((cut.kept[name] for name in names if name in cut.kept), {})
-
-
-def part_of(cut: Cut, names: Collection[str]) -> str:
-    """Where in a cut model a module with these tensors lies: the prefix under which most of its names are cut."""
-    ends = {canonical(name) for name in names}
-    prefixes = {full[: len(full) - len(name)] for full in cut.kept for name in ends if f".{full}".endswith(f".{name}")}
-    return max(sorted(prefixes | {""}), key=lambda prefix: sum(f"{prefix}{name}" in cut.kept for name in ends))
 
 
 def cut_model(model: nn.Module, cut: Cut) -> Callable[[], None]:
@@ -136,23 +59,50 @@ def cut_optimizer(optimizer: Optimizer, kept: Mapping[Tensor, Kept], shapes: Map
     """Cut what an optimizer remembers of each parameter by the same indices; groups and their order stay.
 
     Args:
+        optimizer: of the user.
         kept: by parameter.
         shapes: what the parameters' shapes were before they were cut.
 
     Raises:
         ValueError: if it remembers something whose shape tells nothing about the parameter's; nothing is changed then.
     """
-    changes = []
-    for parameter, dims in kept.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.numel() > 1:
-                changes.append(
-                    (optimizer.state[parameter], key, _cut_state(optimizer, key, value, dims, shapes[parameter]))
-                )
-            elif isinstance(value, list | tuple | dict) and any(isinstance(one, Tensor) for one in _values(value)):
-                raise _unknown(optimizer, key, type(value).__name__)
-    for state, key, value in changes:
-        state[key] = value
+    entries = [
+        (parameter, key, value)
+        for parameter in kept
+        for key, value in _remembered(optimizer, parameter, shapes[parameter])
+    ]
+    for parameter, key, value in entries:
+        # As long as the parameter, or of length 1: Adafactor's rows and columns.
+        long = {dim: one for dim, one in kept[parameter].items() if value.shape[dim] == shapes[parameter][dim]}
+        optimizer.state[parameter][key] = sliced(value, long)
+
+
+def cut_in_training(
+    model: nn.Module, cut: Cut, optimizers: Iterable[Optimizer], copies: Iterable[tuple[nn.Module, str]] = ()
+) -> None:
+    """Cut a model, what optimizers remember of it, and copies of it or of its parts.
+
+    Args:
+        model: with the tensors that the cut names.
+        cut: what stays.
+        optimizers: of the model's parameters, or of some of them.
+        copies: such as averages, each with the prefix of its names in the model.
+
+    Raises:
+        ValueError: if an optimizer's memory cannot be cut; nothing is changed then.
+        KeyError: if the model or a copy lacks a tensor; nothing is changed then.
+    """
+    optimizers, copies = list(optimizers), list(copies)
+    refuse_unknown_state(optimizers)
+    kept = {tensor: cut.kept[name] for name, tensor in named(model, cut.kept).items()}
+    shapes = {tensor: tensor.shape for tensor in kept}
+    with ExitStack() as undo:
+        for copy, prefix in [(model, ""), *copies]:
+            undo.callback(cut_model(copy, cut.inside(prefix)))
+        undo.pop_all()
+    for optimizer in optimizers:
+        trained = {one for group in optimizer.param_groups for one in group["params"]}
+        cut_optimizer(optimizer, {one: dims for one, dims in kept.items() if one in trained}, shapes)
 
 
 def refuse_unknown_state(optimizers: Iterable[Optimizer]) -> None:
@@ -164,30 +114,35 @@ def refuse_unknown_state(optimizers: Iterable[Optimizer]) -> None:
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise _unknown(optimizer, "old_dirs", "flat vector over all parameters")
-        for parameter, state in optimizer.state.items():
-            kept = {dim: torch.arange(size) for dim, size in enumerate(parameter.shape)}
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.numel() > 1:
-                    _cut_state(optimizer, key, value, kept, parameter.shape)
-                elif isinstance(value, list | tuple | dict) and any(isinstance(one, Tensor) for one in _values(value)):
-                    raise _unknown(optimizer, key, type(value).__name__)
+        for parameter in optimizer.state:
+            _remembered(optimizer, parameter, parameter.shape)
 
 
-def reshape(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut) -> None:
-    """Give the tensors that a cut has named the shapes that a `state_dict` has, and modules what they remember.
+def reshape(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut, now: Cut | None = None) -> None:
+    """Give a model the shapes that a `state_dict` has, and what its modules remember of them.
 
-    Values are whatever memory holds: they are to be loaded next. A model that was already cut, more or less than the
-    file, is led to the file's shapes too.
+    Values are whatever memory holds: they are to be loaded next.
+
+    Args:
+        model: as it was built, or cut already, more or less than the file.
+        state_dict: of the file.
+        cut: what the file's model had lost of the one that was built.
+        now: what `model` has lost of it.
+
+    Raises:
+        ValueError: if a buffer that the file does not hold has lost what it should have.
     """
-    for name, tensor in named(model, [name for name in cut.kept if name in _names(model)]).items():
+    now = now or Cut()
+    tensors = _names(model)
+    for name, tensor in named(model, [name for name in {**now.kept, **cut.kept} if name in tensors]).items():
         value = _found(state_dict, name)
-        if value is not None and value.shape != tensor.shape:
+        if value is None:
+            tensor.data = _unsaved(name, tensor, cut.kept.get(name, {}), now.kept.get(name, {}))
+        elif value.shape != tensor.shape:
             tensor.grad = None
             tensor.data = torch.empty(value.shape, dtype=tensor.dtype, device=tensor.device)
-        elif value is None:  # a buffer that is not saved
-            _reshape_unsaved(tensor, cut.kept[name])
     modules = {canonical(name): module for name, module in model.named_modules()}
-    for name, values in cut.attributes.items():
+    for name, values in over(now.before, cut.attributes).items():
         for key, value in values.items():
             setattr(modules[name], key, value)
 
@@ -219,17 +174,40 @@ def _found(state_dict: Mapping[str, Tensor], name: str) -> Tensor | None:
     return state_dict.get(name, next((one for key, one in state_dict.items() if canonical(key) == name), None))
 
 
-def _reshape_unsaved(tensor: Tensor, kept: Kept) -> None:
-    if all(len(indices) <= tensor.shape[dim] for dim, indices in kept.items()):
-        with suppress(IndexError):  # it has been cut already
-            tensor.data = sliced(tensor.detach(), kept)
+def _unsaved(name: str, buffer: Tensor, wanted: Kept, lost: Kept) -> Tensor:
+    """A buffer that no file holds, with the `wanted` indices of what it was at first."""
+    # A fresh model has not lost what another one, cut in an earlier run, has.
+    has = lost if all(buffer.shape[dim] == len(one) for dim, one in lost.items()) else {}
+    for dim in {**has, **wanted}:
+        at = has.get(dim, torch.arange(buffer.shape[dim]))
+        where = None if dim not in wanted else torch.searchsorted(at, wanted[dim]).clamp(max=len(at) - 1)
+        if where is None or not torch.equal(at[where], wanted[dim]):
+            if where is not None and dim not in has and buffer.shape[dim] == len(wanted[dim]):
+                continue  # it has been cut so before
+            raise ValueError(
+                f"The buffer '{name}' is in no file, and what the checkpoint needs of it has been cut away. Load the "
+                f"checkpoint into a module that is built anew."
+            )
+        buffer = sliced(buffer.detach(), {dim: where})
+    return buffer.detach()
 
 
-def _cut_state(optimizer: Optimizer, key: str, value: Tensor, kept: Kept, shape: torch.Size) -> Tensor:
-    """As long as the parameter along each dimension, or of length 1 there (Adafactor's rows and columns)."""
-    if value.ndim != len(shape) or any(mine not in (1, its) for mine, its in zip(value.shape, shape, strict=True)):
-        raise _unknown(optimizer, key, f"shape {tuple(value.shape)}, with a parameter of shape {tuple(shape)}")
-    return sliced(value, {dim: indices for dim, indices in kept.items() if value.shape[dim] == shape[dim]})
+def _remembered(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list[tuple[str, Tensor]]:
+    """What is remembered of a parameter of that shape, weight by weight.
+
+    Raises:
+        ValueError: if any of it is of another shape.
+    """
+    found = []
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, list | tuple | dict) and any(isinstance(one, Tensor) for one in _values(value)):
+            raise _unknown(optimizer, key, type(value).__name__)
+        if not isinstance(value, Tensor) or value.numel() <= 1:
+            continue
+        if value.ndim != len(shape) or any(mine not in (1, its) for mine, its in zip(value.shape, shape, strict=True)):
+            raise _unknown(optimizer, key, f"shape {tuple(value.shape)}, with a parameter of shape {tuple(shape)}")
+        found.append((key, value))
+    return found
 
 
 def _unknown(optimizer: Optimizer, key: str, what: str) -> ValueError:

@@ -15,9 +15,9 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_wa
 from lightning_compress.core.callback import CompressionCallback, position
 from lightning_compress.core.capture import Call, submodule
 from lightning_compress.core.checks import as_schedule
+from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.surgery import Cut
 from lightning_compress.distillation.arguments import (
     as_class,
     as_tutors,

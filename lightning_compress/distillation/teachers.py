@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.core.capture import Call, Capture, random_state_kept, submodule
-from lightning_compress.core.surgery import Cut, cut_model
+from lightning_compress.core.cut import Cut
+from lightning_compress.core.surgery import cut_model
 from lightning_compress.distillation.terms import OUTPUT, Names
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}

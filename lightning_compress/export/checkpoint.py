@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.cut import Cut, part_of
 from lightning_compress.core.selection import canonical
-from lightning_compress.core.surgery import Cut, part_of, reshape
+from lightning_compress.core.surgery import reshape
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.quantization.restoring import restored, within
 from lightning_compress.report.checkpoint import load, state_dict_of

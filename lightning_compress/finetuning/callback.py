@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_compress.core.callback import CompressionCallback, position, run_of
+from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, adjoining
 from lightning_compress.core.ranks import several
+from lightning_compress.core.recalibration import Recalibration, has_norms
 from lightning_compress.core.selection import Patterns, as_patterns
-from lightning_compress.core.surgery import Cut
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -27,7 +28,6 @@ from lightning_compress.finetuning.freezing import Thawed, frozen_by_layer, laye
 from lightning_compress.finetuning.layout import Asked, Layout, laid_out
 from lightning_compress.finetuning.moments import Moments, Written, moments_of
 from lightning_compress.finetuning.phases import thaw_moments
-from lightning_compress.finetuning.recalibration import Recalibration, has_norms
 from lightning_compress.finetuning.rewinding import Rewinding
 from lightning_compress.finetuning.stepping import Values, around_step
 from lightning_compress.finetuning.tuning import Start, Tuning, check_optimizers, source_of, together

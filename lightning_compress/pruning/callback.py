@@ -12,11 +12,11 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.averages import averages
 from lightning_compress.core.callback import CompressionCallback, now
 from lightning_compress.core.checks import as_schedule, check_fraction
+from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.lookup import find, known_needs
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Predicate, Selection, as_patterns, select
-from lightning_compress.core.surgery import Cut
 from lightning_compress.pruning import criteria, distributions
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.granularity import Block, NOfM, parse

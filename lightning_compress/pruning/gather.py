@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.cut import Kept
 from lightning_compress.core.ranks import several, summed
 from lightning_compress.core.selection import Candidate
-from lightning_compress.core.surgery import Kept, sliced
+from lightning_compress.core.surgery import sliced
 from lightning_compress.measure.untouched import measuring
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

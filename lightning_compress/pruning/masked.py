@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core.surgery import Kept, sliced
+from lightning_compress.core.cut import Kept
+from lightning_compress.core.surgery import sliced
 from lightning_compress.metrics import Sparsity
 
 

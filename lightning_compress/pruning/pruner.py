@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_compress.core import ranks
 from lightning_compress.core.checks import check_fraction
+from lightning_compress.core.cut import Cut, kept_of
 from lightning_compress.core.lookup import call_with_needs, needs
-from lightning_compress.core.surgery import Cut, kept_of
 from lightning_compress.pruning.gather import Gathered
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.pruning.plan import Distribution, Layers, allocate, masks

@@ -10,12 +10,12 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.callback import CompressionCallback, now, run_of
 from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
+from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.flow import watched
 from lightning_compress.core.norms import Norms
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
-from lightning_compress.core.surgery import Cut
 from lightning_compress.quantization.arguments import check_training, moments_of, refuse_masks_on_binary
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits

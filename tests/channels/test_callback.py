@@ -38,13 +38,13 @@ def fixed_width():
 
 @pytest.mark.parametrize("criterion", sorted(choices(criteria)))
 def test_every_criterion_reaches_a_budget_of_macs_and_the_module_trains_on(
-    criterion, make_module, make_trainer, images
+    criterion, pl, make_module, make_trainer, images
 ):
     module = make_module(net=convolutions)
     ours = ChannelPruning(macs=0.5, criterion=criterion, begin=2, end=10, every=4)
     seen = []
 
-    class Watch(type(ours).__mro__[2]):
+    class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             seen.append(pl_module.net[0].weight.detach().clone())
 
@@ -92,8 +92,10 @@ def test_a_thin_checkpoint_is_tested_loaded_and_resumed(make_module, make_traine
     torch.save(again.net, tmp_path / "plain.pt")
 
 
-def test_a_wider_checkpoint_is_loaded_into_the_module_that_is_thin_by_now(make_module, make_trainer, loader, tmp_path):
-    class Early(ChannelPruning.__mro__[2]):
+def test_a_wider_checkpoint_is_loaded_into_a_module_that_is_thin_by_now(
+    pl, make_module, make_trainer, loader, tmp_path
+):
+    class Early(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == 3:
                 trainer.save_checkpoint(tmp_path / "wide.ckpt")
@@ -131,7 +133,7 @@ def test_bad_arguments_are_refused_at_once(arguments, words):
     [
         ({"macs": 0.001, "floor": 0.5}, convolutions, "cannot be met.*the nearest is macs=0"),
         ({"sparsity": 0.5, "targets": "net.0"}, fixed_width, "matches no parameter"),
-        ({"sparsity": 0.5, "targets": "net.conv"}, fixed_width, r"view\(-1, 512\)|differs|raises"),
+        ({"sparsity": 0.5, "targets": "net.conv"}, fixed_width, r"view\(-1, 512\)"),
         ({"sparsity": 0.5, "ignore": "*"}, convolutions, "No weight is left"),
     ],
 )
@@ -151,10 +153,10 @@ def test_an_optimizer_with_one_memory_for_all_weights_is_refused(make_module, ma
         make_trainer([ChannelPruning(sparsity=0.5, begin=1, end=6)], max_epochs=1).fit(module, loader)
 
 
-def test_soft_pruning_keeps_the_shape_until_the_end(make_module, make_trainer, loader):
+def test_soft_pruning_keeps_the_shape_until_the_end(pl, make_module, make_trainer, loader):
     shapes, zeros = [], []
 
-    class Watch(ChannelPruning.__mro__[2]):
+    class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             shapes.append(pl_module.net[0].out_features)
             zeros.append(int((pl_module.net[0].weight == 0).all(1).sum()))
@@ -165,3 +167,106 @@ def test_soft_pruning_keeps_the_shape_until_the_end(make_module, make_trainer, l
     assert shapes[-1] == 8
     assert zeros[0] == 8  # at the first moment
     assert zeros[1] == 0  # gradients have brought them back
+
+
+def test_a_second_fit_trains_on_and_cuts_no_more(make_module, make_trainer, loader, tmp_path):
+    module, ours = make_module(), ChannelPruning(sparsity=0.5, begin=1, end=6, every=2)
+    make_trainer([ours], max_epochs=1).fit(module, loader)
+    weights = module.net[0].weight.detach().clone()
+    trainer = make_trainer([ours], max_epochs=1)
+    trainer.fit(module, loader)
+    assert module.net[0].out_features == 8
+    assert not torch.equal(module.net[0].weight, weights)
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    assert load_compressed(type(module), tmp_path / "again.ckpt").net[0].out_features == 8
+
+
+def test_a_checkpoint_from_before_the_cuts_makes_the_module_whole_again(
+    pl, make_module, make_trainer, loader, tmp_path
+):
+    class Early(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 1:
+                trainer.save_checkpoint(tmp_path / "whole.ckpt")
+
+    module = make_module()
+    trainer = make_trainer([ChannelPruning(sparsity=0.5, begin=2, end=6), Early()], max_epochs=1)
+    trainer.fit(module, loader)
+    assert module.net[0].out_features == module.net[2].in_features == 8
+    trainer.test(module, loader, ckpt_path=tmp_path / "whole.ckpt", verbose=False)
+    assert module.net[0].out_features == module.net[2].in_features == 16
+
+
+def test_a_step_that_gives_features_to_layers_unknown_to_forward_is_refused(make_module, make_trainer, loader):
+    class TwoHeads(make_module):
+        def __init__(self):
+            super().__init__()
+            self.aux = nn.Linear(16, 3)
+
+        def training_step(self, batch, batch_idx):
+            features = self.net[:2](batch[0])
+            return nn.functional.cross_entropy(self(batch[0]) + self.aux(features), batch[1])
+
+    module = TwoHeads()
+    with pytest.raises(ValueError, match="gives features to 'aux'"):
+        make_trainer([ChannelPruning(sparsity=0.5, begin=1, end=6)], max_epochs=1).fit(module, loader)
+    assert module.net[0].out_features == 16
+
+
+def test_a_cut_that_fails_leaves_model_and_optimizer_as_they_were(make_module, make_trainer, loader, monkeypatch):
+    module, ours = make_module(), ChannelPruning(sparsity=0.5, begin=3, end=6)
+    monkeypatch.setattr("lightning_compress.channels.callback.problem", lambda *_: "a reason")
+    trainer = make_trainer([ours], max_epochs=1)
+    with pytest.raises(ValueError, match="Cutting net.0 fails|Cutting 0 fails"):
+        trainer.fit(module, loader)
+    plain = make_module()
+    other = make_trainer(max_steps=trainer.global_step)
+    other.fit(plain, loader)
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in module.state_dict().items())
+    states = [list(one.optimizers[0].state.values()) for one in (trainer, other)]
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(*states, strict=True) for key in a)
+
+
+def test_a_latency_is_reached_by_what_is_measured(make_module, make_trainer, loader, monkeypatch):
+    """A clock that shows a millisecond for each hidden unit, so that the answer is known."""
+
+    class Clock:
+        def __init__(self, model, *_, **__):
+            self.median_ms = float(model.net[0].out_features)
+
+    for user in ("budget", "shrinking"):
+        monkeypatch.setattr(f"lightning_compress.channels.{user}.measure_latency", Clock)
+    module = make_module()
+    make_trainer([ChannelPruning(latency_ms=6.0, begin=1, end=6, every=2)], max_epochs=1).fit(module, loader)
+    assert module.net[0].out_features == 6
+
+
+def test_penalties_add_once_however_many_optimizers_there_are(make_module, make_trainer, loader):
+    """The gradient of strength * |gamma| is the strength's size, on top of what a run without it has."""
+
+    def net():
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+    def two(module):
+        return torch.optim.SGD(module.net[1].parameters(), lr=0.1), torch.optim.SGD(module.net[3].parameters(), lr=0.1)
+
+    class Manual(make_module):
+        def __init__(self):
+            super().__init__(net=net)
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return two(self)
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    plain, penalized = Manual(), Manual()
+    make_trainer(max_epochs=1, limit_train_batches=2).fit(plain, loader)
+    ours = ChannelPruning(sparsity=0.5, penalty="slimming", penalty_strength=0.5, begin=2, end=50, every=1)
+    make_trainer([ours], max_epochs=1, limit_train_batches=2).fit(penalized, loader)
+    torch.testing.assert_close(plain.net[1].weight - penalized.net[1].weight, torch.full((16,), 0.05))

@@ -7,16 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.core.surgery import (
-    Cut,
-    cut_model,
-    cut_optimizer,
-    part_of,
-    refuse_unknown_state,
-    reshape,
-    sliced,
-    tried,
-)
+from lightning_compress.core.cut import Cut, part_of
+from lightning_compress.core.surgery import cut_model, cut_optimizer, refuse_unknown_state, reshape, sliced, tried
 
 KEPT = torch.tensor([0, 2, 3, 6])  # of 8 hidden units
 
@@ -249,14 +241,32 @@ def test_a_whole_model_takes_the_shapes_of_a_thinner_file():
     assert model.width == 4
 
 
+BEFORE = {"": {"width": 8}, "first": {"out_features": 8}, "second": {"in_features": 8}}
+
+
 def test_a_model_that_is_cut_already_takes_the_shapes_of_a_wider_file():
     model, wide = net(), net(1)
-    cut_model(model, CUT)
-    whole = {name: {dim: torch.arange(8) for dim in dims} for name, dims in KEPT_OF.items()}
-    reshape(model, wide.state_dict(), Cut(whole, {"": {"width": 8}}))
+    kept = {name: dims for name, dims in KEPT_OF.items() if name != "scale"}
+    now = Cut(kept, CUT.attributes, BEFORE)
+    cut_model(model, now)
+    reshape(model, wide.state_dict(), Cut(), now)
     assert [tuple(one.shape) for one in model.parameters()] == [tuple(one.shape) for one in wide.parameters()]
     model.load_state_dict(wide.state_dict())
-    assert model.width == 8
+    assert (model.width, model.first.out_features, model.second.in_features) == (8, 8, 8)
+
+
+def test_a_buffer_that_no_file_holds_is_cut_on_by_what_it_was_at_first():
+    model, thinner = net(), net(1)
+    first, both = Cut({"scale": {0: KEPT}}), Cut({"scale": {0: torch.tensor([2, 6])}})
+    cut_model(model, first)
+    reshape(model, thinner.state_dict(), both, first)
+    assert torch.equal(model.scale, net().scale[[2, 6]])
+    for wanted in (Cut(), Cut({"scale": {0: torch.tensor([1, 2])}})):
+        with pytest.raises(ValueError, match=r"'scale' is in no file.* built anew"):
+            reshape(model, thinner.state_dict(), wanted, both)
+    fresh = net()  # what another model has lost does not matter
+    reshape(fresh, thinner.state_dict(), first, both)
+    assert torch.equal(fresh.scale, net().scale[KEPT])
 
 
 def test_to_reshape_a_model_twice_is_to_reshape_it_once():
