@@ -1,6 +1,5 @@
 """Several processes, one model: whether they agree, and what to do if they do not."""
 
-import gc
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -46,8 +45,5 @@ def summed(tensors: Iterable[Tensor]) -> None:
 def wrap_again(strategy: Any) -> None:
     """Let a Trainer's strategy wrap its module anew, if it has: the old wrapper has buckets of the old shapes."""
     if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
-        # As long as the old one lives, the new one is given its gradient accumulators, which insist on the old shapes.
-        strategy.model = strategy.lightning_module
-        gc.collect()
         strategy.model = strategy._setup_model(strategy.lightning_module)
         strategy._register_ddp_hooks()

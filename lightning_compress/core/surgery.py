@@ -100,6 +100,9 @@ def cut_in_training(
         for copy, prefix in [(model, ""), *copies]:
             undo.callback(cut_model(copy, cut.inside(prefix)))
         undo.pop_all()
+    for tensor in kept:
+        if tensor.requires_grad:
+            _renew_accumulation(tensor)
     for optimizer in optimizers:
         trained = {one for group in optimizer.param_groups for one in group["params"]}
         cut_optimizer(optimizer, {one: dims for one, dims in kept.items() if one in trained}, shapes)
@@ -223,6 +226,19 @@ def _values(value: Any) -> Iterable[Any]:
 
 def _set_data(tensor: Tensor, data: Tensor) -> None:
     tensor.data = data
+
+
+def _renew_accumulation(tensor: Tensor) -> None:
+    """Let torch make anew what accumulates this tensor's gradient, which it does when the type of the data changes.
+
+    The old one insists on the old shape, and lives as long as any graph that somebody keeps (a loss in a list), or as
+    DistributedDataParallel does.
+    """
+    data, gradient = tensor.data, tensor.grad
+    other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+    tensor.grad = None
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data, tensor.grad = data, gradient
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -181,6 +181,36 @@ def test_a_second_fit_trains_on_and_cuts_no_more(make_module, make_trainer, load
     assert load_compressed(type(module), tmp_path / "again.ckpt").net[0].out_features == 8
 
 
+def test_a_module_with_nothing_left_to_cut_trains_on(make_module, make_trainer, loader):
+    module, ours = make_module(), ChannelPruning(sparsity=0.9375, begin=1, end=6)
+    make_trainer([ours], max_epochs=1).fit(module, loader)
+    make_trainer([ours], max_epochs=1).fit(module, loader)
+    assert module.net[0].out_features == 1
+
+
+def test_statistics_are_plain_means_over_the_batches_after_a_cut(pl, make_module, make_trainer, loader):
+    def net():
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+    module, means, momenta = make_module(net=net), [], []
+
+    class Watch(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            norm = pl_module.net[1]
+            norm.register_forward_pre_hook(lambda _, args: means.append(args[0].mean(0)) if norm.training else None)
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            momenta.append(pl_module.net[1].momentum)
+            if trainer.global_step == 7:
+                self.found = pl_module.net[1].running_mean.clone()
+
+    watch = Watch()
+    ours = ChannelPruning(sparsity=0.5, begin=2, end=4, every=2, recalibrate=3)
+    make_trainer([ours, watch], max_epochs=1).fit(module, loader)
+    assert momenta == [0.1] * 4 + [None] * 3 + [0.1]
+    torch.testing.assert_close(watch.found, torch.stack(means[4:7]).mean(0))
+
+
 def test_a_checkpoint_from_before_the_cuts_makes_the_module_whole_again(
     pl, make_module, make_trainer, loader, tmp_path
 ):
@@ -216,6 +246,7 @@ def test_a_step_that_gives_features_to_layers_unknown_to_forward_is_refused(make
 def test_a_cut_that_fails_leaves_model_and_optimizer_as_they_were(make_module, make_trainer, loader, monkeypatch):
     module, ours = make_module(), ChannelPruning(sparsity=0.5, begin=3, end=6)
     monkeypatch.setattr("lightning_compress.channels.callback.problem", lambda *_: "a reason")
+    monkeypatch.setattr("lightning_compress.channels.callback.fold_constants", lambda *_: pytest.fail("too early"))
     trainer = make_trainer([ours], max_epochs=1)
     with pytest.raises(ValueError, match="Cutting net.0 fails|Cutting 0 fails"):
         trainer.fit(module, loader)
@@ -248,7 +279,7 @@ def test_penalties_add_once_however_many_optimizers_there_are(make_module, make_
         return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
     def two(module):
-        return torch.optim.SGD(module.net[1].parameters(), lr=0.1), torch.optim.SGD(module.net[3].parameters(), lr=0.1)
+        return torch.optim.SGD(module.net[3].parameters(), lr=0.1), torch.optim.SGD(module.net[1].parameters(), lr=0.1)
 
     class Manual(make_module):
         def __init__(self):

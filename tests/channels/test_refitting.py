@@ -1,6 +1,7 @@
 """What stays makes up for what goes: exactly where it can, else as numpy's least squares."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -89,7 +90,17 @@ def test_zero_padding_makes_a_constant_channel_one_that_is_not():
     assert torch.equal(model[3].bias, bias)
 
 
-def test_an_example_of_equal_samples_makes_nothing_constant():
+@pytest.mark.parametrize("kind", ["images", "tokens"])
+def test_an_example_of_equal_samples_makes_nothing_constant(kind):
     model, _ = flat_channels(padding=0)
-    example = torch.ones(2, 1, 9, 9)
-    assert fold_constants(model, example, observe(model, example), {"0": (0, 2)}) == 0
+    example, gone = torch.ones(2, 1, 9, 9), {"0": (0, 2)}
+    if kind == "tokens":
+        model, example = (
+            nn.Sequential(nn.Embedding(9, 6), nn.ReLU(), nn.Linear(6, 3)),
+            torch.zeros(2, 5, dtype=torch.long),
+        )
+    groups = observe(model, example)
+    biases = [one.bias.detach().clone() for one in model if getattr(one, "bias", None) is not None]
+    assert fold_constants(model, example, groups, gone) == 0
+    now = [one.bias for one in model if getattr(one, "bias", None) is not None]
+    assert all(torch.equal(old, new) for old, new in zip(biases, now, strict=True))

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from lightning_compress.core.cut import Cut, part_of
-from lightning_compress.core.surgery import cut_model, cut_optimizer, refuse_unknown_state, reshape, sliced, tried
+from lightning_compress.core.surgery import (
+    cut_in_training,
+    cut_model,
+    cut_optimizer,
+    refuse_unknown_state,
+    reshape,
+    sliced,
+    tried,
+)
 
 KEPT = torch.tensor([0, 2, 3, 6])  # of 8 hidden units
 
@@ -195,6 +203,19 @@ def test_a_parameter_with_a_hook_that_has_been_in_a_backward_pass_still_learns(r
 
 
 # Cuts as values ------------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_somebody_keeps_does_not_hold_on_to_the_old_shape():
+    model, kept = net(), []
+    for _ in range(2):
+        loss = loss_of(model, batches(1)[0])
+        loss.backward()
+        kept.append(loss)  # with its graph, as a list of losses in a training loop
+    cut_in_training(model, CUT, [])
+    model.zero_grad()
+    loss_of(model, batches(1)[0]).backward()
+    assert model.first.weight.grad.shape == (4, 5)
+    assert model.first.weight.dtype == torch.float32
 
 
 def test_a_cut_after_another_equals_cutting_twice():

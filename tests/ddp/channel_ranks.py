@@ -54,8 +54,20 @@ class Note(pl.Callback):
         self.wrapped.append(type(trainer.strategy.model).__name__)
 
 
+def by_rank(weight):
+    """Scores that only the sum over both ranks puts into the right order."""
+    unit = torch.arange(float(UNITS))
+    return unit if torch.distributed.get_rank() == 0 else (UNITS - 1 - unit) ** 2
+
+
+def other_units(groups, scores, originals, fraction, floor):
+    """Each rank would have other units go."""
+    first = 4 * torch.distributed.get_rank()
+    return {groups[0].name: tuple(range(first, first + 4)) if groups[0].units == UNITS else ()}
+
+
 def run(name, folder, **arguments):
-    pruning = ChannelPruning(sparsity=0.5, criterion="apoz", recalibrate=0, **arguments)
+    pruning = ChannelPruning(sparsity=0.5, recalibrate=0, **{"criterion": "apoz", **arguments})
     note = Note()
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
@@ -78,3 +90,5 @@ def run(name, folder, **arguments):
 if __name__ == "__main__":
     run("once", sys.argv[2], begin=3, end=4, every=1, schedule="constant")
     run("twice", sys.argv[2], begin=3, end=11, every=4)
+    run("by_rank", sys.argv[2], begin=3, end=4, every=1, criterion=by_rank)
+    run("other_units", sys.argv[2], begin=3, end=4, every=1, distribution=other_units)

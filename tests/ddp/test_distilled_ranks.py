@@ -1,12 +1,8 @@
 """Two real processes that distil: equal weights on both, and equal to the loss written by hand."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.ddp.running import run_two_ranks
 
 CASES = ("by_hand", "distilled", "cached", "learned", "averaged", "peer")
 
@@ -15,14 +11,7 @@ pytestmark = pytest.mark.ddp
 
 @pytest.fixture(scope="module", params=["lightning.pytorch", "pytorch_lightning"])
 def seen(request, tmp_path_factory):
-    pytest.importorskip(request.param)
-    folder = tmp_path_factory.mktemp("ddp")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.ddp.distilled_ranks", request.param, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {(name, rank): json.loads((folder / f"{name}-{rank}.json").read_text()) for name in CASES for rank in (0, 1)}
+    return run_two_ranks("distilled_ranks", request.param, tmp_path_factory.mktemp("ddp"), CASES)[0]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,27 +1,14 @@
 """Phases on two real processes: equal weights on both, nothing that the processes miss, the result of one process."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.ddp.running import run_two_ranks
 from tests.ddp.tuned_ranks import PHASES, run
 
 
 @pytest.fixture(scope="module", params=["lightning.pytorch", "pytorch_lightning"])
 def ranks(request, tmp_path_factory):
-    pytest.importorskip(request.param)
-    folder = tmp_path_factory.mktemp("ddp")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.ddp.tuned_ranks", request.param, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    files = {(name, rank): folder / f"{name}-{rank}.json" for name in PHASES for rank in (0, 1)}
-    return {key: json.loads(path.read_text()) for key, path in files.items()}
+    return run_two_ranks("tuned_ranks", request.param, tmp_path_factory.mktemp("ddp"), PHASES)[0]
 
 
 @pytest.mark.ddp

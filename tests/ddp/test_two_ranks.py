@@ -1,27 +1,15 @@
 """Two real processes: equal masks and weights on both, although their random streams differ."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.ddp.running import run_two_ranks
 
 CRITERIA = ("magnitude", "taylor", "wanda", "random", "by_chance")
 
 
 @pytest.fixture(scope="module", params=["lightning.pytorch", "pytorch_lightning"])
 def two_ranks(request, tmp_path_factory):
-    pytest.importorskip(request.param)
-    folder = tmp_path_factory.mktemp("ddp")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.ddp.two_ranks", request.param, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    files = {(name, rank): folder / f"{name}-{rank}.json" for name in CRITERIA for rank in (0, 1)}
-    return {key: json.loads(path.read_text()) for key, path in files.items()}, done.stdout + done.stderr
+    return run_two_ranks("two_ranks", request.param, tmp_path_factory.mktemp("ddp"), CRITERIA)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
