@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from lightning_compress import QuantizationAwareTraining, export, quantize
 
 PLAIN, FAR = "plain Lightning", 10**9
-BATCH, WIDTH, SHAPE = 64, 32, (3, 32, 32)
+WIDTH, SHAPE = 32, (3, 32, 32)
 TARGETS = {"QuantizationAwareTraining, 8 bits": 1.30}
 SEVEN, EIGHT, FLOAT = "ONNX Runtime, 7-bit weights", "ONNX Runtime, 8-bit weights", "ONNX Runtime, float32"
 LATENCY_TARGET, CALIBRATION_TARGET_SECONDS = 1.7, 10.0
@@ -46,6 +46,7 @@ class WideResNet20(pl.LightningModule):
     """ResNet-20 of twice the usual width: 1.07 M parameters."""
 
     blocks_of_a_stage = 3
+    batch = 64
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Exported(WideResNet20):
 
         super().__init__()
         inner = _Network(self)
-        graph = torch.export.export(inner.train(), (torch.zeros(BATCH, *SHAPE),)).module()
+        graph = torch.export.export(inner.train(), (torch.zeros(WideResNet20.batch, *SHAPE),)).module()
         quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
         prepared = prepare_qat_pt2e(graph, quantizer)
         move_exported_model_to_train(prepared)
@@ -129,7 +130,7 @@ def variants() -> dict[str, tuple[type[pl.LightningModule], Callable[[pl.Lightni
 def step_times(rounds: int, clock: str = "wall") -> dict[str, dict[str, float]]:
     """Of each variant: its median step, and the median and quartiles of its ratio to plain Lightning."""
     contestants = {
-        name: Contestant(name, make, added, Batches(SHAPE, BATCH), warm=2, accelerator="cpu")
+        name: Contestant(name, make, added, Batches(SHAPE, WideResNet20.batch), warm=2, accelerator="cpu")
         for name, (make, added) in variants().items()
     }
     return paired(take_turns(contestants, rounds, random.Random(0))[clock], PLAIN)
@@ -138,11 +139,11 @@ def step_times(rounds: int, clock: str = "wall") -> dict[str, dict[str, float]]:
 # What comes out ----------------------------------------------------------------------------------------------------
 
 
-def deployed(runs: int) -> dict[str, Any]:
-    """Latencies at batch 1 and 64, files' bytes, seconds of calibration."""
+def deployed(runs: int, count: int = 512) -> dict[str, Any]:
+    """Latencies at batch 1 and 64, files' bytes, seconds of calibration on `count` images."""
     torch.manual_seed(0)
     model = WideResNet20().eval()
-    images = torch.rand(512, *SHAPE)
+    images = torch.rand(count, *SHAPE)
     begin = time.perf_counter()
     quantized = quantize(model, images.split(64), progress=False)
     calibration = time.perf_counter() - begin
@@ -159,6 +160,7 @@ def deployed(runs: int) -> dict[str, Any]:
         found = {batch: latencies(model, paths, images[:batch], runs) for batch in (1, 64)}
         sizes = {name: path.stat().st_size for name, path in paths.items()}
     return {
+        "calibration_images": count,
         "calibration_seconds": calibration,
         "latency": found,
         "bytes": sizes,
@@ -203,7 +205,9 @@ def _session(path: Path, images: Tensor) -> Callable[[], object]:
 
 
 def step_table(steps: dict[str, dict[str, float]]) -> Table:
-    table = Table("", title=f"Training step, ResNet-20 of width {WIDTH}, batch {BATCH}", caption="median (quartiles)")
+    table = Table(
+        "", title=f"Training step, ResNet-20 of width {WIDTH}, batch {WideResNet20.batch}", caption="median (quartiles)"
+    )
     for column in ("ms", "over plain Lightning", "target"):
         table.add_column(column, justify="right")
     for name, one in steps.items():
@@ -236,13 +240,13 @@ def main() -> None:
     torch.set_num_threads(read.threads)
     console = Console()
     if read.quick:
-        WideResNet20.blocks_of_a_stage = 1
+        WideResNet20.blocks_of_a_stage, WideResNet20.batch = 1, 8
     steps = step_times(2 if read.quick else read.rounds)
     console.print(step_table(steps))
-    found = deployed(3 if read.quick else 60)
+    found = deployed(3, count=64) if read.quick else deployed(60)
     console.print(latency_table(found))
     console.print(
-        f"Calibration on 512 images: {found['calibration_seconds']:.1f} s (target: {CALIBRATION_TARGET_SECONDS:.0f}). "
+        f"Calibration on {found['calibration_images']} images: {found['calibration_seconds']:.1f} s (target: {CALIBRATION_TARGET_SECONDS:.0f}). "
         f"Aim for int8 at batch 64: {LATENCY_TARGET} times as fast as float32.",
         highlight=False,
     )
