@@ -246,8 +246,8 @@ def main() -> None:
     found = deployed(3, count=64) if read.quick else deployed(60)
     console.print(latency_table(found))
     console.print(
-        f"Calibration on {found['calibration_images']} images: {found['calibration_seconds']:.1f} s (target: {CALIBRATION_TARGET_SECONDS:.0f}). "
-        f"Aim for int8 at batch 64: {LATENCY_TARGET} times as fast as float32.",
+        f"Calibration on {found['calibration_images']} images: {found['calibration_seconds']:.1f} s (target: "
+        f"{CALIBRATION_TARGET_SECONDS:.0f}). Aim for int8 at batch 64: {LATENCY_TARGET} times as fast as float32.",
         highlight=False,
     )
     write(read.output, {"environment": environment(), "steps": steps, **found})
