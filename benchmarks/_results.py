@@ -37,12 +37,13 @@ def be_quiet() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and how busy the machine was: other work beside makes times longer and their spread wider."""
+    """Versions, what the CPU can, and how busy it was: other work beside makes times longer and their spread wider."""
     names = ("torch", "pytorch-lightning", "lightning-compress")
     return {
         **{name: version(name) for name in names},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        "instructions": sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True),
         "threads": torch.get_num_threads(),
         "load_average_1_minute": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
