@@ -7,15 +7,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, device_name, read_runs, run_all, spread, told, versions, write_runs
+from _runs import RESULT_MARK, ROOT, read_runs, run_all, spread, trained, write_runs
 from rich.console import Console
 
 FLOAT = "float32"
@@ -94,59 +91,16 @@ class Experiment:
 
 def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     """Train, choose the epoch by validation error, test it, and keep its checkpoint."""
-    import torch
-
-    from lightning_compress._lightning import Trainer
-
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(settings.seed)
-    data = experiment.data(settings)
-    callbacks = import_module(Trainer.__module__.partition(".trainer")[0] + ".callbacks")
-    with tempfile.TemporaryDirectory() as folder:
-        monitor = f"val_{experiment.metric}"
-        best, errors = callbacks.ModelCheckpoint(folder, monitor=monitor), told(callbacks.Callback, monitor)
-        trainer = _trainer(settings, folder, [best, errors, *_quantization(experiment, settings)])
-        begin = time.perf_counter()
-        trainer.fit(experiment.model(settings), datamodule=data)
-        seconds = time.perf_counter() - begin
-        path = best.best_model_path
-        tested = trainer.test(ckpt_path=path, datamodule=data, verbose=False)[0]
-        return {
-            "settings": asdict(settings),
-            "val_errors": errors.errors,
-            "chosen_epoch": torch.load(path, weights_only=True)["epoch"] + 1,
-            "val_error": float(best.best_model_score),
-            "test_error": tested[f"test_{experiment.metric}"],
-            "checkpoint": _kept(experiment, settings, path),
-            "seconds": round(seconds, 1),
-            "device": device_name("cpu"),
-            "versions": versions(),
-        }
-
-
-def _quantization(experiment: Experiment, settings: Settings) -> list[Any]:
     from lightning_compress import QuantizationAwareTraining
 
     scheme = experiment.schemes[settings.scheme]
-    return [QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else []
-
-
-def _trainer(settings: Settings, folder: str, callbacks: list[Any]) -> Any:
-    from lightning_compress._lightning import Trainer
-
-    limits = {} if settings.batches is None else {"limit_train_batches": settings.batches}
-    return Trainer(
-        max_epochs=settings.epochs,
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **limits,
-    )
+    callbacks = [QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else []
+    data, monitored = experiment.data(settings), f"val_{experiment.metric}"
+    with tempfile.TemporaryDirectory() as folder:
+        run, trainer, path = trained(settings, lambda: experiment.model(settings), data, callbacks, monitored, folder)
+        tested = trainer.test(ckpt_path=path, datamodule=data, verbose=False)[0]
+        tests = {"test_error": tested[f"test_{experiment.metric}"], "checkpoint": _kept(experiment, settings, path)}
+    return run | tests
 
 
 def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:

@@ -7,8 +7,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -78,6 +82,64 @@ def _in_a_process(script: str, settings: Any, tell: Callable[[str], None]) -> di
             errors.seek(0)
             raise RuntimeError(f"The run {settings.key} ended with code {running.returncode}:\n{errors.read()[-3000:]}")
     return dict(found)
+
+
+def trained(
+    settings: Any,
+    model: Callable[[], Any],
+    data: Any,
+    callbacks: Sequence[Any],
+    monitored: str,
+    folder: str,
+    **more: Any,
+) -> tuple[dict[str, Any], Any, str]:
+    """One run on one thread of the CPU, and its best epoch by validation.
+
+    Args:
+        settings: with `seed`, `epochs` and `batches`, None for all.
+        model: builds it, when the seed is set.
+        data: of the run.
+        callbacks: of the user.
+        monitored: the lower the better.
+        folder: for checkpoints.
+        more: of the Trainer.
+
+    Returns:
+        What is known of it, the Trainer, and the path of the best epoch's checkpoint.
+    """
+    import torch
+
+    from lightning_compress._lightning import Trainer
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.seed)
+    lightning = import_module(Trainer.__module__.partition(".trainer")[0] + ".callbacks")
+    best, errors = lightning.ModelCheckpoint(folder, monitor=monitored), told(lightning.Callback, monitored)
+    trainer = Trainer(
+        max_epochs=settings.epochs,
+        limit_train_batches=settings.batches,
+        accelerator="cpu",
+        callbacks=[best, errors, *callbacks],
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **more,
+    )
+    begin = time.perf_counter()
+    trainer.fit(model(), datamodule=data)
+    run = {
+        "settings": asdict(settings),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "val_errors": errors.errors,
+        "chosen_epoch": torch.load(best.best_model_path, weights_only=True)["epoch"] + 1,
+        "val_error": float(best.best_model_score),
+        "device": device_name("cpu"),
+        "versions": versions(),
+    }
+    return run, trainer, best.best_model_path
 
 
 def read_runs(path: Path, settings: Callable[..., Any]) -> dict[str, Any]:
