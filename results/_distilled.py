@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -398,7 +399,8 @@ def _measure(
     console: Console,
 ) -> None:
     shown = lambda error: f"{experiment.scale * error:.3f} {experiment.unit}"
-    run = lambda todo: run_all(script, todo, kept, output, arguments.workers, console, shown)
+    here = partial(train, experiment) if arguments.quick else None
+    run = lambda todo: run_all(script, todo, kept, output, arguments.workers, console, shown, here)
     teacher = experiment.of_teacher(**_teaching(experiment, common, arguments.quick))
     if not experiment.teacher_path.exists():
         kept.pop(teacher.key, None)

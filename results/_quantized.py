@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +223,9 @@ def main(experiment: Experiment) -> None:
     todo = [Settings(scheme, seed, **defaults) for seed in seeds for scheme in schemes]
     if not read.report:
         shown = f"{{:.{experiment.digits}f}} {experiment.unit}".format
-        run_all(
-            experiment.script, todo, kept, path, read.workers, console, lambda value: shown(experiment.factor * value)
-        )
+        here = partial(train, experiment) if read.quick else None
+        error = lambda value: shown(experiment.factor * value)
+        run_all(experiment.script, todo, kept, path, read.workers, console, error, here)
     done = [kept[settings.key] for settings in todo if settings.key in kept]
     for run in done:
         if "float_bytes" not in run:

@@ -34,6 +34,7 @@ def run_all(
     workers: int,
     console: Console,
     shown: Callable[[float], str] = "{:.2%}".format,
+    here: Callable[[Any], dict[str, Any]] | None = None,
 ) -> None:
     """Do what is not kept yet, and keep each result as soon as it is there.
 
@@ -42,7 +43,9 @@ def run_all(
         todo: settings with `key`, `label`, `seed` and `epochs`.
         kept: results by key, added to in place and written to `path`.
         shown: a result's error in words.
+        here: trains one run. If given, only the first has a process of its own: a quick look need not start many.
     """
+    missing = [settings for settings in todo if settings.key not in kept]
     lock = Lock()
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console) as progress:
@@ -50,7 +53,10 @@ def run_all(
         def one(settings: Any) -> None:
             name = f"{settings.label}, seed {settings.seed}"
             task = progress.add_task(name, total=settings.epochs, last="")
-            result = _in_a_process(script, settings, lambda line: progress.update(task, advance=1, last=line))
+            if here is not None and settings is not missing[0]:
+                result = here(settings)
+            else:
+                result = _in_a_process(script, settings, lambda line: progress.update(task, advance=1, last=line))
             with lock:
                 kept[settings.key] = result
                 write_runs(path, kept)
@@ -61,7 +67,7 @@ def run_all(
             )
 
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, [settings for settings in todo if settings.key not in kept]))
+            list((pool.map if here is None else map)(one, missing))
 
 
 def _in_a_process(script: str, settings: Any, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def main(experiment: Experiment) -> None:
     todo = [Settings(arm, seed, **defaults) for seed in seeds for arm in arms]
     kept, console = read_runs(path, Settings), Console()
     if not read.report:
-        run_all(experiment.script, todo, kept, path, read.workers, console)
+        here = partial(train, experiment) if read.quick else None
+        run_all(experiment.script, todo, kept, path, read.workers, console, here=here)
     done = [kept[settings.key] for settings in todo if settings.key in kept]
     write_runs(path, kept)
     report(experiment, done, path.with_suffix(".md"))

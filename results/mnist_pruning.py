@@ -361,7 +361,7 @@ def _measure(
     # Dense and pruned runs of one seed lie side by side, so that what is stopped half-way can still be compared.
     todo = [replace(base, sparsity=one, seed=seed, **own) for seed in seeds for one, own in tuned.items()]
     kept = read_runs(path, Settings)
-    run_all(__file__, todo, kept, path, workers, console)
+    run_all(__file__, todo, kept, path, workers, console, here=train if base.data == "sample" else None)
     earlier = _experiments(kept.values(), {one.key for one in todo})
     return markdown([kept[one.key] for one in todo], tried, earlier)
 
