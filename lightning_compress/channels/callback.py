@@ -286,7 +286,7 @@ class ChannelPruning(CompressionCallback):
 
     def _cut(self, trainer: Trainer, pl_module: LightningModule, gone: Gone) -> None:
         shrinker = self._shrinker
-        if (why := problem(shrinker.model, shrinker.example, shrinker.groups, gone)) is not None:
+        if (why := problem(shrinker.model, shrinker.small, shrinker.groups, gone)) is not None:
             raise ValueError(f"Cutting {', '.join(gone)} fails: {why}. Nothing was changed; ignore these layers.")
         refuse_unknown_state(trainer.optimizers)
         fold_constants(shrinker.model, shrinker.example, shrinker.groups, gone)

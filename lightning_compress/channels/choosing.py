@@ -36,5 +36,5 @@ def rounded(
 
 def lowest(scores: Tensor, count: int) -> tuple[int, ...]:
     """The units of the lowest scores; among equals the later ones go."""
-    order = sorted(range(len(scores)), key=lambda unit: (float(scores[unit]), -unit))
-    return tuple(sorted(order[:count]))
+    order = len(scores) - 1 - scores.flip(0).argsort(stable=True)
+    return tuple(order[:count].sort().values.tolist())

@@ -102,19 +102,21 @@ def _grouped(places: Sequence[Place], labels: list[list[int]], whole: Mapping[in
         for label in own:
             counts = spots.setdefault(label, {})
             counts[number] = counts.get(number, 0) + 1
-    together: dict[tuple[object, ...], list[int]] = {}
+    together: dict[tuple[tuple[tuple[int, int], ...], str | None], list[int]] = {}
     for label, counts in spots.items():
         together.setdefault((tuple(counts.items()), whole.get(label)), []).append(label)
-    groups = [_group(places, labels, key[1], units) for key, units in together.items()]  # type: ignore[arg-type]
+    groups = [
+        _group(places, {number: labels[number] for number, _ in where}, why, units)
+        for (where, why), units in together.items()
+    ]
     return _with_own_names([group for group in groups if group.makers])
 
 
-def _group(places: Sequence[Place], labels: list[list[int]], whole: str | None, units: list[int]) -> Group:
+def _group(places: Sequence[Place], labels: dict[int, list[int]], whole: str | None, units: list[int]) -> Group:
+    """Of the units with these labels; `labels` are those of the places, by number, at which they are."""
     number_of = {label: number for number, label in enumerate(sorted(units))}
     members = tuple(
-        Member(place, tuple(number_of.get(label, -1) for label in own))
-        for place, own in zip(places, labels, strict=True)
-        if any(label in number_of for label in own)
+        Member(places[number], tuple(number_of.get(label, -1) for label in own)) for number, own in labels.items()
     )
     name = next((member.place.module for member in members if member.place.side == "out"), members[0].place.module)
     if whole is None and len(units) == 1:

@@ -1,6 +1,7 @@
 """What criteria ask for about the units of a group: seen in the user's own forward and backward passes."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.channels.groups import Group, Member
 from lightning_compress.channels.layers import channel_dim, is_norm
+from lightning_compress.channels.probe import name_of
 from lightning_compress.core.surgery import named
 
 SEEN = frozenset({"activations", "activation_grads", "feature_maps", "patches"})
@@ -28,7 +30,7 @@ class Gathered:
         self.listening, self.prefix = False, ""
         self.inputs: dict[str, list[Tensor]] = {}
         self.outputs: dict[str, list[Tensor]] = {}
-        self.input_grads: dict[str, list[Tensor]] = {}
+        self.input_grads: dict[str, dict[int, Tensor]] = {}  # by the number of the call: backward comes in reverse
         self.weight_grads: dict[str, Tensor] = {}
 
     def hooks(self) -> list[RemovableHandle]:
@@ -36,7 +38,7 @@ class Gathered:
         if not self.asked & SEEN:
             return []
         weighted = [
-            (name, module)
+            (name_of(name), module)
             for name, module in self.model.named_modules()
             if isinstance(getattr(module, "weight", None), Tensor)
         ]
@@ -50,7 +52,8 @@ class Gathered:
     def within(self, part: str) -> None:
         """From now on the submodule `part` is the model; what was seen goes by its names."""
         self.model, self.prefix = self.model.get_submodule(part), f"{part}." if part else ""
-        for seen in (self.inputs, self.outputs, self.input_grads):
+        known: tuple[dict[str, Any], ...] = (self.inputs, self.outputs, self.input_grads)
+        for seen in known:
             for name in list(seen):
                 seen[name.removeprefix(self.prefix)] = seen.pop(name)
 
@@ -71,13 +74,16 @@ class Gathered:
             if not (self.listening and args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
                 return
             own = name.removeprefix(self.prefix)
-            self.inputs.setdefault(own, []).append(args[0].detach())
+            calls = self.inputs.setdefault(own, [])
+            calls.append(args[0].detach())
             if "activation_grads" in self.asked and args[0].requires_grad:
-                args[0].register_hook(  # type: ignore[no-untyped-call]
-                    lambda grad: self.input_grads.setdefault(own, []).append(grad.detach())
-                )
+                args[0].register_hook(partial(self._take, own, len(calls) - 1))  # type: ignore[no-untyped-call]
 
         return listen
+
+    def _take(self, name: str, call: int, grad: Tensor) -> None:
+        grads = self.input_grads.setdefault(name, {})
+        grads[call] = grads[call] + grad.detach() if call in grads else grad.detach()
 
     def _output_listener(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:
@@ -148,10 +154,12 @@ def _gamma(gathered: Gathered, group: Group) -> dict[str, Any]:
 def _seen(gathered: Gathered, module: nn.Module, member: Member, units: int) -> dict[str, Any]:
     name = member.place.module
     found: dict[str, Any] = {}
-    for key, calls in (("activations", gathered.inputs), ("activation_grads", gathered.input_grads)):
+    calls, grads = gathered.inputs[name], gathered.input_grads.get(name, {})
+    numbers = sorted(grads) or range(len(calls))  # a call without a gradient has nothing to be multiplied with
+    for key, values in (("activations", calls), ("activation_grads", grads)):
         if key in gathered.asked:
-            values = [_samples_first(module, one, member, units) for one in calls.get(name, [])]
-            found[key] = torch.cat(values) if values else None
+            apart = [_samples_first(module, values[one], member, units) for one in numbers] if values else []
+            found[key] = torch.cat(apart) if apart else None
     if "patches" in gathered.asked:
         found["patches"], found["consumer_weight"] = patches_of(module, gathered.inputs[name], member, units)
     return found
@@ -188,7 +196,8 @@ def patches_of(module: nn.Module, calls: Sequence[Tensor], member: Member, units
         apart = by_unit(rows, member, units, 1).permute(2, 0, 1)
         weight = by_unit(module.weight.detach(), member, units, 1)
         return apart, weight
-    if isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str):
+    is_plain = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    if isinstance(module, nn.Conv2d) and is_plain and not isinstance(module.padding, str):
         columns = [_columns(module, one) for one in calls]
         rows = torch.cat(columns)  # (positions, channels, taps)
         rows = rows[_sampled(len(rows))]
@@ -196,7 +205,7 @@ def patches_of(module: nn.Module, calls: Sequence[Tensor], member: Member, units
         weight = by_unit(module.weight.detach().flatten(2), member, units, 1).permute(0, 1, 3, 2).flatten(1, 2)
         return apart, weight
     raise ValueError(
-        f"Patches are taken of linear layers and of ungrouped Conv2d with a number as padding, but "
+        f"Patches are taken of linear layers and of ungrouped Conv2d with a number of zeros as padding, but "
         f"'{member.place.module}' is {module}. Choose another criterion, or ignore the layers before it."
     )
 

@@ -116,23 +116,22 @@ class _Observation:
             if zeroth is None:
                 continue
             hit = (zeroth != 0) | (first != 0)
-            mean, square = first[hit] / zeroth[hit], second[hit] / zeroth[hit]
+            mean, square = first / zeroth, second / zeroth
+            nearest = mean.round()
             single = (square - mean**2).abs() <= self.tolerance * square.abs().clamp(min=1)
-            single &= (mean - mean.round()).abs() < 0.05
-            single &= (mean.round() >= 1) & (mean.round() <= channels)
-            found = channel_of[mean.round().long().clamp(1, channels) - 1]
-            reached[torch.unique(found[single]).cpu()] = True
-            where = hit.nonzero()
-            if not bool(single.all()):
+            single &= ((mean - nearest).abs() < 0.05) & (nearest >= 1) & (nearest <= channels)
+            if bool((hit & ~single).any()):
                 self.pending.setdefault(id(sink), (sink, set(range(channels))))
+            # One more channel stands for none.
+            found = torch.where(hit & single, channel_of[nearest.nan_to_num().long().clamp(1, channels) - 1], channels)
+            reached |= _flags(found, channels + 1)[:channels].cpu()
             for dim in range(hit.ndim):
                 if source.dim is not None and dim != source.dim % hit.ndim:
                     continue
-                met = torch.zeros(hit.shape[dim] * channels, dtype=torch.bool, device=hit.device)
-                met[where[single][:, dim] * channels + found[single]] = True
-                code = met.nonzero()[:, 0]
-                pairs = torch.stack([code // channels, code % channels], dim=1)
-                self._join(source, dim, place, pairs)
+                size = hit.shape[dim]
+                index = torch.arange(size, device=hit.device).reshape([-1, *[1] * (hit.ndim - 1 - dim)])
+                met = _flags(index * (channels + 1) + found, size * (channels + 1)).reshape(size, channels + 1)
+                self._join(source, dim, place, met[:, :channels].nonzero())
         if id(sink) not in self.pending:
             self.coupling.fix(place, (~reached).nonzero()[:, 0], "the module's input goes into it")
 
@@ -234,6 +233,11 @@ class _Observation:
         shape = [1] * sink.value.ndim
         shape[sink.dim] = -1
         return values.to(sink.value.dtype).reshape(shape).expand(sink.value.shape)
+
+
+def _flags(numbers: Tensor, count: int) -> Tensor:
+    """Which numbers below `count` are there."""
+    return torch.zeros(count, dtype=torch.bool, device=numbers.device).index_fill_(0, numbers.reshape(-1), True)
 
 
 def _met(where: Tensor, dim: int) -> Tensor:

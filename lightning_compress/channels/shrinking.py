@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
 import torch
@@ -9,11 +10,10 @@ from torch import Tensor, nn
 
 from lightning_compress.channels.budget import Budget, Costs, fraction_for
 from lightning_compress.channels.choosing import most_that_may_go, rounded
+from lightning_compress.channels.finding import find_groups
 from lightning_compress.channels.gathering import Gathered, offers
 from lightning_compress.channels.groups import Gone, Group, remaining
-from lightning_compress.channels.observing import observe
 from lightning_compress.channels.scoring import group_scores
-from lightning_compress.channels.verifying import verified
 from lightning_compress.measure.latency import measure_latency
 
 LATENCY_STEPS = 6
@@ -49,10 +49,10 @@ class Shrinker:
         first: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.example, self.budget, self.how = model, example, budget, how
-        self.groups = [
-            _if_allowed(group, model, allowed) for group in verified(model, example, observe(model, example))
-        ]
-        costs = Costs.of(model, example, self.groups)
+        found, self.small = find_groups(model, example)
+        self.groups = [_if_allowed(group, model, allowed) for group in found]
+        self._counted: Costs | None = None
+        costs = self._costs()
         self.originals: dict[str, int] = {group.name: group.units for group in self.groups}
         self.initial = {"parameters": float(costs.parameters), "macs": float(costs.total_macs())}
         if budget.kind == "latency_ms" and first is None:
@@ -91,8 +91,10 @@ class Shrinker:
         wanted, kind = self.budget.target, self.budget.kind
         met = nearest >= wanted if kind == "sparsity" else nearest <= wanted
         if not met:
+            # Four digits, so that what is named can be met.
+            shown = Context(4, ROUND_FLOOR if kind == "sparsity" else ROUND_CEILING).create_decimal(str(nearest))
             raise ValueError(
-                f"{kind}={wanted} cannot be met: with floor={self.how.floor} the nearest is {kind}={nearest:.4g}. Left "
+                f"{kind}={wanted} cannot be met: with floor={self.how.floor} the nearest is {kind}={shown}. Left "
                 f"whole: {self.left_whole() or 'nothing'}."
             )
 
@@ -125,7 +127,7 @@ class Shrinker:
 
     def went(self, gone: Gone) -> None:
         """Those units are gone."""
-        self.groups = remaining(self.groups, gone)
+        self.groups, self._counted = remaining(self.groups, gone), None
 
     def measured(self) -> dict[str, float]:
         """What the module costs now: parameters and MACs as fractions of those at first."""
@@ -136,7 +138,9 @@ class Shrinker:
         }
 
     def _costs(self) -> Costs:
-        return Costs.of(self.model, self.example, self.groups)
+        if self._counted is None:
+            self._counted = Costs.of(self.model, self.example, self.groups)
+        return self._counted
 
     def _left(self, costs: Costs, gone: Gone) -> float:
         if self.budget.kind == "parameters":
@@ -146,7 +150,7 @@ class Shrinker:
         if self.budget.kind == "latency_ms":
             return costs.latency_after(gone)
         total = sum(self.originals[group.name] for group in self.free)
-        return 1 - (sum(group.units for group in self.free) - sum(map(len, gone.values()))) / total
+        return (total - sum(group.units for group in self.free) + sum(map(len, gone.values()))) / total
 
     def _chosen(self, scores: Mapping[str, Tensor], fraction: float) -> Gone:
         how, free = self.how, self.free
