@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_compress.measure.example import call
+from lightning_compress.measure.example import call, mapped
 from lightning_compress.measure.formulas import WEIGHT_OPERANDS, missing_formulas
 from lightning_compress.measure.stored import count_nonzero, layers_by_module, stored
 from lightning_compress.measure.untouched import untouched
@@ -43,10 +43,11 @@ def count_macs(model: nn.Module, example: Any) -> dict[str, Macs]:
     formulas = {**flop_registry, **missing}
     counting = {operation: tally.watching(operation, formula) for operation, formula in formulas.items()}
     with ExitStack() as undo:
-        for context in (untouched(model), parametrize.cached(), _whole_operations(), tally.following_calls()):
+        contexts = (untouched(model), _frozen(model), parametrize.cached(), _whole_operations())
+        for context in (*contexts, tally.following_calls()):
             undo.enter_context(context)
         with FlopCounterMode(display=False, custom_mapping=counting):
-            call(model, example)
+            call(model, mapped(example, Tensor.detach))
     return dict(tally.macs)
 
 
@@ -142,6 +143,19 @@ def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Without parameters that ask for gradients: the counter looks in vain for the graph of views that are given."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    try:
+        for one in trained:
+            one.requires_grad_(False)
+        yield
+    finally:
+        for one in trained:
+            one.requires_grad_(True)
 
 
 @contextmanager

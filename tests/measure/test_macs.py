@@ -187,6 +187,21 @@ def test_a_compiled_model_is_counted_without_compiling():
     assert sum(one.dense for one in count_macs(model, torch.randn(1, 1, 28, 28)).values()) == 2_293_000
 
 
+def test_a_layer_called_with_a_view_of_a_parameter_is_counted_and_that_still_trained():
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries, self.layer = nn.Parameter(torch.randn(5, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(self.queries.expand(len(x), -1, -1)) + self.layer(x)
+
+    model = Queries()
+    model.layer.bias.requires_grad_(False)
+    assert total(model, torch.randn(2, 5, 4, requires_grad=True)) == 2 * 2 * 5 * 4 * 3
+    assert [one.requires_grad for one in model.parameters()] == [True, True, False]
+
+
 def test_hooks_and_switches_are_put_back_after_an_exception():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 4)).train()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
