@@ -1,4 +1,4 @@
-"""ResNets for images of 32 x 32, as plain Lightning runs."""
+"""ResNets as plain Lightning runs: for images of 32 x 32, and the one of 50 layers for those of 224 x 224."""
 
 from itertools import pairwise
 
@@ -55,3 +55,42 @@ class ResNet8(ResNet20):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.Sequential(Block(16, 16), Block(16, 32), Block(32, 64))
+
+
+class Bottleneck(nn.Module):
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1 beside a shortcut, which is a convolution where shapes change."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.norm1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.norm3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        changed = self.norm1(self.conv1(features)).relu()
+        changed = self.norm2(self.conv2(changed)).relu()
+        return (self.norm3(self.conv3(changed)) + self.shortcut(features)).relu()
+
+
+class ResNet50(ResNet20):
+    """25.6 M parameters; He et al., 2015, table 1, https://arxiv.org/abs/1512.03385"""
+
+    def __init__(self) -> None:
+        pl.LightningModule.__init__(self)
+        self.conv, self.norm = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        blocks, inputs = [], 64
+        for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+            for number in range(count):
+                blocks.append(Bottleneck(inputs, width, stride if number == 0 else 1))
+                inputs = 4 * width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(2048, 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.blocks(self.pool(self.norm(self.conv(images)).relu()))
+        return self.head(features.mean((2, 3)))

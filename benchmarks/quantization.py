@@ -28,6 +28,7 @@ import pytorch_lightning as pl
 import torch
 from _models import Block
 from _results import arguments, be_quiet, environment, write
+from _sessions import session, write_float
 from _turns import Batches, Contestant, paired, take_turns
 from rich.console import Console
 from rich.table import Table
@@ -152,11 +153,7 @@ def deployed(runs: int, count: int = 512) -> dict[str, Any]:
         paths = {name: Path(folder) / f"{place}.onnx" for place, name in enumerate((SEVEN, EIGHT, FLOAT))}
         told = export(narrow, paths[SEVEN], images[:4])
         export(quantized, paths[EIGHT], images[:4])
-        dynamic = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(
-            _Network(model).eval(), (images[:4],), str(paths[FLOAT]), dynamo=True, external_data=False, verbose=False,
-            dynamic_shapes=dynamic,
-        )  # fmt: skip
+        write_float(_Network(model), images[:4], paths[FLOAT])
         found = {batch: latencies(model, paths, images[:batch], runs) for batch in (1, 64)}
         sizes = {name: path.stat().st_size for name, path in paths.items()}
     return {
@@ -170,7 +167,7 @@ def deployed(runs: int, count: int = 512) -> dict[str, Any]:
 
 def latencies(model: nn.Module, paths: dict[str, Path], images: Tensor, runs: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each, and its ratio to the file of 7 bits in the same round."""
-    called: dict[str, Callable[[], object]] = {name: _session(path, images) for name, path in paths.items()}
+    called: dict[str, Callable[[], object]] = {name: session(path, images) for name, path in paths.items()}
     called["eager torch"] = lambda: model(images)
     seconds: dict[str, list[float]] = {name: [] for name in called}
     with torch.inference_mode():
@@ -189,16 +186,6 @@ def latencies(model: nn.Module, paths: dict[str, Path], images: Tensor, runs: in
         }
         for name, values in seconds.items()
     }
-
-
-def _session(path: Path, images: Tensor) -> Callable[[], object]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    fed = {session.get_inputs()[0].name: images.numpy()}
-    return lambda: session.run(None, fed)
 
 
 # What is said ------------------------------------------------------------------------------------------------------

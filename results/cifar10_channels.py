@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
         "papers train it; compared are equal epochs."
     ),
     trainer={"precision": "bf16-mixed"},
-    defaults={"epochs": 4, "batch_size": 128, "learning_rate": 0.2, "macs": 0.5},
+    defaults={"epochs": 3, "batch_size": 128, "learning_rate": 0.2, "macs": 0.5},
     quick={"epochs": 3, "batches": 4, "batch_size": 16, "data": "quick"},
     needed=needed,
 )
