@@ -16,6 +16,7 @@ from lightning_compress.core.surgery import named
 
 SEEN = frozenset({"activations", "activation_grads", "feature_maps", "patches"})
 PATCHES = 2000  # sampled positions of one layer, as many as the papers take
+SAMPLES = 64  # of a batch of images that patches are cut from
 
 
 class Gathered:
@@ -211,14 +212,14 @@ def patches_of(module: nn.Module, calls: Sequence[Tensor], member: Member, units
 
 
 def _columns(module: nn.Conv2d, given: Tensor) -> Tensor:
-    # A batch has more positions than anyone needs: every k-th sample is enough.
-    given = given[:64]
+    # A batch has more positions than anyone needs: some samples of it are enough.
+    given = given[_sampled(len(given), SAMPLES)]
     padding: Any = module.padding
     columns = functional.unfold(given, module.kernel_size, module.dilation, padding, module.stride)
     taps = module.kernel_size[0] * module.kernel_size[1]
     return columns.permute(0, 2, 1).reshape(-1, given.shape[1], taps)
 
 
-def _sampled(rows: int) -> Tensor:
+def _sampled(rows: int, most: int = PATCHES) -> Tensor:
     """Which rows are taken, spread evenly."""
-    return torch.linspace(0, rows - 1, min(rows, PATCHES)).round().long()
+    return torch.linspace(0, rows - 1, min(rows, most)).round().long()
