@@ -3,8 +3,9 @@
 from lightning_compress._version import __version__
 from lightning_compress.channels.callback import ChannelPruning
 from lightning_compress.distillation.callback import Distillation
+from lightning_compress.distillation.itself import AveragedTeacher
 from lightning_compress.distillation.peer import PeerTeacher
-from lightning_compress.distillation.teachers import AveragedTeacher, BranchTeacher
+from lightning_compress.distillation.teachers import BranchTeacher
 from lightning_compress.export import export, load_compressed, load_packed
 from lightning_compress.finetuning.callback import FineTuning
 from lightning_compress.pruning.callback import Pruning

@@ -8,8 +8,10 @@ from torch import nn
 
 from lightning_compress.core.lookup import find
 from lightning_compress.distillation import losses
+from lightning_compress.distillation.itself import SnapshotTeacher
 from lightning_compress.distillation.objective import Tutor
 from lightning_compress.distillation.precompute import CachedTeacher
+from lightning_compress.distillation.snapshots import is_itself
 from lightning_compress.distillation.teachers import (
     PRECISIONS,
     FunctionTeacher,
@@ -111,13 +113,15 @@ def _teacher(given: Any, distillation: Any) -> Teacher:
         return given
     if isinstance(given, nn.Module):
         return NetworkTeacher(given, **network)
+    if isinstance(given, str) and is_itself(given):
+        return SnapshotTeacher()
     if isinstance(given, str | Path):
         return NetworkTeacher(_loaded(Path(given), distillation.teacher_class), **network)
     if isinstance(given, Callable):  # type: ignore[arg-type]
         return FunctionTeacher(given)
     raise ValueError(
-        f"teacher is {given!r}. Give a module, the path of a checkpoint with teacher_class=, a function, an "
-        f"AveragedTeacher, BranchTeacher or PeerTeacher, or a list of these."
+        f"teacher is {given!r}. Give a module, the path of a checkpoint with teacher_class=, 'self@10%', a function, "
+        f"an AveragedTeacher, BranchTeacher or PeerTeacher, or a list of these."
     )
 
 

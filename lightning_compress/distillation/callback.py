@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
-from lightning_compress.core.callback import CompressionCallback, position
+from lightning_compress.core.callback import CompressionCallback, position, run_of
 from lightning_compress.core.capture import Call, submodule
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.cut import Cut
-from lightning_compress.core.duration import Duration
+from lightning_compress.core.duration import Duration, Run, Window
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.distillation.arguments import (
     as_class,
@@ -30,6 +30,7 @@ from lightning_compress.distillation.distiller import Distiller
 from lightning_compress.distillation.finite import Finite
 from lightning_compress.distillation.objective import Objective
 from lightning_compress.distillation.precompute import CachedTeacher
+from lightning_compress.distillation.snapshots import Snapshots
 from lightning_compress.distillation.steps import gradient_cosine as cosine_of
 from lightning_compress.distillation.steps import loss_in, with_loss
 from lightning_compress.distillation.teachers import BranchTeacher, Step, Teacher
@@ -49,7 +50,9 @@ class Distillation(CompressionCallback):
 
     Args:
         teacher: a module, a LightningModule, the path of a checkpoint (with `teacher_class`), a function of what the
-            student is given, an `AveragedTeacher`, `BranchTeacher` or `PeerTeacher`; or a list of several.
+            student is given, an `AveragedTeacher`, `BranchTeacher` or `PeerTeacher`; "self@10%" (any duration): the
+            module itself as it stands at that moment of the run, before which nothing is taught, whatever `begin`
+            says; or a list of several.
         temperature: by which logits are divided before they become probabilities, above 0.
         alpha: share of the distillation losses, in [0, 1].
         losses: a loss for the outputs, or a mapping of places to losses: "output", a layer's name, or a pair
@@ -120,6 +123,7 @@ class Distillation(CompressionCallback):
         self.losses, self.terms = losses, read(losses)
         check_several(teacher, teacher_weights, teacher_classes)
         check_precision(teacher_precision)
+        self.snapshots = Snapshots(teacher, end)
         self.teacher, self.teacher_class, self.student = teacher, as_class(teacher_class), student
         self.teacher_weights, self.teacher_classes = teacher_weights, teacher_classes
         self.teacher_precision, self.teacher_device = teacher_precision, teacher_device
@@ -129,6 +133,14 @@ class Distillation(CompressionCallback):
         self.distiller: Distiller | None = None
         self.finite, self.tracker = Finite(), Tracker()
         self._batch, self._backwards, self._answered = 0, 0, False
+
+    def resolved(self, run: Run) -> Window:
+        return self.snapshots.all_there(self.end, super().resolved(run), run)
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        moments = self.snapshots.counted(self.end, self.resolved(run), run)
+        remembered = [(one, "the module as it is becomes a teacher") for one in moments if one is not None]
+        return [*remembered, *super().timeline(run)]
 
     # Before training --------------------------------------------------------------------------------------------
 
@@ -151,10 +163,13 @@ class Distillation(CompressionCallback):
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_unnamed_backward(self, trainer, pl_module)
+        tutors, window = self._distiller.objective.tutors, self._window
+        moments = self.snapshots.counted(self.end, window, run_of(trainer, pl_module))
+        self.snapshots.start(tutors, moments, self._now(trainer), window.begin)
         for optimizer in trainer.optimizers:
             after = lambda stepped, *_: self._distiller.after_step(stepped, _scale(trainer))
             self.undo.callback(optimizer.register_step_post_hook(after).remove)
-        use_teacher(trainer, self.name, self._distiller.objective.tutors, self._files)
+        use_teacher(trainer, self.name, tutors, self._files)
 
     def keeps_whole(self, pl_module: LightningModule) -> list[str]:
         teachers = self.teacher if isinstance(self.teacher, list | tuple) else [self.teacher]
@@ -218,6 +233,7 @@ class Distillation(CompressionCallback):
     def _step(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
+        self.snapshots.remember(self._now(trainer), self._window.begin)
         if self._distiller.ready and not self._is_due(trainer):
             return original(*args, **kwargs)
         self._backwards, self._answered = 0, False
@@ -297,7 +313,8 @@ class Distillation(CompressionCallback):
     @property
     def _files(self) -> list[str]:
         several = self.teacher if isinstance(self.teacher, list | tuple) else [self.teacher]
-        return [str(one) for one in several if isinstance(one, str | Path)]
+        pairs = zip(several, self.snapshots.written, strict=True)
+        return [str(one) for one, moment in pairs if isinstance(one, str | Path) and moment is None]
 
 
 def _between(first: float, last: float | None, share: float) -> float:

@@ -40,7 +40,7 @@ class Distiller:
 
     def __init__(self, objective: Objective, student: str | None, target: Key | None, mask: Key | None) -> None:
         self.objective, self.student, self.target, self.mask = objective, student, target, mask
-        self.ready = False
+        self.ready, self.attached = False, False
         self.followed: Optimizer | None = None
         self.companion: Companion | None = None
         self._saved: dict[str, Any] = {}
@@ -59,6 +59,7 @@ class Distiller:
         self.model = model
         for tutor in self.objective.tutors:
             tutor.teacher.attach(model, self.objective.teacher_layers(tutor), undo)
+        self.attached = True
         self.capture = Capture(model, self.objective.student_layers())
         undo.callback(self.capture.remove)
         self._discovery = Discovery(model) if self.student is None else None
@@ -114,7 +115,7 @@ class Distiller:
         for tutor in self.objective.tutors:
             if tutor.teacher.learns:
                 tutor.teacher.start(self._optimizer("a peer"))
-        self._take(self._saved)
+        self._take_what_learns(self._saved)
         self.ready = True
 
     def teach(self, calls: Sequence[Call], step: Step, temperature: float) -> Taught:
@@ -164,26 +165,38 @@ class Distiller:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        if not self.ready:
+        if not self.attached:
             return self._saved
         learned = {} if self.companion is None else self.companion.state()
-        return {"learned": learned, "teachers": [tutor.teacher.state() for tutor in self.objective.tutors]}
+        teachers = [tutor.teacher.state() for tutor in self.objective.tutors]
+        if not self.ready and self._saved:  # what learns has not taken its part yet
+            several = zip(self.objective.tutors, teachers, self._saved["teachers"], strict=True)
+            learned = self._saved["learned"]
+            teachers = [saved if tutor.teacher.learns else now for tutor, now, saved in several]
+        return {"learned": learned, "teachers": teachers}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave, as soon as there is a place for it."""
-        self._saved = state
+        """Take what `state` gave: at once, but for what learns, which is only there with the first call.
 
-    def _take(self, state: dict[str, Any]) -> None:
-        if not state:
-            return
-        if len(state["teachers"]) != len(self.objective.tutors):
+        Raises:
+            ValueError: if it is of another number of teachers.
+        """
+        self._saved = state
+        if state and len(state["teachers"]) != len(self.objective.tutors):
             raise ValueError(
                 f"The checkpoint has {len(state['teachers'])} teachers, but there are {len(self.objective.tutors)} now."
             )
-        if self.companion is not None and state["learned"]:
+        self._take(state, learns=False)
+
+    def _take_what_learns(self, state: dict[str, Any]) -> None:
+        if state and state["learned"] and self.companion is not None:
             self.companion.load(state["learned"])
-        for tutor, saved in zip(self.objective.tutors, state["teachers"], strict=True):
-            tutor.teacher.load(saved)
+        self._take(state, learns=True)
+
+    def _take(self, state: dict[str, Any], learns: bool) -> None:
+        for tutor, saved in zip(self.objective.tutors, state.get("teachers", ()), strict=bool(state)):
+            if tutor.teacher.learns == learns:
+                tutor.teacher.load(saved)
 
     def _taught(self, call: Call, step: Step, temperature: float) -> Taught:
         target = target_of(step.args[0] if step.args else None, self.target)

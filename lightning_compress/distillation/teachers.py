@@ -1,4 +1,4 @@
-"""Whom a student learns from: a network, a function, an average of itself, a deeper part of itself, a peer."""
+"""Whom a student learns from: a network, a function, a deeper part of itself; `itself` and `peer` have others."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from lightning_compress.core.capture import Call, Capture, random_state_kept, submodule
 from lightning_compress.core.cut import Cut
-from lightning_compress.core.surgery import cut_model
 from lightning_compress.distillation.terms import OUTPUT, Names
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -23,6 +22,7 @@ class Teacher:
 
     module: nn.Module | None = None
     learns = False  # whether it is trained at the same time
+    there = True  # whether it can teach; False until `remember` for one that a moment of the run makes
 
     def start(self, followed: Optimizer) -> None:
         """Be trained as `followed` trains the student."""
@@ -40,6 +40,9 @@ class Teacher:
 
     def follow(self, student: nn.Module) -> None:
         """The student has been found in the model."""
+
+    def remember(self) -> None:
+        """Its moment has come: be what the student is now."""
 
     def teach(self, call: Call, step: "Step") -> dict[str, Any]:
         """What the layers, and the "output", give for what the student was given in `call`; without gradient."""
@@ -161,66 +164,6 @@ class FunctionTeacher(Teacher):
             return {OUTPUT: self.function(*call.args, **call.kwargs)}
 
 
-class AveragedTeacher(Teacher):
-    """The student itself, as it was on average of late: self-distillation from an exponential moving average.
-
-    Args:
-        decay: in [0, 1): of the average's weights, this share stays at each optimizer step.
-
-    Raises:
-        ValueError: if `decay` is not in [0, 1).
-
-    Reference: Tarvainen & Valpola, 2017, section 2, https://arxiv.org/abs/1703.01780
-    """
-
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is in [0, 1), but is {decay}. An average over 1,000 steps has decay 0.999.")
-        self.decay = decay
-        self.module = None
-        self._copies: nn.Module | None = None
-
-    def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
-        self._model, self._layers = model, list(layers)
-        self._copies = copied(model).eval().requires_grad_(False)
-        self._pairs = _pairs(self._copies, model)
-
-    def follow(self, student: nn.Module) -> None:
-        name = next(name for name, module in self._model.named_modules() if module is student)
-        self.module = self._whole.get_submodule(name)
-        self._capture = Capture(self._whole, (one for one in self._layers if one != OUTPUT))
-
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
-        assert self.module is not None
-        with torch.no_grad(), self._capture.open():
-            output = self.module(*call.args, **call.kwargs)
-            self._capture.add(Call(call.args, call.kwargs, output))
-            (seen,) = self._capture.take()
-        return {OUTPUT: output, **seen.layers}
-
-    def cut(self, cut: Cut) -> None:
-        cut_model(self._whole, cut)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        for average, now in self._pairs:
-            if average.is_floating_point():
-                average.lerp_(now.to(average.dtype), 1.0 - self.decay)
-            else:
-                average.copy_(now)
-
-    def state(self) -> dict[str, Any]:
-        return {name: value.detach().cpu().clone() for name, value in self._whole.state_dict().items()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self._whole.load_state_dict(state)
-
-    @property
-    def _whole(self) -> nn.Module:
-        assert self._copies is not None
-        return self._copies
-
-
 class BranchTeacher(Teacher):
     """A deeper part of the student: what it gives in the same forward pass teaches a shallower one.
 
@@ -309,12 +252,6 @@ def load_checkpoint(path: str, teacher_class: Any) -> nn.Module:
                 f"module over: Distillation(teacher=module)."
             ) from error
     return module
-
-
-def _pairs(copies: nn.Module, model: nn.Module) -> list[tuple[Any, Any]]:
-    now = dict(model.named_parameters()) | dict(model.named_buffers())
-    average = dict(copies.named_parameters()) | dict(copies.named_buffers())
-    return [(average[name], now[name]) for name in now]
 
 
 def _moved(value: Any, device: torch.device) -> Any:

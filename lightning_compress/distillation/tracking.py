@@ -73,7 +73,7 @@ def _fingerprint(tutor: Tutor) -> str:
     if isinstance(teacher, FunctionTeacher):
         return _of_function(teacher)
     module = getattr(teacher, "module", None)
-    return fingerprint(module) if isinstance(module, nn.Module) else type(teacher).__name__
+    return fingerprint(module) if isinstance(module, nn.Module) and teacher.there else type(teacher).__name__
 
 
 def _of_function(teacher: FunctionTeacher) -> str:

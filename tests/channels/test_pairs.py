@@ -27,6 +27,7 @@ OTHERS = {
     "rows": lambda: Pruning(final_sparsity=0.5, granularity="row", begin=1, end=15, every=3),
     "soft-targets": lambda: Distillation(teacher(), alpha=0.5),
     "averaged-teacher": lambda: Distillation(AveragedTeacher(0.9), alpha=0.5),
+    "own-past": lambda: Distillation("self@3 steps", alpha=0.5),
     "quantized-later": lambda: QuantizationAwareTraining(weights=8, activations=8, begin=14),
     "restarted": lambda: FineTuning(learning_rate="x0.5", warmup=3, begin=4, end=20),
     "rewound": lambda: FineTuning(rewind=3, begin=14, end=20),

@@ -75,6 +75,7 @@ SETTINGS = {
         },
         "learned-late": {"teacher": teacher(), "losses": {("net.1", "1"): {"loss": "crd", "memory": 24}}, "begin": 10},
         "averaged": {"teacher": AveragedTeacher(0.9), "alpha": 0.5},
+        "own-past": {"teacher": "self@15%", "alpha": 0.5, "final_alpha": 0.9},
         "peer": {"teacher": PeerTeacher(Peer()), "alpha": 0.5},
         "function": {"teacher": teacher().forward, "losses": "squared_logits", "every": 2},
         "several": {

@@ -56,6 +56,7 @@ def cases(folder):
         "cached": Distillation(TEACHER, cache=Path(folder, "cache")),
         "learned": Distillation(TEACHER, losses={("net.0", "0"): ["projected_hint", "crd"], "output": "dkd"}),
         "averaged": Distillation(AveragedTeacher(0.9), alpha=0.5),
+        "own_past": Distillation("self@25%", alpha=0.5),
         "peer": Distillation(PeerTeacher(Classifier(width=32)), alpha=0.5),
     }
 

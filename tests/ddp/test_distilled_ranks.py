@@ -4,7 +4,7 @@ import pytest
 
 from tests.ddp.running import run_two_ranks
 
-CASES = ("by_hand", "distilled", "cached", "learned", "averaged", "peer")
+CASES = ("by_hand", "distilled", "cached", "learned", "averaged", "own_past", "peer")
 
 pytestmark = pytest.mark.ddp
 
