@@ -1,11 +1,11 @@
 """Penalties on the units of groups, added to the gradients that the user's backward passes have left."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channels.groups import Group
+from lightning_compress.channels.groups import Group, Member, Slice
 from lightning_compress.channels.layers import is_norm
 from lightning_compress.channels.penalties import group_lasso_gradient, slimming_gradient
 from lightning_compress.core.surgery import named
@@ -20,31 +20,36 @@ def penalize(
     Args:
         stepping: the parameters of the optimizer that is about to step; each has a turn.
     """
-    if penalty == "slimming":
-        for tensor in _scales(model, groups):
-            _add(tensor, slimming_gradient(tensor, strength), stepping)
-        return
     for group in groups:
-        for member in group.makers:
-            weight = member.place.slices[0]
-            tensor = named(model, [weight.tensor])[weight.tensor]
-            rows = tensor.detach().movedim(weight.dim, 0)
-            gradient = group_lasso_gradient(rows.flatten(1), strength).reshape(rows.shape)
+        met: set[Tensor] = set()
+        for member, one in _scales(model, group) if penalty == "slimming" else _weights(group):
+            tensor = named(model, [one.tensor])[one.tensor]
+            if tensor in met:  # tied: one weight of two layers
+                continue
+            met.add(tensor)
+            rows = tensor.detach().movedim(one.dim, 0)
+            if penalty == "slimming":
+                gradient = slimming_gradient(rows, strength)
+            else:
+                gradient = group_lasso_gradient(rows.flatten(1), strength).reshape(rows.shape)
             own = torch.tensor([unit >= 0 for unit in member.units[: len(rows)]], device=rows.device)
             gradient[~own] = 0
-            _add(tensor, gradient.movedim(0, weight.dim), stepping)
+            _add(tensor, gradient.movedim(0, one.dim), stepping)
 
 
-def _scales(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
-    names = {
-        one.tensor
-        for group in groups
-        for member in group.members
-        if member.place.side == "channels" and is_norm(model.get_submodule(member.place.module))
-        for one in member.place.slices
-        if one.tensor.endswith(".weight")
-    }
-    return list(named(model, sorted(names)).values())
+def _weights(group: Group) -> Iterator[tuple[Member, Slice]]:
+    """The weights that make units."""
+    for member in group.makers:
+        yield member, member.place.slices[0]
+
+
+def _scales(model: nn.Module, group: Group) -> Iterator[tuple[Member, Slice]]:
+    """The scales of the normalisation layers that units go through."""
+    for member in group.members:
+        if member.place.side == "channels" and is_norm(model.get_submodule(member.place.module)):
+            for one in member.place.slices:
+                if one.tensor.endswith(".weight"):
+                    yield member, one
 
 
 def _add(tensor: Tensor, gradient: Tensor, stepping: Collection[Tensor]) -> None:
