@@ -2,12 +2,13 @@
 
     python benchmarks/shrinking.py
 
-The run: ResNet-20 on random images of 32 x 32, to 0.4 of its MACs with the callback's own pace (from 20 % to 60 % of
-the run), beside the same run without the callback; they take turns, whole run by whole run, and the median ratio of the
-pairs is printed. Of the same runs: the median step between two cuts beside the MACs that were left then.
+The run: ResNet-20 of width 32 on random images of 32 x 32, to 0.4 of its MACs with the callback's own pace (from 20 %
+to 60 % of the run), with any number of channels or with multiples of 16 (`round_to`), beside the same run without the
+callback; they take turns, whole run by whole run, and the median ratio to the dense run of the same turn is printed. Of
+the same runs: the median step between two cuts beside the MACs that were left then.
 One cut: ResNet-50 on images of 224 x 224, from the first look at the module to the end of the surgery, as the training
 run pays for it; beside it torch-pruning, if it is installed, which finds the graph, scores and cuts, without optimizer.
-Latency: the dense ResNet-20 and the one that came out, eager and in ONNX Runtime, in turns, one thread each.
+Latency: the dense network and those that came out, eager and in ONNX Runtime, in turns, one thread each.
 """
 
 import random
@@ -32,9 +33,24 @@ from torch import nn
 
 from lightning_compress import ChannelPruning
 from lightning_compress.measure.macs import count_macs
+from lightning_compress.recipes.cifar10 import Block
 
 SHAPE, MACS = (3, 32, 32), 0.4
+DENSE = "dense"
+VARIANTS: dict[str, dict[str, Any]] = {DENSE: {}, "any width": {"round_to": 1}}
+FULL: dict[str, dict[str, Any]] = {**VARIANTS, "multiples of 16": {"round_to": 16}}
 RUN_TARGET, CUT_TARGET_SECONDS = 0.75, 2.0
+
+
+class WideResNet20(ResNet20):
+    """ResNet-20 of twice the usual width: 1.07 M parameters."""
+
+    def __init__(self) -> None:
+        pl.LightningModule.__init__(self)
+        self.conv, self.norm = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        widths = [32, 32, 32, 32, 64, 64, 64, 128, 128, 128]
+        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(widths)))
+        self.head = nn.Linear(128, 10)
 
 
 class Paced(pl.Callback):
@@ -60,7 +76,7 @@ class TimedCuts(ChannelPruning):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.finding, self.cuts = 0.0, []
+        self.finding, self.made = 0.0, []
 
     def _prepare(self, *given: Any) -> None:
         begin = time.perf_counter()
@@ -69,7 +85,7 @@ class TimedCuts(ChannelPruning):
 
     def _cut(self, trainer: pl.Trainer, *given: Any) -> None:
         super()._cut(trainer, *given)
-        self.cuts.append((int(trainer.global_step), self._shrinker.measured()["macs"]))
+        self.made.append((int(trainer.global_step), self._shrinker.measured()["macs"]))
 
     def _act(self, *given: Any) -> None:
         begin = time.perf_counter()
@@ -80,16 +96,17 @@ class TimedCuts(ChannelPruning):
 # The run -----------------------------------------------------------------------------------------------------------
 
 
-def one_run(make: Callable[[], pl.LightningModule], batch: int, epochs: int, shrinking: bool) -> dict[str, Any]:
-    """Seconds of `fit`, the module, and the median step for each number of MACs."""
+def one_run(make: Callable[[], pl.LightningModule], batch: int, epochs: int, **settings: Any) -> dict[str, Any]:
+    """Seconds of `fit`, the module, and the median step for each number of MACs; dense without settings."""
     torch.manual_seed(0)
     model, paced = make(), Paced()
-    cuts = TimedCuts(macs=MACS)
-    trainer = quiet_trainer([paced, *([cuts] if shrinking else [])], max_epochs=epochs, accelerator="cpu")
+    cuts = [TimedCuts(macs=MACS, **settings)] if settings else []
+    trainer = quiet_trainer([paced, *cuts], max_epochs=epochs, accelerator="cpu")
     begin = time.perf_counter()
     trainer.fit(model, Batches(SHAPE, batch))
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "model": model, "steps": by_macs(paced.seconds, cuts.cuts)}
+    made = [cut for one in cuts for cut in one.made]
+    return {"seconds": seconds, "model": model, "steps": by_macs(paced.seconds, made)}
 
 
 def by_macs(seconds: list[float | None], cuts: list[tuple[int, float]]) -> list[dict[str, float]]:
@@ -103,31 +120,42 @@ def by_macs(seconds: list[float | None], cuts: list[tuple[int, float]]) -> list[
     return found
 
 
-def runs(make: Callable[[], pl.LightningModule], batch: int, epochs: int, pairs: int) -> dict[str, Any]:
-    """Dense and shrinking runs in turns, and the networks of the last pair."""
-    one_run(make, batch, 1, False)  # what only the first run of a process pays
-    shuffled, ratios, last, seconds = random.Random(0), [], {}, {True: [], False: []}
-    steps: list[list[dict[str, float]]] = []
-    for _ in range(pairs):
-        for shrinking in shuffled.sample([True, False], 2):
-            last[shrinking] = one_run(make, batch, epochs, shrinking)
-            seconds[shrinking].append(last[shrinking]["seconds"])
-        ratios.append(last[True]["seconds"] / last[False]["seconds"])
-        steps.append(last[True]["steps"])
-    followed = [
+def runs(
+    make: Callable[[], pl.LightningModule],
+    batch: int,
+    epochs: int,
+    rounds: int = 1,
+    variants: dict[str, dict[str, Any]] = VARIANTS,
+) -> dict[str, Any]:
+    """All variants in turns: of each the seconds and the ratio to the dense run, the steps, and the last network."""
+    one_run(make, batch, 1)  # what only the first run of a process pays
+    shuffled, done = random.Random(0), {name: [] for name in variants}
+    for _ in range(rounds):
+        for name in shuffled.sample(list(variants), len(variants)):
+            done[name].append(one_run(make, batch, epochs, **variants[name]))
+    return {
+        name: {
+            "seconds": statistics.median(one["seconds"] for one in several),
+            "ratios": [one["seconds"] / its["seconds"] for one, its in zip(several, done[DENSE], strict=True)],
+            "steps": followed([one["steps"] for one in several]),
+            "model": several[-1]["model"],
+        }
+        for name, several in done.items()
+    }
+
+
+def followed(runs_steps: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """For each number of MACs the median step of the runs, and its ratio to the first of the same run."""
+    return [
         {
             "macs": several[0]["macs"],
             "step_ms": statistics.median(one["step_ms"] for one in several),
             "ratio": statistics.median(
-                one["step_ms"] / run[0]["step_ms"] for one, run in zip(several, steps, strict=True)
+                one["step_ms"] / run[0]["step_ms"] for one, run in zip(several, runs_steps, strict=True)
             ),
         }
-        for several in zip(*steps, strict=False)
+        for several in zip(*runs_steps, strict=False)
     ]
-    models = {shrinking: one["model"] for shrinking, one in last.items()}
-    dense, shrunk = (statistics.median(seconds[one]) for one in (False, True))
-    found = {"ratio": statistics.median(ratios), "ratios": ratios, "dense_seconds": dense, "shrinking_seconds": shrunk}
-    return {**found, "epochs": epochs, "steps": followed, "models": models}
 
 
 # One cut -----------------------------------------------------------------------------------------------------------
@@ -138,7 +166,7 @@ def one_cut(pixels: int, make: Callable[[], pl.LightningModule]) -> dict[str, fl
     torch.manual_seed(0)
     cuts = TimedCuts(macs=0.5, begin=1, end=2, every=1)
     quiet_trainer([cuts], max_steps=2, accelerator="cpu").fit(make(), Batches((3, pixels, pixels), 2))
-    return {"finding": cuts.finding, "cutting": cuts.acting, "macs": cuts.cuts[-1][1]}
+    return {"finding": cuts.finding, "cutting": cuts.acting, "macs": cuts.made[-1][1]}
 
 
 def their_cut(pixels: int, make: Callable[[], nn.Module]) -> dict[str, float] | None:
@@ -180,21 +208,21 @@ class Network(nn.Module):
     forward = ResNet20.forward
 
 
-def latencies(dense: nn.Module, thin: nn.Module, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of both, and the median of the ratios within a round."""
+def latencies(models: dict[str, Any], batch: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds of each network, and the median of its ratio to the dense one within a round."""
     images = torch.randn(batch, *SHAPE)
-    networks = {"dense": Network(dense).eval(), "thin": Network(thin).eval()}
     calls: dict[str, dict[str, Callable[[], object]]] = {"eager": {}, "ONNX Runtime": {}}
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        for name, network in networks.items():
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            network, path = Network(model).eval(), Path(folder) / f"{name}.onnx"
             calls["eager"][name] = lambda network=network: network(images)
-            with torch.inference_mode(False):
-                write_float(network, images[:2] if batch > 1 else images.repeat(2, 1, 1, 1), Path(folder) / name)
-            calls["ONNX Runtime"][name] = session(Path(folder) / name, images)
-        return {runtime: _in_turns(pair, rounds) for runtime, pair in calls.items()}
+            write_float(network, torch.randn(2, *SHAPE), path)
+            calls["ONNX Runtime"][name] = session(path, images)
+    with torch.inference_mode():
+        return {runtime: _in_turns(several, rounds) for runtime, several in calls.items()}
 
 
-def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 2):
         for name, call in calls.items():
@@ -202,19 +230,33 @@ def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
             call()
             if number > 1:
                 seconds[name].append(time.perf_counter() - begin)
-    ratios = [thin / dense for dense, thin in zip(seconds["dense"], seconds["thin"], strict=True)]
-    medians = {f"{name}_ms": 1000 * statistics.median(several) for name, several in seconds.items()}
-    return {**medians, "ratio": statistics.median(ratios)}
+    return {
+        name: {
+            "ms": 1000 * statistics.median(several),
+            "ratio": statistics.median(one / dense for one, dense in zip(several, seconds[DENSE], strict=True)),
+        }
+        for name, several in seconds.items()
+    }
 
 
 # What is said ------------------------------------------------------------------------------------------------------
 
 
-def step_table(found: dict[str, Any]) -> Table:
-    table = Table(title="A step of training, as the network shrinks")
+def run_table(found: dict[str, Any], epochs: int) -> Table:
+    table = Table("", title=f"A run of {epochs} epochs that shrinks to {MACS} of its MACs (aim: {RUN_TARGET})")
+    for column in ("s", "over the dense run", "of each round"):
+        table.add_column(column, justify="right")
+    for name, one in found.items():
+        each = ", ".join(f"{ratio:.3f}" for ratio in one["ratios"])
+        table.add_row(name, f"{one['seconds']:.1f}", f"{statistics.median(one['ratios']):.3f}", each)
+    return table
+
+
+def step_table(name: str, steps: list[dict[str, float]]) -> Table:
+    table = Table(title=f"A step of training, as the network shrinks: {name}")
     for column in ("MACs left", "step, ms", "over the first"):
         table.add_column(column, justify="right")
-    for one in found["steps"]:
+    for one in steps:
         table.add_row(f"{one['macs']:.2f}", f"{one['step_ms']:.1f}", f"{one['ratio']:.2f}")
     return table
 
@@ -229,15 +271,14 @@ def cut_table(cuts: dict[str, dict[str, float]], pixels: int) -> Table:
     return table
 
 
-def latency_table(found: dict[int, dict[str, dict[str, float]]], macs: float) -> Table:
-    table = Table("", title=f"Running ResNet-20, dense and with {macs:.2f} of its MACs, one thread")
-    for batch in found:
-        for column in ("dense, ms", "thin, ms", "ratio"):
-            table.add_column(f"batch {batch}: {column}", justify="right")
-    for runtime in next(iter(found.values())):
-        rows = [one[runtime] for one in found.values()]
-        cells = [(f"{one['dense_ms']:.2f}", f"{one['thin_ms']:.2f}", f"{one['ratio']:.2f}") for one in rows]
-        table.add_row(runtime, *(cell for triple in cells for cell in triple))
+def latency_table(found: dict[int, dict[str, dict[str, dict[str, float]]]], macs: dict[str, float]) -> Table:
+    table = Table("", "MACs", title="Running the network, one thread: ms, and over the dense one")
+    for batch, runtimes in found.items():
+        for runtime in runtimes:
+            table.add_column(f"{runtime}, batch {batch}", justify="right")
+    for name, share in macs.items():
+        cells = [runtimes[runtime][name] for runtimes in found.values() for runtime in runtimes]
+        table.add_row(name, f"{share:.2f}", *(f"{one['ms']:.2f} ({one['ratio']:.2f})" for one in cells))
     return table
 
 
@@ -246,29 +287,27 @@ def main() -> None:
         "shrinking",
         __doc__,
         threads={"type": int, "default": 1, "help": "of torch"},
-        pairs={"type": int, "default": 5, "help": "of runs, dense and shrinking"},
+        rounds={"type": int, "default": 3, "help": "in which each variant trains once"},
     )
     be_quiet()
     torch.set_num_threads(read.threads)
-    console = Console()
-    quick = read.quick
-    found = runs(ResNet8, 4, 2, 1) if quick else runs(ResNet20, 64, 8, read.pairs)
-    models = found.pop("models")
-    console.print(
-        f"A run that shrinks to {MACS} of its MACs takes {found['ratio']:.3f} of the time of the dense one "
-        f"({', '.join(f'{one:.3f}' for one in found['ratios'])}); the aim is {RUN_TARGET}.",
-        highlight=False,
-    )
-    console.print(step_table(found))
-    example = torch.randn(1, *SHAPE)
-    macs = _macs(models[True], example) / _macs(models[False], example)
-    latency = {batch: latencies(models[False], models[True], batch, 3 if quick else 60) for batch in (1, 64)}
+    console, quick = Console(), read.quick
+    epochs = 2 if quick else 6
+    found = runs(ResNet8, 4, epochs) if quick else runs(WideResNet20, 32, epochs, read.rounds, FULL)
+    models = {name: one.pop("model") for name, one in found.items()}
+    console.print(run_table(found, epochs))
+    for name, one in found.items():
+        if name != DENSE:
+            console.print(step_table(name, one["steps"]))
+    whole, example = _macs(models[DENSE], torch.zeros(1, *SHAPE)), torch.zeros(1, *SHAPE)
+    macs = {name: _macs(model, example) / whole for name, model in models.items()}
+    latency = {batch: latencies(models, batch, 3 if quick else 60) for batch in (1, 64)}
     console.print(latency_table(latency, macs))
     pixels, make = (32, ResNet8) if quick else (224, ResNet50)
     cuts = {"ChannelPruning": one_cut(pixels, make), "torch-pruning": their_cut(pixels, make)}
     cuts = {name: one for name, one in cuts.items() if one is not None}
     console.print(cut_table(cuts, pixels), f"The aim is {CUT_TARGET_SECONDS:.0f} s.", highlight=False)
-    write(read.output, {"environment": environment(), "run": found, "latency": latency, "cut": cuts})
+    write(read.output, {"environment": environment(), "runs": found, "macs": macs, "latency": latency, "cut": cuts})
     console.print(f"Written to {read.output}", highlight=False)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_compress.channels.groups import Gone, Group
 from lightning_compress.channels.plan import indices_of, lost_channels
-from lightning_compress.core.surgery import named
+from lightning_compress.core.surgery import tensor_named
 
 
 @torch.no_grad()
@@ -20,6 +20,6 @@ def soften(model: nn.Module, groups: Sequence[Group], gone: Gone) -> None:
         if place.side == "in":
             continue
         for one in place.slices:
-            tensor = named(model, [one.tensor])[one.tensor]
+            tensor = tensor_named(model, one.tensor)
             if isinstance(tensor, nn.Parameter):
                 tensor.index_fill_(one.dim, indices_of(place, one, channels).to(tensor.device), 0)

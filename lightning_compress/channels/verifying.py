@@ -18,7 +18,7 @@ from lightning_compress.channels.groups import Attribute, Gone, Group
 from lightning_compress.channels.layers import is_norm
 from lightning_compress.channels.plan import cut_of, indices_of, lost_channels
 from lightning_compress.channels.probe import name_of, probing, replaced_forward
-from lightning_compress.core.surgery import named, tried
+from lightning_compress.core.surgery import tensor_named, tried
 from lightning_compress.measure.example import call, copied, with_batch
 
 MOST_ATTRIBUTES = 6  # all of their combinations are tried
@@ -164,7 +164,7 @@ def _silenced(model: nn.Module, groups: Sequence[Group], gone: Gone) -> Iterator
             if place.side != "in":
                 continue
             for one in place.slices:
-                tensor = next(iter(named(model, [one.tensor]).values()))
+                tensor = tensor_named(model, one.tensor)
                 undo.callback(setattr, tensor, "data", tensor.data)
                 tensor.data = tensor.data.index_fill(one.dim, indices_of(place, one, channels).to(tensor.device), 0)
         yield

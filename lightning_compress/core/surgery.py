@@ -167,6 +167,20 @@ def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+def tensor_named(model: nn.Module, name: str) -> Tensor:
+    """One parameter or buffer, without a walk through all of them.
+
+    Raises:
+        KeyError: if there is none of that name.
+    """
+    owner, _, leaf = name.rpartition(".")
+    try:
+        found = getattr(model.get_submodule(owner), leaf)
+    except AttributeError:
+        found = None  # `torch.compile` puts something into names
+    return found if isinstance(found, Tensor) else named(model, [name])[name]
+
+
 def _names(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     buffers = model.named_buffers(remove_duplicate=False)
