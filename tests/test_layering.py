@@ -17,7 +17,7 @@ PURE = {
     "channels/choosing.py", "channels/coupling.py", "channels/criteria.py", "channels/distributions.py",
     "channels/groups.py", "channels/lasso_path.py", "channels/penalties.py", "channels/reconstruction.py",
     "channels/scoring.py",
-    "core/checks.py", "core/duration.py", "core/lookup.py", "core/patching.py", "core/schedules.py",
+    "core/checks.py", "core/duration.py", "core/lookup.py", "core/order.py", "core/patching.py", "core/schedules.py",
     "distillation/tokens.py", "distillation/losses/_divergence.py", "distillation/losses/_precision.py",
     "distillation/losses/_shapes.py", "distillation/losses/features.py", "distillation/losses/language.py",
     "distillation/losses/logits.py", "finetuning/arguments.py", "finetuning/moments.py",

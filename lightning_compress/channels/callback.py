@@ -12,21 +12,22 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.channels.arguments import budget_of, check_rest, criterion_of, distribution_of
 from lightning_compress.channels.calling import Calls, refuse_other_calls
 from lightning_compress.channels.folding import fold_constants
-from lightning_compress.channels.gathering import Gathered
+from lightning_compress.channels.gathering import SEEN, Gathered
 from lightning_compress.channels.groups import Gone
 from lightning_compress.channels.penalizing import penalize
 from lightning_compress.channels.plan import cut_of
 from lightning_compress.channels.refitting import refit
-from lightning_compress.channels.shrinking import How, Shrinker
+from lightning_compress.channels.shrinking import How, Shrinker, frozen_in
 from lightning_compress.channels.softening import soften
 from lightning_compress.channels.together import mean_scores, refuse_different, same_units
 from lightning_compress.channels.verifying import problem, small_example
 from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now, run_of
+from lightning_compress.core.callback import CompressionCallback, now
 from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.lookup import needs
+from lightning_compress.core.order import Claim
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.ranks import wrap_again
 from lightning_compress.core.recalibration import Recalibration
@@ -118,7 +119,7 @@ class ChannelPruning(CompressionCallback):
         self.cut = Cut()
         self.first: dict[str, Any] | None = None
         self.shrinker: Shrinker | None = None
-        self.part, self.released = "", False
+        self.part, self.released, self.frozen = "", False, set[str]()
         self.due: int | None = None
         self.gathered = Gathered(nn.Module(), ())
         self.seen: Seen | None = None
@@ -169,9 +170,17 @@ class ChannelPruning(CompressionCallback):
             self.seen = Seen(pl_module)
             self.undo.callback(self.seen.close)
 
+    def cuts(self) -> bool:
+        return True
+
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        mend = "Give each layer to one of them by targets and ignore; for several phases use one schedule."
+        return [Claim("cut channels of", frozenset(self._allowed(trainer, pl_module)), mend)]
+
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unknown_state(trainer.optimizers)
-        _refuse_late_cuts(self, trainer, pl_module)
+        # Later another callback may hold parameters still for a while, and a resumed run must not take them for frozen.
+        self.frozen = frozen_in(pl_module)
         if (given := self._given(pl_module)) is not None:
             self._prepare(trainer, pl_module, "", given)
         if self.gate_best and not self.released:
@@ -184,9 +193,11 @@ class ChannelPruning(CompressionCallback):
         """Find the groups, and refuse what cannot be done before anything is cut."""
         model = pl_module.get_submodule(part)
         prefix = f"{part}." if part else ""
-        allowed = {name.removeprefix(prefix) for name in self._allowed(trainer, pl_module)}
+        allowed, frozen = (
+            {name.removeprefix(prefix) for name in names} for names in (self._allowed(trainer, pl_module), self.frozen)
+        )
         how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed)
-        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first)
+        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen)
         if self.first is None:
             shrinker.check()
         refuse_different(shrinker.groups, pl_module.device)
@@ -210,7 +221,7 @@ class ChannelPruning(CompressionCallback):
     # At each step ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.gathered.listening = self.moment(trainer) is not None and not self.reached
+        self.gathered.listening = self._acts_in_this_batch(trainer)
         if self.calls is not None:
             self.calls.listening = True
         if self.recalibrated_from is not None:
@@ -219,7 +230,8 @@ class ChannelPruning(CompressionCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.reached or not self._is_open(trainer):
             return
-        self.due = self.moment(trainer) if self.due is None else self.due
+        if self.gathered.listening or not self.gathered.asked & SEEN:  # else nothing was seen: the next batch will do
+            self.due = self.moment(trainer) or self.due
         if self.shrinker is not None:
             if self.due is not None:
                 self.gathered.take_gradients(self.shrinker.free)
@@ -256,6 +268,14 @@ class ChannelPruning(CompressionCallback):
             refuse_other_calls(self._shrinker.model, self._shrinker.example, seen)
         self.seen = self.calls = None
 
+    def _acts_in_this_batch(self, trainer: Trainer) -> bool:
+        """Whether a moment is due at a step of this batch; in manual optimization each optimizer may take one."""
+        if self.window is None or self.reached:
+            return False
+        more = len(trainer.optimizers) - 1 if self.window.hand == "steps" else 0
+        moments = [self.window.moment(now(trainer, self.window.hand) + step) for step in range(more + 1)]
+        return any(one is not None and one != self.last_moment for one in moments)
+
     def _is_open(self, trainer: Trainer) -> bool:
         return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
 
@@ -289,7 +309,7 @@ class ChannelPruning(CompressionCallback):
         if (why := problem(shrinker.model, shrinker.small, shrinker.groups, gone)) is not None:
             raise ValueError(f"Cutting {', '.join(gone)} fails: {why}. Nothing was changed; ignore these layers.")
         refuse_unknown_state(trainer.optimizers)
-        fold_constants(shrinker.model, shrinker.example, shrinker.groups, gone)
+        fold_constants(shrinker.model, shrinker.small, shrinker.groups, gone)
         if "patches" in self.gathered.asked:
             refit(self.gathered, shrinker.free, gone)
         cut = cut_of(shrinker.groups, gone).under(self.part)
@@ -331,26 +351,6 @@ class ChannelPruning(CompressionCallback):
         if self.shrinker is None:
             raise RuntimeError(f"'{self.name}' has not seen the module at work yet.")
         return self.shrinker
-
-
-def _refuse_late_cuts(mine: CompressionCallback, trainer: Trainer, pl_module: LightningModule) -> None:
-    run = run_of(trainer, pl_module)
-    end = mine._window
-    for other in trainer.callbacks:
-        if not isinstance(other, CompressionCallback) or not other.fixes_shapes():
-            continue
-        begin = other.window or other.resolved(run)
-        if _share(end.end, end.hand, run) >= _share(begin.begin, begin.hand, run):
-            raise ValueError(
-                f"'{other.name}' needs shapes that stay from begin={other.begin!r} on, but '{mine.name}' cuts channels "
-                f"until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' begins."
-            )
-
-
-def _share(moment: float, hand: str, run: Run) -> float:
-    """How far into the run a moment is, so that moments on two clocks can be compared."""
-    total = {"steps": run.steps, "epochs": run.epochs}.get(hand)
-    return moment / total if total else moment
 
 
 def _called(seen: Seen | None) -> tuple[str, Any]:

@@ -36,6 +36,7 @@ class Shrinker:
     Args:
         model: called with `example`.
         allowed: names of the weights whose channels may go.
+        frozen: names of parameters that do not train in any step; None: those that do not train now.
         first: what an interrupted run knew of the beginning: see `state`.
     """
 
@@ -47,10 +48,12 @@ class Shrinker:
         how: How,
         allowed: Collection[str],
         first: Mapping[str, Any] | None = None,
+        frozen: Collection[str] | None = None,
     ) -> None:
         self.model, self.example, self.budget, self.how = model, example, budget, how
         found, self.small = find_groups(model, example)
-        self.groups = [_if_allowed(group, model, allowed) for group in found]
+        frozen = frozen_in(model) if frozen is None else frozen
+        self.groups = [_if_allowed(group, allowed, frozen) for group in found]
         self._counted: Costs | None = None
         costs = self._costs()
         self.originals: dict[str, int] = {group.name: group.units for group in self.groups}
@@ -161,7 +164,12 @@ class Shrinker:
         return rounded(free, gone, scores, how.round_to, floors)
 
 
-def _if_allowed(group: Group, model: nn.Module, allowed: Collection[str]) -> Group:
+def frozen_in(model: nn.Module) -> set[str]:
+    """All names of the parameters that do not train now."""
+    return {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
+def _if_allowed(group: Group, allowed: Collection[str], frozen: Collection[str]) -> Group:
     """Left whole if one of the layers that make its channels is not among the targets, or anything of it is frozen."""
     if group.whole is not None:
         return group
@@ -170,7 +178,6 @@ def _if_allowed(group: Group, model: nn.Module, allowed: Collection[str]) -> Gro
             return replace(group, whole=f"'{member.place.module}' is not among the targets")
     for member in group.members:
         for one in member.place.slices:
-            tensor = dict(model.named_parameters(remove_duplicate=False)).get(one.tensor)
-            if tensor is not None and not tensor.requires_grad:
+            if one.tensor in frozen:
                 return replace(group, whole=f"'{one.tensor}' is frozen")
     return group

@@ -19,6 +19,16 @@ from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Length, Run, Window, check_order, earlier, parse, resolve
 from lightning_compress.core.gate import early_stopping_held, forget_best
 from lightning_compress.core.logs import log_config, log_now, plain
+from lightning_compress.core.order import (
+    UNITS,
+    Claim,
+    Whole,
+    length_of,
+    refuse_clashes,
+    refuse_late_cuts,
+    refuse_outside,
+    windows_of,
+)
 
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -67,6 +77,13 @@ class CompressionCallback(Callback):
         """The phase on the clock of a run."""
         return resolve(self.begin, self.end, self.every, run)
 
+    def planned(self, run: Run) -> Window:
+        """The phase as it was moved in the run that is gone on with, or as it was written."""
+        window = self.resolved(run)
+        if not self.resumed or self.moved is None:
+            return window
+        return replace(window, begin=int(self.moved[0]), end=self.moved[1])
+
     def move_up(self, since: float, by: int) -> None:
         """A phase that was to end at `since` has ended `by` moments before: what follows it comes as much earlier."""
         self.move_to(earlier(self._window, since, by, parse(self.end) == Length(1.0, "fraction")))
@@ -81,9 +98,17 @@ class CompressionCallback(Callback):
     def follow(self, cut: Cut) -> None:
         """Another callback has cut tensors of the module by index: cut what was made for their old shapes."""
 
-    def fixes_shapes(self) -> bool:
-        """Whether nobody may cut the module any more once this callback's phase has begun."""
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        """What this callback does to which weights, and only one callback can do to them."""
+        return []
+
+    def cuts(self) -> bool:
+        """Whether it changes shapes of the module, up to the end of its phase."""
         return False
+
+    def whole(self) -> Whole | None:
+        """From when on nobody may cut the module any more, because this callback counts on it."""
+        return None
 
     def keeps_whole(self, pl_module: LightningModule) -> list[str]:
         """Names of modules whose channels nobody may cut, because this callback counts on them."""
@@ -172,13 +197,15 @@ class CompressionCallback(Callback):
         log_config(trainer, {f"compress/{self.name}": {"class": type(self).__name__, **self.settings()}})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = run_of(trainer, pl_module)
-        self.window = self.resolved(run)
+        run, callbacks = run_of(trainer, pl_module), ours(trainer)
+        windows = windows_of(callbacks, run)
+        self.window = windows[self.name]
         if not self.resumed:
             self.last_moment, self.history, self.moved = None, [], None
-        if self.moved is not None:
-            self.window = replace(self.window, begin=int(self.moved[0]), end=self.moved[1])
-        _warn_of_an_early_end(self, trainer, run)
+        if callbacks[0] is self:  # one tells for all
+            refuse_late_cuts(callbacks, windows)
+            refuse_clashes(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
+        _check_against_the_run(self, trainer, run)
         self.start(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -271,14 +298,23 @@ def _is_timed(trainer: Trainer) -> bool:
     return any(type(callback).__name__ == "Timer" for callback in trainer.callbacks)
 
 
-def _warn_of_an_early_end(callback: CompressionCallback, trainer: Trainer, run: Run) -> None:
+def ours(trainer: Trainer) -> list[CompressionCallback]:
+    """The compression callbacks of a Trainer, in their order."""
+    return [one for one in trainer.callbacks if isinstance(one, CompressionCallback)]
+
+
+def _check_against_the_run(callback: CompressionCallback, trainer: Trainer, run: Run) -> None:
+    """Refuse a phase that the run never comes to, and warn of one that it leaves unfinished."""
     window = callback.window
-    if window is None or trainer.fast_dev_run or math.isinf(window.end):
+    if window is None or trainer.fast_dev_run:
         return
-    total = {"steps": run.steps, "epochs": run.epochs}.get(window.hand)
+    refuse_outside(callback.name, callback.begin, window, run)
+    if math.isinf(window.end):
+        return
+    total = length_of(run, window.hand)
     if total is not None and window.end > total:
         rank_zero_warn(
-            f"'{callback.name}' ends at {callback.end!r}, which is {window.hand[:-1]} {window.end}, but this run has "
+            f"'{callback.name}' ends at {callback.end!r}, which is {UNITS[window.hand]} {window.end}, but this run has "
             f"only {total} {window.hand}: it will not reach its end. Lower `end`, or train longer."
         )
     if _is_timed(trainer):
@@ -286,11 +322,7 @@ def _warn_of_an_early_end(callback: CompressionCallback, trainer: Trainer, run: 
 
 
 def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:
-    others = [
-        other
-        for other in trainer.callbacks
-        if isinstance(other, CompressionCallback) and other is not callback and other.name == callback.name
-    ]
+    others = [other for other in ours(trainer) if other is not callback and other.name == callback.name]
     if others:
         raise ValueError(
             f"Two callbacks have the name '{callback.name}': {type(callback).__name__} and {type(others[0]).__name__}. "

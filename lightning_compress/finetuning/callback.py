@@ -13,6 +13,7 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.callback import CompressionCallback, position, run_of
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, adjoining
+from lightning_compress.core.order import Claim
 from lightning_compress.core.ranks import several
 from lightning_compress.core.recalibration import Recalibration, has_norms
 from lightning_compress.core.selection import Patterns, as_patterns
@@ -151,7 +152,6 @@ class FineTuning(CompressionCallback):
         if self.saved is not None:
             self._load(self.saved)
         self._refuse_to_come_late(position(trainer, window.hand))
-        _refuse_overlap(self, trainer)
         phases = [one for one in trainer.callbacks if isinstance(one, FineTuning)]
         if all(one.window is not None for one in phases):  # the last one to start acts for all
             for place, optimizer in enumerate(trainer.optimizers):
@@ -163,6 +163,10 @@ class FineTuning(CompressionCallback):
         """What is frozen for a while is left whole for all of the run."""
         frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers_of(pl_module, self.layers))
         return [name.rpartition(".")[0] for layer in frozen for one in layer for name in one.names]
+
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        mend = "Let one begin where the other ends, or give both things to do to one of them."
+        return [Claim("be about", frozenset(self.touched), mend, stays=False)]
 
     def follow(self, cut: Cut) -> None:
         self.rewinding.follow(cut)
@@ -293,16 +297,3 @@ def _together(phases: Sequence[FineTuning], trainer: Trainer, place: int, optimi
             step = position(trainer, window.hand) - window.begin
             found.append(phase.tuning.values(place, optimizer, step, window.end - window.begin))
     return together(found)
-
-
-def _refuse_overlap(phase: FineTuning, trainer: Trainer) -> None:
-    for other in trainer.callbacks:
-        if other is phase or not isinstance(other, FineTuning) or other.window is None or phase.window is None:
-            continue
-        both = sorted(phase.touched & other.touched)
-        if both and phase.window.begin < other.window.end and other.window.begin < phase.window.end:
-            raise ValueError(
-                f"'{other.name}' ({other.begin!r} to {other.end!r}) and '{phase.name}' ({phase.begin!r} to "
-                f"{phase.end!r}) would both be about {', '.join(both[:12])} at one time. Let one begin where the other "
-                f"ends, or give both things to do to one of them."
-            )

@@ -15,6 +15,7 @@ from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.lookup import find, known_needs
+from lightning_compress.core.order import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Predicate, Selection, as_patterns, select
 from lightning_compress.pruning import criteria, distributions
@@ -128,7 +129,6 @@ class Pruning(CompressionCallback):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_others(trainer)
         self._lay_out(pl_module)
-        _refuse_shared_weights(self, trainer)
         rank_zero_info(f"'{self.name}' prunes {self.selection}.")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,8 +172,20 @@ class Pruning(CompressionCallback):
             self.pruner.follow(cut)
             self.masked.apply()
 
-    def fixes_shapes(self) -> bool:
-        return isinstance(self.grain, Block | NOfM)  # units of neighbours, which a cut would break apart
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        return [
+            Claim(
+                "prune",
+                frozenset(self._pruner.masked.parameters),
+                "Give each weight to one of them by targets and ignore; for several phases on one weight use one "
+                "schedule.",
+            )
+        ]
+
+    def whole(self) -> Whole:
+        if isinstance(self.grain, Block | NOfM):
+            return Whole("begin", "a cut breaks units of neighbours apart")
+        return Whole("end", "a cut takes zeros along, and no update comes after it")
 
     # At each step -----------------------------------------------------------------------------------------------
 
@@ -279,19 +291,6 @@ def _refuse_others(trainer: Trainer) -> None:
             "Lightning's ModelPruning and Pruning would both mask the weights. Remove ModelPruning: Pruning does what "
             "it does, and keeps its masks over a resume."
         )
-
-
-def _refuse_shared_weights(pruning: Pruning, trainer: Trainer) -> None:
-    mine = pruning.selection.chosen if pruning.selection is not None else ()
-    for other in trainer.callbacks:
-        if other is pruning or not isinstance(other, Pruning) or other.selection is None:
-            continue
-        shared = {one.name for one in other.selection.chosen} & {one.name for one in mine}
-        if shared:
-            raise ValueError(
-                f"'{other.name}' and '{pruning.name}' would both prune {', '.join(sorted(shared))}. Give each weight "
-                f"to one of them by targets and ignore; for several phases on one weight use one schedule."
-            )
 
 
 def _refuse_unstepped(pruning: Pruning, trainer: Trainer) -> None:

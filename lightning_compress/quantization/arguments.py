@@ -1,9 +1,10 @@
 """What does not go together: arguments of the callback, and it with other callbacks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_compress.core.duration import Duration, Run, Window, parse, resolve
+from lightning_compress.core.order import Claim
 from lightning_compress.quantization.layers import Layer
 from lightning_compress.quantization.plan import Request
 
@@ -53,19 +54,22 @@ def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, Wi
     return found
 
 
-def refuse_masks_on_binary(name: str, layers: list[Layer], request: Request, callbacks: Iterable[Any]) -> None:
-    """Refuse to make binary what another callback prunes.
-
-    Raises:
-        ValueError: if a weight is on both lists.
-    """
+def claims_of(layers: list[Layer], request: Request) -> list[Claim]:
+    """What quantizing does to which weights, and only one callback can do; binary ones cannot be pruned either."""
     plans = request.plan(layers)
     forms = {held.name: plans[layer.name].weights for layer in layers for held in layer.weights}
     binary = {one for one, form in forms.items() if form is not None and form.name == "binary"}
-    for other in callbacks:
-        masked = {one.name for one in other.selection.chosen} if hasattr(other, "masks") and other.selection else set()
-        if both := sorted(binary & masked):
-            raise ValueError(
-                f"'{other.name}' prunes {', '.join(both)}, but binary weights have no zero: pruned ones would come "
-                f"back as +1 in '{name}'. Write weights='ternary' there, or ignore these in one of the two callbacks."
-            )
+    return [
+        Claim(
+            "quantize",
+            frozenset(forms),
+            "Give each weight to one of them by targets and ignore; for other bits in some layers use overrides.",
+        ),
+        Claim(
+            "make binary",
+            frozenset(binary),
+            "But binary weights have no zero: pruned ones would come back as +1. Write weights='ternary', or ignore "
+            "these in one of the two callbacks.",
+            against=frozenset({"prune"}),
+        ),
+    ]

@@ -14,9 +14,10 @@ from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
 from lightning_compress.core.flow import watched
 from lightning_compress.core.norms import Norms
+from lightning_compress.core.order import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
-from lightning_compress.quantization.arguments import check_training, moments_of, refuse_masks_on_binary
+from lightning_compress.quantization.arguments import check_training, claims_of, moments_of
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
 from lightning_compress.quantization.layers import Layer, layers_of
@@ -158,7 +159,6 @@ class QuantizationAwareTraining(CompressionCallback):
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_masks_on_binary(self.name, self.layers, self.request, trainer.callbacks)
         self._freezes = moments_of(run_of(trainer, pl_module), {} if self.calibrate_only else self.freezes)
         self.norms = Norms.of(pl_module)
         self.undo.callback(self.norms.stand_still, False)
@@ -168,8 +168,11 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
-    def fixes_shapes(self) -> bool:
-        return True
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        return claims_of(self.layers, self.request)
+
+    def whole(self) -> Whole:
+        return Whole("begin", "its grids are laid out then")
 
     def follow(self, cut: Cut) -> None:
         if self.quantized is not None:

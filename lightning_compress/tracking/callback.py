@@ -11,6 +11,7 @@ from torch import nn
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
 from lightning_compress.core.callback import CompressionCallback
 from lightning_compress.core.duration import Run
+from lightning_compress.core.order import Claim
 from lightning_compress.core.seen import Call, Seen
 from lightning_compress.report import Report, report
 from lightning_compress.tracking.to_wandb import send
@@ -73,6 +74,10 @@ class CompressionReport(CompressionCallback):
         elif trainer.is_global_zero:
             self._seen = Seen(pl_module)
             self.undo.callback(self._seen.close)
+
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        folder = "the run's own folder" if self.dirpath is None else str(self.dirpath)
+        return [Claim(f"write {BEFORE_AND_AFTER} into", frozenset({folder}), "Give one another folder by dirpath.")]
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._before is None and trainer.is_global_zero:

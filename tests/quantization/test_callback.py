@@ -111,9 +111,11 @@ def test_what_does_not_fall_says_when_it_begins():
     assert QuantizationAwareTraining(begin=6, calibrate_only=True).timeline(run_of_24_steps()) == [(6, "calibrates")]
 
 
-def test_a_run_that_ends_before_the_phase_is_told_so(make_module, make_trainer, loader):
+def test_a_run_that_is_stopped_before_the_phase_is_told_so(pl, make_module, make_trainer, loader):
+    late = QuantizationAwareTraining(begin=100, end=200)
+    stop = pl.callbacks.LambdaCallback(on_train_epoch_end=lambda trainer, _: setattr(trainer, "should_stop", True))
     with pytest.warns(UserWarning, match="'quantization' never began: begin=100 is not before the last step"):
-        make_trainer([QuantizationAwareTraining(begin=100, end=200)], max_epochs=1).fit(make_module(), loader)
+        make_trainer([late, stop], max_epochs=20).fit(make_module(), loader)
 
 
 def test_only_calibrated_models_train_as_if_nothing_were_there_and_are_validated_quantized(
