@@ -27,10 +27,11 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     if not name:
         return []
     from lightning_compress.recipe import Recipe
+    from lightning_compress.recipe.sections import JOINING
     from lightning_compress.recipe.shipped import locate
 
     try:
-        recipe = Recipe.load(locate(name), sections=("callbacks",))
+        recipe = Recipe.load(locate(name), sections=JOINING)
         _say_once(name, recipe.left_out)
         return recipe.callbacks(lightning)
     except (ValueError, OSError) as error:

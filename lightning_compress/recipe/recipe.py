@@ -4,8 +4,8 @@
       - Pruning: {final_sparsity: 0.9}
       - class_path: CompressionReport
 
-It is read as LightningCLI reads its files. Loading makes no object and imports nothing but this package and what the
-user allows.
+With `start_from: trained.ckpt` beside them, the run begins with the weights of that checkpoint. It is read as
+LightningCLI reads its files. Loading makes no object and imports nothing but this package and what the user allows.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from lightning_compress.recipe.sections import (
     trainer_class,
     written_out,
 )
+from lightning_compress.starting.callback import StartFrom
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Recipe:
             overrides: such as "pruning.final_sparsity=0.95", "callbacks.0.begin=20%", "trainer.max_epochs=3".
             allow: dotted paths of your own classes and functions that the recipe may name, `*` for any; the variable
                 `LIGHTNING_COMPRESS_ALLOW` adds to them.
-            sections: what to keep and check; `("callbacks",)` to join a run that has all the rest.
+            sections: what to keep and check; `recipe.sections.JOINING` to join a run that has all the rest.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -82,6 +83,11 @@ class Recipe:
     def callbacks(self, lightning: str | None = None) -> list[Any]:
         """Make the callbacks, in the recipe's order, new ones at each call.
 
+        With `start_from:` in the recipe there is one before them that gives the module the weights of that checkpoint,
+        and nothing else of it: clock, optimizers and callbacks begin anew. A relative path is looked for where the run
+        is started. A resumed run, `fit(ckpt_path=...)`, goes on with its own weights. Without a recipe load them into
+        the module yourself: `MyModule.load_from_checkpoint("trained.ckpt")`.
+
         Args:
             lightning: whose `ModelCheckpoint` and the like to take, "pytorch_lightning" or "lightning.pytorch"; by
                 default the one the recipe's model is written for, else the first that is installed.
@@ -90,7 +96,8 @@ class Recipe:
             ValueError: what a constructor refuses, with the place in front.
         """
         classes = replace(self.classes, lightning=lightning or self.classes.lightning)
-        return [self._build(entry, place, classes) for place, entry in entries(self.root)]
+        start = [StartFrom(self.root.value["start_from"].value)] if "start_from" in self.root.value else []
+        return [*start, *(self._build(entry, place, classes) for place, entry in entries(self.root))]
 
     def model(self) -> Any:
         """Make the module of a complete recipe.

@@ -8,7 +8,8 @@ from lightning_compress.recipe.classes import Classes, arguments_of, is_callback
 from lightning_compress.recipe.objects import as_object, check, check_keys, find_class, short_name
 from lightning_compress.recipe.safe_yaml import Located
 
-SECTIONS = ("callbacks", "model", "data", "trainer", "seed_everything")
+SECTIONS = ("callbacks", "start_from", "model", "data", "trainer", "seed_everything")
+JOINING = ("callbacks", "start_from")  # what a run of somebody's own script can use
 
 
 def known_sections(root: Located) -> Located:
@@ -83,6 +84,9 @@ def check_sections(root: Located, classes: Classes) -> None:
             check(root.value[name], name, classes)
     if "trainer" in root.value:
         _check_trainer(root.value["trainer"], classes)
+    start = root.value.get("start_from")
+    if start is not None and (not isinstance(start.value, str) or not start.value.strip()):
+        raise ValueError(f"{start.where}: start_from is the path of a checkpoint, not {start.plain()!r}.")
     seed = root.value.get("seed_everything", Located(False, root.where))
     if not isinstance(seed.value, int) or seed.value < 0:
         raise ValueError(f"{seed.where}: seed_everything is a whole number, true or false, not {seed.plain()!r}.")
