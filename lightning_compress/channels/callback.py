@@ -231,7 +231,8 @@ class ChannelPruning(CompressionCallback):
         if self.reached or not self._is_open(trainer):
             return
         if self.gathered.listening or not self.gathered.asked & SEEN:  # else nothing was seen: the next batch will do
-            self.due = self.moment(trainer) or self.due
+            moment = self.moment(trainer)
+            self.due = self.due if moment is None else moment
         if self.shrinker is not None:
             if self.due is not None:
                 self.gathered.take_gradients(self.shrinker.free)
