@@ -127,7 +127,7 @@ def test_a_second_recipe_in_the_environment_is_refused(complete, capsys, monkeyp
         (["run", "nowhere.yaml"], "There is no file 'nowhere.yaml'"),
         (
             ["run", "prun"],
-            "Did you mean 'prune'? Ready ones: distill, prune, prune_2_4, prune_mnist, qat_int4, qat_int8, qat_ternary",
+            "Did you mean 'prune'? Ready ones: distill, lottery_ticket, prune, prune_2_4, prune_mnist, qat_",
         ),
         (["run", "prune", "--set", "prunin.end=3"], "Did you mean 'pruning'?"),
         (["run", "prune_mnist", "--set", "trainer.max_epoch=3"], "Did you mean 'max_epochs'?"),
@@ -155,6 +155,7 @@ def test_the_ready_recipes_are_listed_with_what_they_are_for(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "distill",
+        "lottery_ticket",
         "prune",
         "prune_2_4",
         "prune_mnist",

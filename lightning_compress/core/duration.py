@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 Duration = int | float | str
 
@@ -62,12 +62,14 @@ class Window:
     """A phase resolved to whole numbers of one `hand` of the run's clock: "steps", "batches" or "epochs".
 
     Moments count what is *done*: at moment 500 of "steps", 500 optimizer steps are complete. `end` may be infinite.
+    Where moments have no pace, `after` has their distances from `begin`, all but that of `end`.
     """
 
     hand: str
     begin: int
     end: float
     every: int = 1
+    after: tuple[int, ...] = field(default=(), repr=False)
 
     def moment(self, now: int) -> int | None:
         """The latest scheduled moment that `now` has reached, None before the first.
@@ -80,6 +82,8 @@ class Window:
             return None
         if now >= self.end:
             return int(self.end)
+        if self.after:
+            return self.begin + max(one for one in self.after if one <= now - self.begin)
         return self.begin + (now - self.begin) // self.every * self.every
 
     def progress(self, now: float) -> float:
@@ -90,7 +94,8 @@ class Window:
 
     def moments(self) -> list[int]:
         """Every scheduled moment, in order."""
-        return [*range(self.begin, math.ceil(self.end), self.every), int(self.end)]
+        paced = range(self.begin, math.ceil(self.end), self.every)
+        return [*((self.begin + one for one in self.after) if self.after else paced), int(self.end)]
 
 
 def parse(duration: Duration) -> Length:
@@ -146,6 +151,25 @@ def resolve(begin: Duration, end: Duration, every: Duration | None, run: Run) ->
         if all(value is not None for value in values.values()):
             return _window(hand, values, begin, end, run)  # type: ignore[arg-type]
     raise ValueError(_unknown(begin, end, every, run))
+
+
+def in_rounds(moments: Sequence[Duration], run: Run) -> Window:
+    """A phase from the first to the last of several moments, each where a phase would begin that is written so.
+
+    Raises:
+        ValueError: if they cannot be counted alike, or one comes before another that stands in front of it.
+
+    >>> in_rounds(["20%", "40%", "60%"], Run(epochs=None, max_steps=24)).moments()
+    [4, 9, 14]
+    """
+    windows = [resolve(one, "100%", None, run) for one in moments]
+    begins = [window.begin for window in windows]
+    if len({window.hand for window in windows}) > 1 or begins != sorted(begins):
+        counted = ", ".join(
+            f"{one!r} is {window.begin} {window.hand}" for one, window in zip(moments, windows, strict=True)
+        )
+        raise ValueError(f"Rounds come one after the other, counted alike, but here {counted}. Write them in order.")
+    return replace(windows[0], end=begins[-1], after=tuple(one - begins[0] for one in begins[:-1]))
 
 
 def adjoining(window: Window, end: Duration, run: Run) -> Window:

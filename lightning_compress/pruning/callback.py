@@ -13,7 +13,7 @@ from lightning_compress.core.averages import averages
 from lightning_compress.core.callback import CompressionCallback, now
 from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.cut import Cut
-from lightning_compress.core.duration import Duration, Run, Window, resolve
+from lightning_compress.core.duration import Duration, Run, Window, in_rounds
 from lightning_compress.core.lookup import find, known_needs
 from lightning_compress.core.order import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
@@ -24,6 +24,7 @@ from lightning_compress.pruning.granularity import Block, NOfM, parse
 from lightning_compress.pruning.masked import MaskedParameters
 from lightning_compress.pruning.plan import Layers
 from lightning_compress.pruning.pruner import Pruner
+from lightning_compress.pruning.rounds import check_rounds, sparsity_after
 
 Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 
@@ -46,6 +47,9 @@ class Pruning(CompressionCallback):
         initial_sparsity: sparsity at `begin`; a target like the final one, not an increment.
         begin, end, every: first, last and pace of the mask updates: "20%", "3 epochs", "500 steps", an int (optimizer
             steps) or a float (fraction of the run). After `end` the masks stay as they are.
+        rounds: the moments of all mask updates, such as ["20%", "40%", "60%"], instead of `begin`, `end`, `every` and
+            `schedule`: each prunes the same share of what is left. A `FineTuning` that begins at such a moment begins
+            right after the masks: rewinding weights there makes lottery tickets.
         targets: which weights: wildcards for names or classes, "re:" patterns, module classes, functions of name and
             parameter, or a list of these. None: all trainable ones of two or more dimensions but embeddings.
         ignore: what to leave out, written like `targets`.
@@ -71,6 +75,7 @@ class Pruning(CompressionCallback):
         begin: Duration = "10%",
         end: Duration = "70%",
         every: Duration = "1%",
+        rounds: Sequence[Duration] | None = None,
         targets: Targets | None = None,
         ignore: Targets = (),
         overrides: dict[str, float] | None = None,
@@ -79,7 +84,11 @@ class Pruning(CompressionCallback):
         gate_best: bool = True,
         name: str = "pruning",
     ) -> None:
-        super().__init__(name, begin, end, every)
+        if rounds is not None:
+            check_rounds(Pruning, rounds, {"schedule": schedule, "begin": begin, "end": end, "every": every})
+            begin, end = rounds[0], rounds[-1]
+        super().__init__(name, begin, end, None if rounds else every)
+        self.rounds = rounds
         self.final_sparsity = check_fraction("final_sparsity", final_sparsity)
         self.initial_sparsity = check_fraction("initial_sparsity", initial_sparsity)
         self.floor = check_fraction("floor", floor)
@@ -117,11 +126,17 @@ class Pruning(CompressionCallback):
 
     def sparsity_at(self, moment: int, window: Window) -> float:
         """What the schedule asks for at a moment of a window."""
+        if self.rounds is not None:
+            done = sum(one <= moment for one in window.moments())
+            return sparsity_after(done, len(self.rounds), self.initial_sparsity, self.final_sparsity)
         share = self.schedule(window.progress(moment))
         return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * min(share, 1.0)
 
+    def resolved(self, run: Run) -> Window:
+        return super().resolved(run) if self.rounds is None else in_rounds(self.rounds, run)
+
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window = resolve(self.begin, self.end, self.every, run)
+        window = self.resolved(run)
         return [(moment, f"sparsity {self.sparsity_at(moment, window):.2%}") for moment in window.moments()]
 
     # Before training --------------------------------------------------------------------------------------------

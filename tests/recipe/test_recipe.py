@@ -6,7 +6,7 @@ from functools import wraps
 import pytest
 
 import lightning_compress
-from lightning_compress import CompressionReport, Distillation, Pruning, QuantizationAwareTraining, Recipe
+from lightning_compress import CompressionReport, Distillation, FineTuning, Pruning, QuantizationAwareTraining, Recipe
 from lightning_compress.core.schedules import Exponential
 from lightning_compress.recipe.shipped import shipped
 
@@ -149,6 +149,7 @@ def test_to_dict_is_plain_and_has_what_was_overridden(written):
     ("name", "kind", "said"),
     [
         ("distill", Distillation, "begins"),
+        ("lottery_ticket", FineTuning, "begins with the weights of 20"),
         ("prune", Pruning, "sparsity 0.00%"),
         ("prune_2_4", Pruning, "sparsity 0.00%"),
         ("prune_mnist", Pruning, "sparsity 0.00%"),
