@@ -56,10 +56,20 @@ __all__ = [
     "builds_its_layers_late",
     "rank_zero_info",
     "rank_zero_warn",
+    "steps_schedules_itself",
 ]
 
 
 def builds_its_layers_late(pl_module: LightningModule) -> bool:
     """Whether the module may make its layers in `setup` or `configure_model`, which run after a callback's `setup`."""
+    return _overrides(pl_module, "setup", "configure_model")
+
+
+def steps_schedules_itself(pl_module: LightningModule) -> bool:
+    """Whether the module decides by itself what a step of a learning-rate schedule is."""
+    return _overrides(pl_module, "lr_scheduler_step")
+
+
+def _overrides(pl_module: LightningModule, *hooks: str) -> bool:
     base = next(cls for cls in type(pl_module).__mro__ if cls.__name__ == "LightningModule")
-    return any(is_overridden(hook, pl_module, base) for hook in ("setup", "configure_model"))
+    return any(is_overridden(hook, pl_module, base) for hook in hooks)

@@ -1,7 +1,7 @@
 """What every compression callback shares: when it acts, what it saves, how it logs, how it cleans up."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from inspect import signature
@@ -14,6 +14,7 @@ from lightning_compress._lightning import (
     builds_its_layers_late,
     rank_zero_info,
     rank_zero_warn,
+    steps_schedules_itself,
 )
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Length, Run, Window, check_order, earlier, parse, resolve
@@ -29,6 +30,7 @@ from lightning_compress.core.order import (
     refuse_outside,
     windows_of,
 )
+from lightning_compress.core.rates import short_schedules
 
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -109,6 +111,10 @@ class CompressionCallback(Callback):
     def whole(self) -> Whole | None:
         """From when on nobody may cut the module any more, because this callback counts on it."""
         return None
+
+    def sets_rates(self) -> bool:
+        """Whether the learning rates of its phase are its own, and not those of the user's schedule."""
+        return False
 
     def keeps_whole(self, pl_module: LightningModule) -> list[str]:
         """Names of modules whose channels nobody may cut, because this callback counts on them."""
@@ -205,6 +211,8 @@ class CompressionCallback(Callback):
         if callbacks[0] is self:  # one tells for all
             refuse_late_cuts(callbacks, windows)
             refuse_clashes(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
+            if not steps_schedules_itself(pl_module):
+                _check_schedules(trainer, run, windows)
         _check_against_the_run(self, trainer, run)
         self.start(trainer, pl_module)
 
@@ -319,6 +327,20 @@ def _check_against_the_run(callback: CompressionCallback, trainer: Trainer, run:
         )
     if _is_timed(trainer):
         rank_zero_warn(f"'{callback.name}' may not reach its end: max_time may end this run before.")
+
+
+def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, Window]) -> None:
+    """Refuse learning-rate schedules at whose end torch stops the run, and warn of others that end before it."""
+    kinds = {type(one).__name__ for one in trainer.callbacks}
+    if trainer.fast_dev_run or "StochasticWeightAveraging" in kinds:  # it takes a schedule of its own in the end
+        return
+    last = [windows[one.name] for one in ours(trainer) if one.sets_rates()]
+    covered = any(window.end >= (length_of(run, window.hand) or math.inf) for window in last)
+    for short in short_schedules(trainer.lr_scheduler_configs, run, trainer.global_step, trainer.current_epoch):
+        if short.stops and not kinds & {"EarlyStopping", "Timer"}:
+            raise ValueError(short.words)
+        if short.stops or not covered:
+            rank_zero_warn(short.words)
 
 
 def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:

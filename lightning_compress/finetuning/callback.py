@@ -168,6 +168,9 @@ class FineTuning(CompressionCallback):
         mend = "Let one begin where the other ends, or give both things to do to one of them."
         return [Claim("be about", frozenset(self.touched), mend, stays=False)]
 
+    def sets_rates(self) -> bool:
+        return self.rate.kind in ("fixed", "restart", "rewind")
+
     def follow(self, cut: Cut) -> None:
         self.rewinding.follow(cut)
 
