@@ -73,3 +73,10 @@ def claims_of(layers: list[Layer], request: Request) -> list[Claim]:
             against=frozenset({"prune"}),
         ),
     ]
+
+
+def learned_by(layers: list[Layer], request: Request) -> list[str]:
+    """Names of what the quantizers of these layers learn, such as "step"."""
+    methods = [plan.method for plan in request.plan(layers).values()]
+    quantizers = [one for method in methods for one in (method.weights, method.activations)]
+    return sorted({name for one in quantizers for name in getattr(one, "learned", {})})

@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress.core.averages import averages
 from lightning_compress.core.callback import CompressionCallback, now, run_of
 from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
@@ -17,7 +18,7 @@ from lightning_compress.core.norms import Norms
 from lightning_compress.core.order import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
-from lightning_compress.quantization.arguments import check_training, claims_of, moments_of
+from lightning_compress.quantization.arguments import check_training, claims_of, learned_by, moments_of
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
 from lightning_compress.quantization.layers import Layer, layers_of
@@ -159,6 +160,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._warn_of_averages(trainer, pl_module)
         self._freezes = moments_of(run_of(trainer, pl_module), {} if self.calibrate_only else self.freezes)
         self.norms = Norms.of(pl_module)
         self.undo.callback(self.norms.stand_still, False)
@@ -302,6 +304,15 @@ class QuantizationAwareTraining(CompressionCallback):
             if self.fall is not None:
                 self.fall.apply(self.quantized, moment, self._window)
             self.done(moment)
+
+    def _warn_of_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        learned = learned_by(self.layers, self.request)
+        if learned and any(averages(pl_module, trainer.callbacks)):
+            rank_zero_warn(
+                f"'{self.name}' learns a {' and a '.join(learned)} beside the weights, of which no average is kept: "
+                f"averages of the weights are quantized with those of the last update. For exact averages take a "
+                f"method that learns nothing beside the weights, such as 'mse'."
+            )
 
     def _is_open(self, trainer: Trainer) -> bool:
         return self.window is not None and now(trainer, self.window.hand) >= self.window.begin

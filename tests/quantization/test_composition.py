@@ -1,5 +1,7 @@
 """Together with other callbacks: averages, pruning, distillation and reports, in any order."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +73,19 @@ def test_the_statistics_that_swa_gathers_in_the_end_are_gathered_although_norms_
     assert module.net[1].training
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert len(scheduler.base_lrs) == len(scheduler._last_lr) == len(trainer.optimizers[0].param_groups) == 1
+
+
+def test_averages_of_what_grids_learn_are_said_to_be_missing(pl, make_module, make_trainer, loader):
+    def warned(**settings):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            callbacks = [QuantizationAwareTraining(begin=2, **settings), averaging(pl, "ema")]
+            make_trainer(callbacks, max_epochs=1, limit_train_batches=4).fit(make_module(), loader)
+        return [str(one.message) for one in caught if "no average is kept" in str(one.message)]
+
+    (words,) = warned(**LSQ)
+    assert words.startswith("'quantization' learns a step beside the weights")
+    assert warned() == []
 
 
 # Pruning ------------------------------------------------------------------------------------------------------------
