@@ -51,22 +51,6 @@ def test_a_compiled_part_costs_what_it_costs_plain():
     assert (costs.parameters_after({"0.0": (2, 5, 7)}), costs.macs_after({"0.0": (2, 5, 7)})) == (37, 90)
 
 
-def test_the_latency_after_a_cut_is_that_of_the_thin_module_and_the_whole_one_comes_back(monkeypatch):
-    widths = []
-
-    class Clock:
-        def __init__(self, model, *_, **__):
-            widths.append((model[0].out_features, model[2].in_features))
-            self.median_ms = float(model[0].out_features)
-
-    monkeypatch.setattr("lightning_compress.channels.budget.measure_latency", Clock)
-    model, example = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
-    weights = model[0].weight.detach().clone()
-    assert Costs.of(model, example, observe(model, example)).latency_after({"0": (2, 5, 7)}) == 5.0
-    assert widths == [(5, 5)]
-    assert torch.equal(model[0].weight, weights)
-
-
 def test_the_smallest_fraction_by_hand():
     assert fraction_for(lambda _: True) == 0.0
     assert fraction_for(lambda _: False) is None
