@@ -55,6 +55,25 @@ def windows_of(callbacks: Sequence["CompressionCallback"], run: Run) -> dict[str
     return windows
 
 
+def may_move(other: "CompressionCallback", callbacks: Iterable["CompressionCallback"], since: float, by: int) -> int:
+    """How much of `by` a phase may come earlier, so that cuts that began before `since` and stay come before it still.
+
+    Args:
+        other: whose window is known.
+        callbacks: all of the run.
+        since, by: moments on the hand of its window.
+    """
+    window, whole = other.window, other.whole()
+    if window is None or whole is None:
+        return by
+    ends = [
+        one.window.end
+        for one in callbacks
+        if one.cuts() and one.window is not None and one.window.hand == window.hand and one.window.begin < since
+    ]
+    return int(max(0, min([by, *(whole.since(window) - end - 1 for end in ends)])))
+
+
 def refuse_outside(name: str, begin: object, window: Window, run: Run) -> None:
     """Refuse a phase that this run never comes to.
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.callback import CompressionCallback, position, run_of
+from lightning_compress.core.callback import CompressionCallback, ours, position, run_of
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, adjoining
-from lightning_compress.core.order import Claim
+from lightning_compress.core.order import Claim, may_move
 from lightning_compress.core.ranks import several
 from lightning_compress.core.recalibration import Recalibration, has_norms
 from lightning_compress.core.selection import Patterns, as_patterns
@@ -228,9 +228,14 @@ class FineTuning(CompressionCallback):
         if not trainer.strategy.reduce_boolean_decision(enough, all=True):
             return
         self.move_to(replace(window, end=at))
-        for other in (one for one in trainer.callbacks if isinstance(one, CompressionCallback) and one is not self):
-            if other.window is not None and other.window.hand == hand and other.window.begin >= window.end:
-                other.move_up(window.end, int(window.end) - at)
+        later = [
+            one
+            for one in ours(trainer)
+            if one is not self and one.window is not None and one.window.hand == hand and one.window.begin >= window.end
+        ]
+        moves = [may_move(one, ours(trainer), window.end, int(window.end) - at) for one in later]
+        for other, by in zip(later, moves, strict=True):
+            other.move_up(window.end, by)
         rank_zero_info(f"'{self.name}' ends at {at} {hand}, not {window.end}: {self.enough}.")
 
     # What is kept -----------------------------------------------------------------------------------------------

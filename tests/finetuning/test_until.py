@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_compress import FineTuning, Pruning
+from lightning_compress import ChannelPruning, FineTuning, Pruning, QuantizationAwareTraining
 from lightning_compress.finetuning.until import Until, as_until
 from tests.conftest import adamw, sgd
 from tests.finetuning.by_hand import equal, noted
@@ -57,6 +57,17 @@ def test_later_phases_come_as_much_earlier(pl, make_module, make_trainer, loader
     assert windows == [(4, 16), (16, 24), (24, 28), (28, 48)]  # 16 steps earlier, but for the end of the run
     # An update at n is made in the step that makes n steps complete.
     assert [watch.by_batch.index(value) + 1 for value in sorted(set(watch.by_batch))][1:] == [20, 24]
+
+
+def test_what_needs_shapes_that_stay_moves_no_further_than_to_the_last_cut(make_module, make_trainer, loader):
+    tuning = FineTuning(weight_decay=0.1, begin=2, end=11, until={"metric": "val_loss", "target": 9.0})
+    cuts = ChannelPruning(sparsity=0.5, begin=2, end=12, every=5)
+    late = [QuantizationAwareTraining(begin=14, end=24), Pruning(0.5, begin=11, end=14)]
+    module = told(make_module, [1.0, 1.0, 1.0])()
+    make_trainer([tuning, cuts, *late], max_epochs=3).fit(module, loader, loader)
+    # The phase ends at 8, not 11; grids begin one step after the cut at 12, and the zeros are counted there.
+    assert [(one.window.begin, one.window.end) for one in late] == [(13, 23), (10, 13)]
+    assert module.net[0].out_features == 8
 
 
 @pytest.mark.parametrize("saved_after", [1, 2, 3])
