@@ -1,6 +1,6 @@
 """Fine-tune in phases while Lightning trains."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -179,8 +179,9 @@ class FineTuning(CompressionCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         window, moments = self._window, self.moments
         now = position(trainer, window.hand)
+        others = (one.rewinding for one in _alike(self, trainer))
         if moments.weights_from is not None and self.rewinding.at(
-            now, moments.weights_from, window.begin, pl_module, trainer.optimizers
+            now, moments.weights_from, window.begin, pl_module, trainer.optimizers, others
         ):
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
@@ -294,6 +295,13 @@ class FineTuning(CompressionCallback):
                 f"'{self.name}' goes back to what was before moment {now} of this run, but the checkpoint that "
                 f"is gone on from was written without it, or with other arguments. Let it go back to a later moment."
             )
+
+
+def _alike(phase: FineTuning, trainer: Trainer) -> Iterator[FineTuning]:
+    """The other phases whose moments are counted on the same hand."""
+    for other in trainer.callbacks:
+        if isinstance(other, FineTuning) and other is not phase and other._window.hand == phase._window.hand:
+            yield other
 
 
 def _together(phases: Sequence[FineTuning], trainer: Trainer, place: int, optimizer: Optimizer) -> Values | None:

@@ -25,12 +25,29 @@ class Rewinding:
 
     def __init__(self, keeps_moments: bool) -> None:
         self.keeps_moments, self.weights, self.done = keeps_moments, dict[str, Tensor](), False
+        self.remembered_at: int | None = None
 
-    def at(self, now: int, moment: int, begin: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> bool:
-        """Do what is due; True if weights have been put back."""
+    def at(
+        self,
+        now: int,
+        moment: int,
+        begin: int,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        others: Iterable["Rewinding"] = (),
+    ) -> bool:
+        """Do what is due; True if weights have been put back.
+
+        Args:
+            now, moment, begin: what is done, what is to be remembered, and when it is put back, on one hand.
+            others: of the same model; what one of them remembers of the same moment is not copied once more.
+        """
         if self.done or now < min(moment, begin):
             return False
-        self.weights = self.weights or remembered(model, optimizers)
+        if not self.weights:
+            alike = [one.weights for one in others if one.weights and one.remembered_at == now]
+            self.weights = alike[0] if alike else remembered(model, optimizers)
+            self.remembered_at = now
         if now < begin:
             return False
         parameters = put_back_(model, optimizers, self.weights)

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_compress import FineTuning, Pruning
 from tests.conftest import adamw, sgd
+from tests.contract.test_contract import saver
 from tests.finetuning.by_hand import equal, normed, noted, train
 
 every_optimizer = pytest.mark.parametrize("optimizer", [sgd, adamw], ids=["sgd", "adamw"])
@@ -86,6 +87,16 @@ def test_remembered_weights_do_not_stay_in_later_checkpoints(make_module, make_t
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["lightning_compress/finetuning"]
     assert state["rewinding"] == {"weights": {}, "done": True}
+
+
+def test_phases_that_go_back_to_one_moment_share_what_they_remember(pl, make_module, make_trainer, loader, tmp_path):
+    path = tmp_path / "some.ckpt"
+    moments = ((2, 10), (2, 12), (3, 14))
+    phases = [FineTuning(rewind=at, begin=begin, end=begin + 1, name=f"at {begin}") for at, begin in moments]
+    make_trainer([*phases, saver(pl, path, 8)], max_epochs=2).fit(make_module(), loader)
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    places = [saved[phase.state_key]["rewinding"]["weights"]["net.0.weight"].data_ptr() for phase in phases]
+    assert places[0] == places[1] != places[2]
 
 
 def test_a_trainer_that_goes_on_does_not_rewind_again(pl, make_module, make_trainer, loader):
