@@ -15,6 +15,10 @@ def images(count):
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+# Enough for what is slow and has little to do with Lightning.
+under_one_name = pytest.mark.parametrize("pl", ["pytorch_lightning"], indirect=True)
+
+
 @pytest.fixture
 def loader():
     data = torch.utils.data.TensorDataset(images(48), torch.arange(48) % 3)
@@ -39,6 +43,7 @@ def thin(make_module, make_trainer, loader):
     return module.net.eval()
 
 
+@under_one_name
 def test_it_compiles_copies_saves_and_exports_as_any_other(thin, tmp_path):
     x = images(5)
     expected = thin(x)
@@ -55,6 +60,7 @@ def test_it_compiles_copies_saves_and_exports_as_any_other(thin, tmp_path):
     assert torch.equal(again(x), expected)
 
 
+@under_one_name
 @pytest.mark.parametrize("criterion", ["taylor_activations", "thinet"])
 def test_a_part_that_was_compiled_before_gets_as_thin_as_one_that_was_not(criterion, make_module, make_trainer, loader):
     plain, compiled = make_module(net=convolutions), make_module(net=convolutions)
@@ -68,6 +74,7 @@ def test_a_part_that_was_compiled_before_gets_as_thin_as_one_that_was_not(criter
     torch.testing.assert_close(compiled.eval()(images(5)), plain.eval()(images(5)))
 
 
+@under_one_name
 def test_a_latency_on_a_real_clock_is_met_by_fewer_channels_or_refused_with_the_nearest(
     make_module, make_trainer, loader
 ):
