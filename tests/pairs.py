@@ -56,6 +56,7 @@ PAIRED = 'Pruning(0.5, granularity="2:4", begin=10, end=14)'
 CUT = "ChannelPruning(sparsity=0.5, begin=2, end=10, every=4)"
 SOFT = "Distillation(teacher, alpha=0.5)"
 AVERAGED = "Distillation(AveragedTeacher(0.9), alpha=0.5)"
+PAST = 'Distillation("self@3 steps", alpha=0.5)'
 PEER = "Distillation(PeerTeacher(peer), alpha=0.5)"
 FEATURES = 'Distillation(teacher, losses={("net.0", "0"): "projected_hint"})'
 INT8 = "QuantizationAwareTraining(begin=4)"
@@ -95,6 +96,10 @@ PAIRS = [
     ),
     Pair(MAGNITUDE, FREEZE, WORKS, "what is frozen does not train, but is pruned"),
     Pair(MAGNITUDE, REWIND, WORKS, "masks are put on the weights that come back"),
+    Pair(
+        'Pruning(0.5, rounds=[5, 10])', "FineTuning(rewind=3, begin=10, end=14)", ORDERED,
+        "masks of a round are made of the weights as trained, then the remembered ones come back",
+    ),
     Pair(MAGNITUDE, RATES, WORKS, "masks hold at every learning rate"),
     Pair(MAGNITUDE, REPORT, WORKS, "zeros are counted"),
     # Channels
@@ -109,6 +114,7 @@ PAIRS = [
     ),
     Pair(CUT, SOFT, WORKS, "outputs keep their shape"),
     Pair(CUT, AVERAGED, WORKS, "the average is cut along"),
+    Pair(CUT, PAST, WORKS, "what the student was before the cut is a teacher of its own"),
     Pair(CUT, PEER, WORKS, "the peer is not cut"),
     Pair(CUT, FEATURES, ORDERED, "layers that are compared stay whole; others are cut"),
     Pair(

@@ -17,12 +17,12 @@ from lightning_compress.channels.groups import Gone
 from lightning_compress.channels.penalizing import penalize
 from lightning_compress.channels.plan import cut_of
 from lightning_compress.channels.refitting import refit
-from lightning_compress.channels.shrinking import How, Shrinker, frozen_in
+from lightning_compress.channels.shrinking import How, Shrinker, frozen_in, inside
 from lightning_compress.channels.softening import soften
 from lightning_compress.channels.together import mean_scores, refuse_different, same_units
 from lightning_compress.channels.verifying import problem, small_example
 from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now
+from lightning_compress.core.callback import CompressionCallback, now, ours
 from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window, resolve
@@ -193,11 +193,12 @@ class ChannelPruning(CompressionCallback):
         """Find the groups, and refuse what cannot be done before anything is cut."""
         model = pl_module.get_submodule(part)
         prefix = f"{part}." if part else ""
-        allowed, frozen = (
-            {name.removeprefix(prefix) for name in names} for names in (self._allowed(trainer, pl_module), self.frozen)
+        allowed, frozen, whole = (
+            {name.removeprefix(prefix) for name in names}
+            for names in (self._allowed(trainer, pl_module), self.frozen, _whole(trainer, pl_module))
         )
         how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed)
-        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen)
+        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen, whole)
         if self.first is None:
             shrinker.check()
         refuse_different(shrinker.groups, pl_module.device)
@@ -209,14 +210,9 @@ class ChannelPruning(CompressionCallback):
         )
 
     def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
-        whole = [
-            name
-            for other in trainer.callbacks
-            if isinstance(other, CompressionCallback)
-            for name in other.keeps_whole(pl_module)
-        ]
+        whole = _whole(trainer, pl_module)
         chosen = select(pl_module, self.targets, self.ignore).chosen
-        return {name for one in chosen for name in one.names if not _inside(name, whole)}
+        return {name for one in chosen for name in one.names if not inside(name, whole)}
 
     # At each step ---------------------------------------------------------------------------------------------------
 
@@ -363,8 +359,9 @@ def _called(seen: Seen | None) -> tuple[str, Any]:
     return seen.call.part, seen.call.example
 
 
-def _inside(name: str, whole: Sequence[str]) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in whole)
+def _whole(trainer: Trainer, pl_module: LightningModule) -> set[str]:
+    """Names of modules that other callbacks count on."""
+    return {name for other in ours(trainer) for name in other.keeps_whole(pl_module)}
 
 
 def _copies(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[nn.Module, str]]:

@@ -37,6 +37,7 @@ class Shrinker:
         model: called with `example`.
         allowed: names of the weights whose channels may go.
         frozen: names of parameters that do not train in any step; None: those that do not train now.
+        whole: names of modules that must give all that they give.
         first: what an interrupted run knew of the beginning: see `state`.
     """
 
@@ -49,11 +50,12 @@ class Shrinker:
         allowed: Collection[str],
         first: Mapping[str, Any] | None = None,
         frozen: Collection[str] | None = None,
+        whole: Collection[str] = (),
     ) -> None:
         self.model, self.example, self.budget, self.how = model, example, budget, how
         found, self.small = find_groups(model, example)
         frozen = frozen_in(model) if frozen is None else frozen
-        self.groups = [_if_allowed(group, allowed, frozen) for group in found]
+        self.groups = [_if_allowed(_if_not_passed_on(group, whole), allowed, frozen) for group in found]
         self._counted: Costs | None = None
         costs = self._costs()
         self.originals: dict[str, int] = {group.name: group.units for group in self.groups}
@@ -167,6 +169,18 @@ class Shrinker:
 def frozen_in(model: nn.Module) -> set[str]:
     """All names of the parameters that do not train now."""
     return {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
+def inside(name: str, modules: Collection[str]) -> bool:
+    """Whether a tensor or module is one of these modules, or lies in one."""
+    return any(name == one or name.startswith(f"{one}.") for one in modules)
+
+
+def _if_not_passed_on(group: Group, whole: Collection[str]) -> Group:
+    """Left whole if a module that must give all that it gives passes the group's channels on, as a norm does."""
+    passing = [one.place.module for one in group.members if one.place.side == "channels"]
+    kept = next((one for one in passing if inside(one, whole)), None)
+    return group if kept is None or group.whole is not None else replace(group, whole=f"'{kept}' must stay as it is")
 
 
 def _if_allowed(group: Group, allowed: Collection[str], frozen: Collection[str]) -> Group:
