@@ -206,6 +206,8 @@ class CompressionCallback(Callback):
         run, callbacks = run_of(trainer, pl_module), ours(trainer)
         windows = windows_of(callbacks, run)
         self.window = windows[self.name]
+        if self.window.begin > self.planned(run).begin:
+            rank_zero_info(f"'{self.name}' begins after the last cut, at {self.window.begin} {self.window.hand}.")
         if not self.resumed:
             self.last_moment, self.history, self.moved = None, [], None
         if callbacks[0] is self:  # one tells for all

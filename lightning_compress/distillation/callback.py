@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
@@ -133,6 +134,7 @@ class Distillation(CompressionCallback):
         self.distiller: Distiller | None = None
         self.finite, self.tracker = Finite(), Tracker()
         self._batch, self._backwards, self._answered = 0, 0, False
+        self._module: Callable[[], nn.Module | None] = lambda: None
 
     def resolved(self, run: Run) -> Window:
         return self.snapshots.all_there(self.end, super().resolved(run), run)
@@ -154,6 +156,9 @@ class Distillation(CompressionCallback):
         distiller.attach(pl_module, self.undo)
         if self.saved is not None:
             distiller.load(self.saved["distiller"])
+        elif self._module() is pl_module and trainer.global_step and not self.restored:
+            self.snapshots.carry(distiller.objective.tutors)
+        self._module = ref(pl_module)
         self.finite, self.tracker = Finite(), Tracker()
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
         if not pl_module.automatic_optimization:

@@ -102,6 +102,21 @@ def test_a_moment_that_is_past_is_refused(make_module, make_trainer, loader, tmp
         trainer.fit(make_module(), loader, ckpt_path=tmp_path / "one.ckpt")
 
 
+def test_a_trainer_that_goes_on_keeps_its_teacher(pl, make_module, make_trainer, loader):
+    callback, past = Distillation("self@2 steps"), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            if trainer.global_step == 2:
+                past.append(copy.deepcopy(pl_module.net))
+
+    module, trainer = make_module(), make_trainer([callback, Watch()], max_epochs=1)
+    trainer.fit(module, loader)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader)
+    assert equal(callback.distiller.objective.tutors[0].teacher._whole.net, past[0])
+
+
 def test_the_timeline_tells_when_it_is_taken_and_when_it_teaches():
     run = Run(epochs=None, max_steps=100)
     assert Distillation("self@10%", begin="30%").timeline(run) == [
