@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from lightning_compress.core.callback import CompressionCallback
 from lightning_compress.core.duration import Run, resolve
+from lightning_compress.core.order import refuse_late_cuts, refuse_outside, windows_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,16 +51,31 @@ def in_words(run: Run) -> str:
 
 
 def rows(callbacks: Iterable[Any], run: Run) -> list[Row]:
-    """When, who, what; in the order of time. A callback that cannot be resolved says why, at the end."""
-    timed, unresolved = list[tuple[float, Row]](), list[Row]()
+    """When, who, what; in the order of time. What cannot be resolved, or would be refused, says why, at the end."""
+    timed, unresolved, callbacks = list[tuple[float, Row]](), list[Row](), list(callbacks)
     for callback in filter(_is_timed, callbacks):
         try:
             timed += _of_callback(callback, run)
         except ValueError as error:
             unresolved.append(("?", callback.name, str(error)))
     if (total := run.steps) is not None:
+        if not unresolved:  # in whole epochs two moments may look like one
+            unresolved = [("refused", "", why) for why in _refused(callbacks, run)]
         timed.append((1.0, (f"step {total:,}", "", "the run ends")))
     return [*(row for _, row in sorted(timed, key=lambda one: one[0])), *unresolved]
+
+
+def _refused(callbacks: list[Any], run: Run) -> list[str]:
+    """Why a Trainer would refuse these windows before its first step."""
+    ours = [one for one in callbacks if isinstance(one, CompressionCallback)]
+    try:
+        windows = windows_of(ours, run)
+        for one in ours:
+            refuse_outside(one.name, one.begin, windows[one.name], run)
+        refuse_late_cuts(ours, windows)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _of_callback(callback: Any, run: Run) -> list[tuple[float, Row]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_compress import Pruning, Recipe
+from lightning_compress import ChannelPruning, Pruning, QuantizationAwareTraining, Recipe
 from lightning_compress.core.duration import Run
 from lightning_compress.recipe.timeline import rows, run_of
 
@@ -57,6 +57,17 @@ def test_what_cannot_be_known_is_said_in_words_at_the_end():
     *_, (when, who, what) = rows([pruning(begin="1 epochs", end="3 epochs"), pruning(name="other")], Run(None, 100))
     assert (when, who) == ("?", "pruning")
     assert "the training loader's length is unknown" in what
+
+
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [("60%", None), ("59%", "'quantization' needs shapes that stay from begin='59%' on"), (100, "would do nothing")],
+)
+def test_what_a_trainer_would_refuse_is_said_where_steps_are_known(begin, words):
+    callbacks = [QuantizationAwareTraining(begin=begin, end=200), ChannelPruning(sparsity=0.5, end="60%")]
+    refused = [what for when, _, what in rows(callbacks, Run(None, 100)) if when == "refused"]
+    assert len(refused) == (words is not None)
+    assert all(words in what for what in refused)
 
 
 def test_the_table_is_printed_and_returned(recipe, capsys):
