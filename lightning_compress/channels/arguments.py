@@ -6,19 +6,25 @@ from typing import Any
 from torch import Tensor
 
 from lightning_compress.channels import criteria, distributions
-from lightning_compress.channels.budget import KINDS, Budget
+from lightning_compress.channels.budget import KINDS, RUNTIMES, Budget
 from lightning_compress.core.lookup import find, known_needs
+from lightning_compress.export.extras import need
 
 OFFERED_TO_DISTRIBUTIONS = ("groups", "scores", "originals", "fraction", "floor")
 PENALTIES = ("slimming", "group_lasso")
 
 
-def budget_of(**given: float | None) -> Budget:
+def budget_of(latency_in: str = "torch", **given: float | None) -> Budget:
     """The one budget that is given.
 
     Raises:
-        ValueError: if none is or several are, or its number is out of range.
+        ValueError: if none is or several are, its number is out of range, or the runtime is not known.
+        ModuleNotFoundError: if what the runtime needs is missing.
     """
+    if latency_in not in RUNTIMES:
+        raise ValueError(f"latency_in is one of {', '.join(RUNTIMES)}, but is {latency_in!r}.")
+    if latency_in == "onnxruntime":
+        need("onnx", "onnxruntime", "onnxscript")
     asked = {kind: value for kind, value in given.items() if value is not None}
     if len(asked) != 1:
         found = ", ".join(f"{kind}={value}" for kind, value in asked.items()) or "none"
@@ -30,7 +36,7 @@ def budget_of(**given: float | None) -> Budget:
         what = "goes" if kind == "sparsity" else "is kept"
         mend = f" For {value:g} % write {value / 100:g}." if 1 < value < 100 else ""
         raise ValueError(f"{kind} is the fraction in (0, 1) that {what}, but is {value}.{mend}")
-    return Budget(kind, float(value))
+    return Budget(kind, float(value), latency_in)
 
 
 def criterion_of(criterion: str | Callable[..., Tensor]) -> Callable[..., Tensor]:

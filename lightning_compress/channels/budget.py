@@ -1,27 +1,39 @@
 """How much of a module is to stay, in the unit in which it was asked for, and what a cut would leave of that."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_compress.channels.groups import Gone, Group
 from lightning_compress.channels.plan import cut_of, lost_channels
 from lightning_compress.core.surgery import named, tried
-from lightning_compress.measure.latency import measure_latency
+from lightning_compress.measure.example import copied
+from lightning_compress.measure.latency import Latency, measure_latency
 from lightning_compress.measure.macs import count_macs
+from lightning_compress.measure.onnx_latency import measure_onnx_latency
 
 KINDS = ("sparsity", "parameters", "macs", "latency_ms")
 STEPS = 20  # of a bisection over fractions of units
+LATENCY_RUNS = 30
+
+
+RUNTIMES: dict[str, Callable[..., Latency]] = {"torch": measure_latency, "onnxruntime": measure_onnx_latency}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is to be reached: `sparsity` is the fraction of units that goes, `parameters` and `macs` what is kept."""
+    """What is to be reached: `sparsity` is the fraction of units that goes, `parameters` and `macs` what is kept.
+
+    Latency is taken in `runtime`, one of `RUNTIMES`.
+    """
 
     kind: str
     target: float
+    runtime: str = "torch"
 
 
 @dataclass
@@ -67,10 +79,30 @@ class Costs:
                     ratios[attribute.module] = 1 - len(gone.get(group.name, ())) / group.units
         return round(sum(macs * ratios.get(name, 1.0) for name, macs in self.macs.items()))
 
-    def latency_after(self, gone: Gone, runs: int = 30) -> float:
-        """Median milliseconds of the example on one thread, measured on the module as it would be."""
-        with tried(self.model, cut_of(self.groups, gone)):
-            return measure_latency(self.model, self.example, 1, runs=runs, seconds=1.0).median_ms
+    def latency_after(self, gone: Gone, runtime: str) -> float:
+        """Median milliseconds of the example on one thread of the CPU, measured on the module as it would be."""
+        cut, example = cut_of(self.groups, gone), copied(self.example, torch.device("cpu"))
+        with tried(self.model, cut), on_cpu(self.model):
+            return RUNTIMES[runtime](self.model, example, 1, runs=LATENCY_RUNS, seconds=1.0).median_ms
+
+
+@contextmanager
+def on_cpu(model: nn.Module) -> Iterator[None]:
+    """The module's tensors on the CPU, where its latency counts, and back on their devices afterwards."""
+    tensors = [one for one in [*model.parameters(), *model.buffers()] if one.device.type != "cpu"]
+    known = [module for module in model.modules() if tensors and "_device" in vars(module)]
+    before = [(one, one.data) for one in tensors], [(module, vars(module)["_device"]) for module in known]
+    try:
+        for one in tensors:
+            one.data = one.data.cpu()
+        for module in known:  # what Lightning and torchmetrics remember
+            vars(module)["_device"] = torch.device("cpu")
+        yield
+    finally:
+        for one, data in before[0]:
+            one.data = data
+        for module, device in before[1]:
+            vars(module)["_device"] = device
 
 
 def fraction_for(reached: Callable[[float], bool], steps: int = STEPS) -> float | None:

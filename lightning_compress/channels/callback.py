@@ -46,10 +46,12 @@ class ChannelPruning(CompressionCallback):
     optimizers remember, averages of the weights and other callbacks' masks. The module that comes out is plain torch.
 
     Give exactly one budget: `sparsity` (fraction of channels that goes), `parameters` or `macs` (fraction that is
-    kept), or `latency_ms` (of the module in eval mode, eager, one thread, for the example at two samples).
+    kept), or `latency_ms` (of the module in eval mode on one thread of the CPU, for the example at two samples).
 
     Args:
         sparsity, parameters, macs, latency_ms: the budget at `end`.
+        latency_in: where latency is taken: "torch" (eager) or "onnxruntime", in floating point. It is taken some ten
+            times for each cut, and for ONNX Runtime the module is exported every time: that takes seconds.
         criterion: what makes a channel important: a name in `channels.criteria` ("l1", "l2", "fpgm", "slimming",
             "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso", "thinet", "random"), a dotted path, or
             a function that asks for what it needs by name. What is seen of a batch is seen in the step of the cut.
@@ -85,6 +87,7 @@ class ChannelPruning(CompressionCallback):
         parameters: float | None = None,
         macs: float | None = None,
         latency_ms: float | None = None,
+        latency_in: str = "torch",
         criterion: str | Callable[..., Tensor] = "l2",
         distribution: str | Callable[..., Gone] = "uniform",
         schedule: str | Callable[[float], float] = "linear",
@@ -105,7 +108,8 @@ class ChannelPruning(CompressionCallback):
         name: str = "channels",
     ) -> None:
         super().__init__(name, begin, end, every)
-        self.budget = budget_of(sparsity=sparsity, parameters=parameters, macs=macs, latency_ms=latency_ms)
+        self.budget = budget_of(latency_in, sparsity=sparsity, parameters=parameters, macs=macs, latency_ms=latency_ms)
+        self.latency_in = latency_in
         self.sparsity, self.parameters, self.macs, self.latency_ms = sparsity, parameters, macs, latency_ms
         self.criterion = criterion_of(criterion)
         self.distribution = distribution_of(distribution)

@@ -14,7 +14,6 @@ from lightning_compress.channels.finding import find_groups
 from lightning_compress.channels.gathering import Gathered, offers
 from lightning_compress.channels.groups import Gone, Group, remaining
 from lightning_compress.channels.scoring import group_scores
-from lightning_compress.measure.latency import measure_latency
 
 LATENCY_STEPS = 6
 
@@ -61,7 +60,7 @@ class Shrinker:
         self.originals: dict[str, int] = {group.name: group.units for group in self.groups}
         self.initial = {"parameters": float(costs.parameters), "macs": float(costs.total_macs())}
         if budget.kind == "latency_ms" and first is None:
-            self.initial["latency_ms"] = measure_latency(model, example, 1, runs=30, seconds=1.0).median_ms
+            self.initial["latency_ms"] = costs.latency_after({}, budget.runtime)
         if first is not None:
             self.originals |= {name: int(units) for name, units in first["originals"].items()}
             self.initial = {name: float(value) for name, value in first["initial"].items()}
@@ -153,7 +152,7 @@ class Shrinker:
         if self.budget.kind == "macs":
             return costs.macs_after(gone) / max(self.initial["macs"], 1.0)
         if self.budget.kind == "latency_ms":
-            return costs.latency_after(gone)
+            return costs.latency_after(gone, self.budget.runtime)
         total = sum(self.originals[group.name] for group in self.free)
         return (total - sum(group.units for group in self.free) + sum(map(len, gone.values()))) / total
 

@@ -45,13 +45,18 @@ def measure_latency(
         Exception: whatever the model raises for this input.
     """
     with untouched(model), _threads(threads):
-        warmup = _timed(lambda: call(model, example), max(runs // 10, 1), seconds / 5, least=1)
-        times = _timed(lambda: call(model, example), runs, seconds, least=min(LEAST_RUNS, runs))
+        return timed(lambda: call(model, example), batch, threads=threads, runs=runs, seconds=seconds)
+
+
+def timed(function: Callable[[], Any], batch: int, *, threads: int, runs: int, seconds: float) -> Latency:
+    """Time calls of a function that computes a batch, as in `measure_latency`."""
+    warmup = _times(function, max(runs // 10, 1), seconds / 5, least=1)
+    times = _times(function, runs, seconds, least=min(LEAST_RUNS, runs))
     low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     return Latency(batch, median(times), high - low, len(times), len(warmup), threads)
 
 
-def _timed(function: Callable[[], Any], runs: int, seconds: float, least: int) -> list[float]:
+def _times(function: Callable[[], Any], runs: int, seconds: float, least: int) -> list[float]:
     """Milliseconds of each run."""
     times: list[float] = []
     stop = time.perf_counter() + seconds

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import ChannelPruning, load_compressed
 from lightning_compress.channels import criteria
+from lightning_compress.channels.budget import RUNTIMES
 from lightning_compress.core.lookup import choices
 
 
@@ -116,6 +117,7 @@ def test_a_wider_checkpoint_is_loaded_into_a_module_that_is_thin_by_now(
         ({"macs": 50}, "write 0.5"),
         ({"sparsity": 1.0}, "fraction"),
         ({"latency_ms": -1}, "above 0"),
+        ({"latency_ms": 1.0, "latency_in": "tflite"}, "one of torch, onnxruntime, but is 'tflite'"),
         ({"macs": 0.5, "criterion": "l3"}, "Choose one of"),
         ({"macs": 0.5, "distribution": "erk"}, "uniform"),
         ({"macs": 0.5, "round_to": 0}, "round_to"),
@@ -265,8 +267,7 @@ def test_a_latency_is_reached_by_what_is_measured(make_module, make_trainer, loa
         def __init__(self, model, *_, **__):
             self.median_ms = float(model.net[0].out_features)
 
-    for user in ("budget", "shrinking"):
-        monkeypatch.setattr(f"lightning_compress.channels.{user}.measure_latency", Clock)
+    monkeypatch.setitem(RUNTIMES, "torch", Clock)
     module = make_module()
     make_trainer([ChannelPruning(latency_ms=6.0, begin=1, end=6, every=2)], max_epochs=1).fit(module, loader)
     assert module.net[0].out_features == 6

@@ -2,13 +2,17 @@
 
 import copy
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_compress import ChannelPruning
+from lightning_compress.channels.budget import RUNTIMES
 from lightning_compress.measure.latency import measure_latency
+from lightning_compress.measure.onnx_latency import measure_onnx_latency
 
 
 def images(count):
@@ -99,3 +103,34 @@ def test_a_latency_on_a_real_clock_is_met_by_fewer_channels_or_refused_with_the_
     make_trainer([ours], max_steps=4).fit(module, loader)
     assert ours.reached
     assert all(one.out_channels < width for one, width in zip(module.net[1:6:2], (64, 96, 32), strict=True))
+
+
+@under_one_name
+def test_a_latency_in_onnx_runtime_is_taken_of_files_of_the_thin_module(make_module, make_trainer, loader, monkeypatch):
+    """A clock that counts the weights in the file that ONNX Runtime is given, so that the answer is known."""
+    import onnxruntime
+
+    def counted(model, example, batch, **options):
+        sizes = []
+        opened = onnxruntime.InferenceSession
+
+        def session(path, *given, **named):
+            sizes.append(Path(path).stat().st_size)
+            return opened(path, *given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(onnxruntime, "InferenceSession", session)
+            found = measure_onnx_latency(model, example, batch, **options)
+        assert found.median_ms > 0
+        return replace(found, median_ms=sizes[0] / 1000)
+
+    def wide():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 3))
+
+    module = make_module(net=wide)
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", counted)
+    monkeypatch.setattr("lightning_compress.channels.shrinking.LATENCY_STEPS", 2)  # to a quarter of the channels
+    ours = ChannelPruning(latency_ms=40.0, latency_in="onnxruntime", begin=1, end=2, every=1)
+    make_trainer([ours], max_steps=3).fit(module, loader)
+    # 68 weights of 4 bytes for each hidden unit, beside some 2,000 bytes of graph: 128 units fit, and 192 do not.
+    assert module.net[1].out_features == 128
