@@ -121,12 +121,12 @@ def check_keys(values: dict[Any, Located], known: Iterable[str] | None, place: s
     """Refuse a key that is not among `known`, if these are known.
 
     Raises:
-        ValueError: with the place and the nearest known key.
+        ValueError: with the place, the nearest known key, and all of them.
     """
     names = None if known is None else list(known)
     for key, child in values.items():
         if names is not None and key not in names:
-            hint = near_miss(str(key), names) or f" Known: {', '.join(names) or 'none'}."
+            hint = f"{near_miss(str(key), names)} Known: {', '.join(names) or 'none'}."
             raise ValueError(f"{child.where}: {place}.{key}: unknown {kind} '{key}'.{hint}".replace(": .", ": "))
 
 

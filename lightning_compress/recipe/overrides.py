@@ -51,9 +51,10 @@ def _changed(node: Located, keys: list[str], new: Located, path: list[str]) -> L
         return _changed_object(node, keys, new, path)
     if isinstance(node.value, dict):
         return _changed_mapping(node, keys, new, path)
+    whole = "[...]" if keys[0].isdecimal() else "{class_path: ..., init_args: {...}}"
     raise ValueError(
         f"{new.where}: {'.'.join(path)} is {node.value!r}, which has no '{'.'.join(keys)}'. Set it as a whole: "
-        f"{'.'.join(path)}={{class_path: ..., init_args: {{...}}}}."
+        f"{'.'.join(path)}={whole}."
     )
 
 
@@ -86,7 +87,7 @@ def _changed_mapping(node: Located, keys: list[str], new: Located, path: list[st
         here, known = ".".join(path), [str(key) for key in values]
         raise ValueError(
             f"{new.where}: {here} has no '{keys[0]}' in the recipe.{near_miss(keys[0], known)} Written there: "
-            f"{', '.join(known) or 'nothing'}. Set it as a whole: {here}.{keys[0]}=..."
+            f"{', '.join(known) or 'nothing'}. Set it as a whole: {here}.{keys[0]}={{{'.'.join(keys[1:])}: ...}}."
         )
     else:
         child = Located({}, new.where)

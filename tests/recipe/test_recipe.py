@@ -339,9 +339,11 @@ def test_a_value_is_set_by_the_callbacks_name_or_by_its_path(written, key):
 
 def test_a_callback_is_found_by_the_name_it_was_given(written):
     text = "callbacks:\n- Pruning\n- Pruning: {name: late, targets: fc}\n- ModelCheckpoint"
-    recipe = Recipe.load(written(text), overrides=["late.begin=50%", "pruning.end=40%", "modelcheckpoint.mode=max"])
+    settings = ["late.begin=50%", "pruning.end=40%", "modelcheckpoint.mode=max", "late.targets=[fc, conv1]"]
+    recipe = Recipe.load(written(text), overrides=[*settings, "late.targets.1=conv2"])
     first, second, checkpoint = recipe.callbacks()
     assert (first.end, second.begin, checkpoint.mode) == ("40%", "50%", "max")
+    assert (first.targets, second.targets) == (None, ["fc", "conv2"])
 
 
 def test_overrides_are_yaml_apply_in_order_and_reach_nested_objects(written):
@@ -370,6 +372,9 @@ def test_overrides_are_yaml_apply_in_order_and_reach_nested_objects(written):
         ("callbacks.-1.begin=3", "'-1' leads nowhere"),
         ("pruning.final_sparsity.more=3", "is 0.8, which has no 'more'"),
         ("pruning.final_sparsit.more=3", "has no 'final_sparsit' in the recipe. Did you mean 'final_sparsity'?"),
+        ("pruning.overrides.*.fc=0.5", "Set it as a whole: callbacks.0.overrides={*.fc: ...}."),
+        ("pruning.foo=3", "Known: final_sparsity, criterion,"),
+        ("pruning.final_sparsity.0=0.5", "Set it as a whole: callbacks.0.final_sparsity=[...]."),
         ("pruning.final_sparsity", "write key=value"),
         ("=3", "write key=value"),
         ("pruning.final_sparsity=", "nothing is written here"),
