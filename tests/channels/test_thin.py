@@ -130,7 +130,7 @@ def test_a_latency_in_onnx_runtime_is_taken_of_files_of_the_thin_module(make_mod
     module = make_module(net=wide)
     monkeypatch.setitem(RUNTIMES, "onnxruntime", counted)
     monkeypatch.setattr("lightning_compress.channels.shrinking.LATENCY_STEPS", 2)  # to a quarter of the channels
-    ours = ChannelPruning(latency_ms=40.0, latency_in="onnxruntime", begin=1, end=2, every=1)
+    ours = ChannelPruning(latency_ms=45.0, latency_in="onnxruntime", begin=1, end=2, every=1)
     make_trainer([ours], max_steps=3).fit(module, loader)
-    # 68 weights of 4 bytes for each hidden unit, beside some 2,000 bytes of graph: 128 units fit, and 192 do not.
+    # 68 weights of 4 bytes for each hidden unit, beside a few thousand bytes of graph: 128 units fit, and 192 do not.
     assert module.net[1].out_features == 128
