@@ -1,4 +1,4 @@
-"""The command `lightning-compress`: run, list, copy and preview recipes, and report on a checkpoint."""
+"""The command `lightning-compress`: run, list, copy and preview recipes, report on a checkpoint, compare reports."""
 
 import argparse
 import os
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_recipes, _add_report, _add_timeline):
+    for add in (_add_run, _add_recipes, _add_report, _add_compare, _add_timeline):
         add(commands)
     return parser
 
@@ -74,6 +74,15 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the report as one web page too")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON too")
     _finish(parser, _report)
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "compare", help="reports of several runs beside each other, and as shares of the first"
+    )
+    parser.add_argument("reports", metavar="REPORT", type=Path, nargs="+", help=".json files of CompressionReport")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table as Markdown too")
+    _finish(parser, _compare)
 
 
 def _add_timeline(commands: Commands) -> None:
@@ -158,6 +167,18 @@ def _report(arguments: argparse.Namespace) -> None:
     report.print()
     for target in filter(None, targets.values()):
         print(f"Written to {report.save(target)}.")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from lightning_compress.report.compare import compare, load_all
+
+    if arguments.output is not None and arguments.output.suffix != ".md":
+        raise ValueError(f"--output writes a file that ends in .md, but is {arguments.output}.")
+    comparison = compare(load_all(arguments.reports))
+    comparison.print()
+    if arguments.output is not None:
+        arguments.output.write_text(comparison.to_markdown(), encoding="utf-8")
+        print(f"Written to {arguments.output}.")
 
 
 def _load(arguments: argparse.Namespace) -> "Recipe":

@@ -168,8 +168,9 @@ class Report:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no report: {error}. Give a file written by Report.save.") from error
+        except (ValueError, AttributeError, RecursionError) as error:  # what JSON and UTF-8 raise is a ValueError
+            words = str(error).rstrip(".")
+            raise ValueError(f"{path} holds no report: {words}. Give a .json file written by Report.save.") from error
 
     def save(self, path: str | Path) -> Path:
         """Write a `.json` file, or one `.html` file that needs nothing else; missing folders are made.
