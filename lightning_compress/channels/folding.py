@@ -62,6 +62,8 @@ def _inputs(model: nn.Module, example: Any, names: set[str]) -> dict[str, Tensor
             call(model, copied(example))
             torch.manual_seed(0)
             call(model, mapped(example, _drawn))  # what an example of equal samples would hide
+    except Exception:  # whatever the user's code says to noise: in a column of floats may stand numbers of categories
+        return {}  # the example alone does not tell what is constant
     finally:
         for handle in handles:
             handle.remove()

@@ -104,3 +104,21 @@ def test_an_example_of_equal_samples_makes_nothing_constant(kind):
     assert fold_constants(model, example, groups, gone) == 0
     now = [one.bias for one in model if getattr(one, "bias", None) is not None]
     assert all(torch.equal(old, new) for old, new in zip(biases, now, strict=True))
+
+
+def test_a_module_that_takes_no_noise_has_nothing_folded():
+    """Noise names no category, and the example alone tells too little."""
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.known, self.net = nn.Embedding(3, 2), nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+
+        def forward(self, rows):
+            return self.net(self.known(rows.long()[:, 0]))
+
+    model, example = Table().eval(), torch.tensor([[0.0], [2.0], [1.0], [2.0]])
+    groups = observe(model, example)
+    assert fold_constants(model, example, groups, {"net.0": (1, 3)}) == 0
+    assert not model.net[0]._forward_pre_hooks
+    assert not model.net[2]._forward_pre_hooks
