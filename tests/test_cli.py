@@ -127,7 +127,7 @@ def test_a_second_recipe_in_the_environment_is_refused(complete, capsys, monkeyp
         (["run", "nowhere.yaml"], "There is no file 'nowhere.yaml'"),
         (
             ["run", "prun"],
-            "Did you mean 'prune'? Ready ones: distill, lottery_ticket, prune, prune_2_4, prune_mnist, qat_",
+            "Did you mean 'prune'? Ready ones: channels, channels_distill_int8, distill, lottery_",
         ),
         (["run", "prune", "--set", "prunin.end=3"], "Did you mean 'pruning'?"),
         (["run", "prune_mnist", "--set", "trainer.max_epoch=3"], "Did you mean 'max_epochs'?"),
@@ -154,14 +154,21 @@ def test_the_ready_recipes_are_listed_with_what_they_are_for(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
+        "channels",
+        "channels_distill_int8",
         "distill",
         "lottery_ticket",
         "prune",
         "prune_2_4",
+        "prune_distill",
         "prune_mnist",
+        "prune_qat",
         "qat_int4",
         "qat_int8",
         "qat_ternary",
+        "tabular",
+        "time_series",
+        "transformer",
     ]
     assert all(len(line.split()) > 5 for line in lines)
 

@@ -6,9 +6,8 @@ from functools import wraps
 import pytest
 
 import lightning_compress
-from lightning_compress import CompressionReport, Distillation, FineTuning, Pruning, QuantizationAwareTraining, Recipe
+from lightning_compress import CompressionReport, Pruning, Recipe
 from lightning_compress.core.schedules import Exponential
-from lightning_compress.recipe.shipped import shipped
 
 PRUNE = """
 callbacks:
@@ -143,31 +142,6 @@ def test_to_dict_is_plain_and_has_what_was_overridden(written):
         "callbacks": [{"class_path": "Pruning", "init_args": {"final_sparsity": 0.8, "begin": "5%"}}],
         "trainer": {"max_epochs": 2},
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "said"),
-    [
-        ("distill", Distillation, "begins"),
-        ("lottery_ticket", FineTuning, "begins with the weights of 20"),
-        ("prune", Pruning, "sparsity 0.00%"),
-        ("prune_2_4", Pruning, "sparsity 0.00%"),
-        ("prune_mnist", Pruning, "sparsity 0.00%"),
-        ("qat_int4", QuantizationAwareTraining, "4 bits"),
-        ("qat_int8", QuantizationAwareTraining, "quantizes"),
-        ("qat_ternary", QuantizationAwareTraining, "quantizes"),
-    ],
-)
-def test_every_shipped_recipe_builds_and_says_what_it_is_for(name, kind, said):
-    path = shipped()[name]
-    recipe = Recipe.load(path)
-    assert any(isinstance(callback, kind) for callback in recipe.callbacks())
-    assert said in recipe.timeline(1000)
-    assert path.read_text().startswith("# ")
-    if name == "prune_mnist":
-        parameters = sum(parameter.numel() for parameter in recipe.model().parameters())
-        assert parameters == 431_080
-        assert recipe.data() is not None
 
 
 # What it refuses, and where -----------------------------------------------------------------------------------------
