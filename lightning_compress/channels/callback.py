@@ -61,7 +61,9 @@ class ChannelPruning(CompressionCallback):
         schedule: how the budget comes near between `begin` and `end`: see `Pruning`.
         begin, end, every: first, last and pace of the cuts: "20%", "3 epochs", "500 steps", an int or a float.
         round_to: channels that stay are a multiple of it where a layer has so many; 8 or 16 suit most hardware.
-        floor: smallest fraction of a layer's channels that stays; at least one always does.
+        floor: smallest fraction of a layer's channels that stays; at least one does, if its branch may not go.
+        remove_blocks: whether the branch of a residual sum may lose all of its inner channels, and with them what it
+            computes, where the distribution takes them all ("global" may). In every sum something stays.
         soft: only zero the chosen channels until `end`, so that they may come back (SFP; ASFP with a rising schedule).
         penalty: "slimming" (L1 of the scales of normalisation layers) or "group_lasso", between `begin` and `end`, by
             gradients of `penalty_strength`. With `every="100%"` all that goes goes at `end`.
@@ -96,6 +98,7 @@ class ChannelPruning(CompressionCallback):
         every: Duration = "5%",
         round_to: int = 1,
         floor: float = 0.0,
+        remove_blocks: bool = False,
         soft: bool = False,
         penalty: str | None = None,
         penalty_strength: float = 1e-4,
@@ -117,7 +120,7 @@ class ChannelPruning(CompressionCallback):
         check_rest(round_to, recalibrate, penalty, penalty_strength)
         self.floor, self.round_to, self.soft = check_fraction("floor", floor), round_to, soft
         self.penalty, self.penalty_strength = penalty, penalty_strength
-        self.targets, self.ignore = targets, ignore
+        self.remove_blocks, self.targets, self.ignore = remove_blocks, targets, ignore
         as_patterns(targets), as_patterns(ignore)
         self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
         self.cut = Cut()
@@ -201,7 +204,7 @@ class ChannelPruning(CompressionCallback):
             {name.removeprefix(prefix) for name in names}
             for names in (self._allowed(trainer, pl_module), self.frozen, _whole(trainer, pl_module))
         )
-        how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed)
+        how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed, self.remove_blocks)
         shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen, whole)
         if self.first is None:
             shrinker.check()
@@ -211,12 +214,14 @@ class ChannelPruning(CompressionCallback):
         rank_zero_info(
             f"'{self.name}' may cut {sum(group.units for group in shrinker.free)} channels or heads of "
             f"{len(shrinker.free)} groups of layers. Left whole: {shrinker.left_whole() or 'nothing'}."
+            f"{' May vanish: ' + ', '.join(shrinker.vanishing) + '.' if shrinker.vanishing else ''}"
         )
 
     def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
         whole = _whole(trainer, pl_module)
         chosen = select(pl_module, self.targets, self.ignore).chosen
-        return {name for one in chosen for name in one.names if not inside(name, whole)}
+        vanished = {name for name, one in pl_module.named_parameters(remove_duplicate=False) if not one.numel()}
+        return {name for one in chosen for name in one.names if not inside(name, whole)} | vanished
 
     # At each step ---------------------------------------------------------------------------------------------------
 

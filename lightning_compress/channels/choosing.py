@@ -9,8 +9,8 @@ from lightning_compress.channels.groups import Gone, Group
 
 
 def most_that_may_go(group: Group, original: int, floor: float) -> int:
-    """How many of a group's units may go, when `floor` of the original ones and at least one must stay."""
-    return max(group.units - max(ceil(floor * original - 1e-9), 1), 0)
+    """How many of a group's units may go, when `floor` of the original ones must stay, and one if it may not vanish."""
+    return max(group.units - max(ceil(floor * original - 1e-9), not group.may_vanish), 0)
 
 
 def rounded(
@@ -27,7 +27,7 @@ def rounded(
     for group in groups:
         channels = max(sum(unit >= 0 for unit in member.units) for member in group.makers) // group.units
         stays = group.units - len(gone[group.name])
-        multiple = max(round(stays * channels / round_to), 1) * round_to
+        multiple = max(round(stays * channels / round_to), not group.may_vanish) * round_to
         wanted = multiple // channels if multiple % channels == 0 else stays
         wanted = max(wanted, floors[group.name]) if wanted <= group.units else group.units
         found[group.name] = lowest(scores[group.name], group.units - wanted)

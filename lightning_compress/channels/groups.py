@@ -63,6 +63,7 @@ class Group:
         members: the places.
         whole: why none of them may leave; None if they may.
         attributes: numbers that modules around the layers remember, as multiples of the number of units.
+        may_vanish: whether all of them may leave, because what their readers give is only added to something else.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Group:
     members: tuple[Member, ...]
     whole: str | None = None
     attributes: tuple[Attribute, ...] = ()
+    may_vanish: bool = False
 
     @property
     def makers(self) -> tuple[Member, ...]:

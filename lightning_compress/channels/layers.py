@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.channels.groups import Attribute, Place, Slice
+from lightning_compress.core.emptied import is_empty
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.EmbeddingBag)
 
@@ -57,7 +58,7 @@ def kind_of(name: str, module: nn.Module) -> Kind | None:
     if known and (is_parametrized(module) or "weight" not in module._parameters):
         return Opaque(f"{described}, whose weight is computed from other tensors, and which is left whole")
     if isinstance(module, _ConvNd):
-        return _convolution(name, module) if _has_torchs_forward(module) else None
+        return _convolution(name, module) if _has_torchs_forward(module) or is_empty(module) else None
     if isinstance(module, nn.Linear):
         return _linear(name, module) if _has_torchs_forward(module) else None
     if isinstance(module, nn.Embedding):

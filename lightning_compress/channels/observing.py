@@ -107,6 +107,8 @@ class _Observation:
     def _trace(self, sink: Sink) -> None:
         """Which single channel of a sink each element of each source reaches; more than one is left for later."""
         channels, place = sink.value.shape[sink.dim], self.reads[sink.name]
+        if not channels:
+            return
         labels = torch.randperm(channels, generator=torch.Generator().manual_seed(1)).to(sink.value.device) + 1
         channel_of = torch.empty_like(labels).scatter_(0, labels - 1, torch.arange(channels, device=labels.device))
         weights = self._weights(sink.value)

@@ -14,6 +14,7 @@ from lightning_compress.channels.finding import find_groups
 from lightning_compress.channels.gathering import Gathered, offers
 from lightning_compress.channels.groups import Gone, Group, remaining
 from lightning_compress.channels.scoring import group_scores
+from lightning_compress.channels.vanishing import with_vanishing
 
 LATENCY_STEPS = 6
 
@@ -27,6 +28,7 @@ class How:
     floor: float = 0.0
     round_to: int = 1
     seed: int = 0
+    remove_blocks: bool = False
 
 
 class Shrinker:
@@ -55,6 +57,12 @@ class Shrinker:
         found, self.small = find_groups(model, example)
         frozen = frozen_in(model) if frozen is None else frozen
         self.groups = [_if_allowed(_if_not_passed_on(group, whole), allowed, frozen) for group in found]
+        if how.remove_blocks:
+            known = None if first is None else first["vanishing"]
+            self.groups = with_vanishing(model, self.small, self.groups, known)
+        self.vanishing = (
+            [group.name for group in self.groups if group.may_vanish] if first is None else first["vanishing"]
+        )
         self._counted: Costs | None = None
         costs = self._costs()
         self.originals: dict[str, int] = {group.name: group.units for group in self.groups}
@@ -68,7 +76,7 @@ class Shrinker:
     @property
     def free(self) -> list[Group]:
         """The groups that may lose units."""
-        return [group for group in self.groups if group.whole is None]
+        return [group for group in self.groups if group.whole is None and group.units]
 
     @property
     def sparsity(self) -> float:
@@ -79,7 +87,7 @@ class Shrinker:
 
     def state(self) -> dict[str, Any]:
         """What was there at first."""
-        return {"originals": dict(self.originals), "initial": dict(self.initial)}
+        return {"originals": dict(self.originals), "initial": dict(self.initial), "vanishing": self.vanishing}
 
     def check(self) -> None:
         """Refuse a budget that cannot be met.

@@ -180,6 +180,8 @@ def _obstacle(candidate: Candidate, averaged: bool, by_default: bool) -> str | N
             f"'{candidate.name}' is lazy: its shape is not known before the first batch. Run one batch through the "
             f"module before trainer.fit, or ignore=['{candidate.name}']."
         )
+    if not parameter.numel():
+        return "without elements"
     if averaged:
         return "a copy that averages other weights; it follows them"
     if parameter.ndim < 2:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.core.cut import Cut, Kept, over
+from lightning_compress.core.emptied import as_it_is
 from lightning_compress.core.selection import canonical
 
 
@@ -52,6 +53,9 @@ def cut_model(model: nn.Module, cut: Cut) -> Callable[[], None]:
         for key, value in values.items():
             undo.callback(setattr, module, key, getattr(module, key))
             setattr(module, key, value)
+    for module in modules.values():
+        undo.callback(setattr, module, "__class__", type(module))
+        module.__class__ = as_it_is(module)
     return undo.close
 
 
@@ -148,6 +152,8 @@ def reshape(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut, now: C
     for name, values in over(now.before, cut.attributes).items():
         for key, value in values.items():
             setattr(modules[name], key, value)
+    for module in modules.values():
+        module.__class__ = as_it_is(module)
 
 
 def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -219,7 +225,7 @@ def _remembered(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> l
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, list | tuple | dict) and any(isinstance(one, Tensor) for one in _values(value)):
             raise _unknown(optimizer, key, type(value).__name__)
-        if not isinstance(value, Tensor) or value.numel() <= 1:
+        if not isinstance(value, Tensor) or value.numel() == 1:
             continue
         if value.ndim != len(shape) or any(mine not in (1, its) for mine, its in zip(value.shape, shape, strict=True)):
             raise _unknown(optimizer, key, f"shape {tuple(value.shape)}, with a parameter of shape {tuple(shape)}")

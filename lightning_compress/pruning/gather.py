@@ -110,6 +110,12 @@ class Gathered:
             on_device = {name: value.to(self.layers[name].parameter.device) for name, value in part.items()}
             setattr(self, key, on_device)
 
+    def leave(self, name: str) -> None:
+        """One weight is no longer one of these."""
+        self.layers = {key: one for key, one in self.layers.items() if key != name}
+        for seen in (self.initial, self.weight_grad, self.squares):
+            seen.pop(name, None)
+
     def follow(self, kept: Mapping[str, Kept]) -> None:
         """Cut sums as their weights have been cut."""
         self.initial = {name: sliced(one, kept[name]) for name, one in self.initial.items()}

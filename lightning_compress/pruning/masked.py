@@ -73,6 +73,11 @@ class MaskedParameters:
         """Cut masks as their weights have been cut."""
         self.masks = {name: sliced(mask, kept[name]) for name, mask in self.masks.items()}
 
+    def leave(self, name: str) -> None:
+        """Follow one parameter no longer."""
+        del self.parameters[name]
+        self.masks.pop(name, None)
+
     @property
     def sparsity(self) -> float:
         """Fraction of the followed weights that a mask prunes."""

@@ -143,13 +143,27 @@ class Pruner:
         """
         kept = {name: kept_of(cut, one.names) for name, one in self.layers.by_name.items()}
         self.layers = Layers(self.layers.by_name, self.layers.granularity)
-        if misfits := self.layers.misfits():
+        misfits = {
+            name: why for name, why in self.layers.misfits().items() if self.layers.by_name[name].parameter.numel()
+        }
+        if misfits:
             reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
             raise ValueError(
                 f"After a cut of channels the granularity does not fit: {reasons}. Use round_to or ignore."
             )
         self.masked.follow(kept)
         self.gathered.follow(kept)
+        for name in [name for name, one in self.layers.by_name.items() if not one.parameter.numel()]:
+            self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        """The weight has lost its last element: it is no longer one of those that are pruned."""
+        self.layers = Layers(
+            {key: one for key, one in self.layers.by_name.items() if key != name}, self.layers.granularity
+        )
+        self.overrides.pop(name, None)
+        self.masked.leave(name)
+        self.gathered.leave(name)
 
     def _alive(self) -> dict[str, int]:
         """Units of each weight that are not pruned. Rounding may give a layer one more than before: it has none."""
