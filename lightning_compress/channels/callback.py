@@ -327,7 +327,8 @@ class ChannelPruning(CompressionCallback):
         self.cut = cut.after(self.cut)
         shrinker.went(gone)
         if self.recalibrate:
-            self.recalibrated_from, self.recalibration.begun = now(trainer, "batches") + 1, False
+            self.recalibrated_from = now(trainer, "batches") + 1
+            self.recalibration.again()
 
     def _rebuild(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]

@@ -23,6 +23,11 @@ class Recalibration:
         elif self.momenta:
             self.end()
 
+    def again(self) -> None:
+        """Forget the average that is under way, if one is: the next one begins anew."""
+        self.end()
+        self.begun = False
+
     def end(self) -> None:
         """Moving averages again, as the user has them."""
         for module, momentum in self.momenta:

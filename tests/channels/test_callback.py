@@ -190,7 +190,12 @@ def test_a_module_with_nothing_left_to_cut_trains_on(make_module, make_trainer, 
     assert module.net[0].out_features == 1
 
 
-def test_statistics_are_plain_means_over_the_batches_after_a_cut(pl, make_module, make_trainer, loader):
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [(4, [0.1] * 4 + [None] * 3 + [0.1]), (5, [0.1] * 5 + [None] * 3)],
+    ids=["one cut", "another cut one batch later"],
+)
+def test_statistics_are_plain_means_over_the_batches_after_a_cut(end, expected, pl, make_module, make_trainer, loader):
     def net():
         return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
@@ -203,14 +208,14 @@ def test_statistics_are_plain_means_over_the_batches_after_a_cut(pl, make_module
 
         def on_train_batch_end(self, trainer, pl_module, *_):
             momenta.append(pl_module.net[1].momentum)
-            if trainer.global_step == 7:
+            if trainer.global_step == end + 3:
                 self.found = pl_module.net[1].running_mean.clone()
 
     watch = Watch()
-    ours = ChannelPruning(sparsity=0.5, begin=2, end=4, every=2, recalibrate=3)
+    ours = ChannelPruning(sparsity=0.5, begin=2, end=end, every=2, recalibrate=3)
     make_trainer([ours, watch], max_epochs=1).fit(module, loader)
-    assert momenta == [0.1] * 4 + [None] * 3 + [0.1]
-    torch.testing.assert_close(watch.found, torch.stack(means[4:7]).mean(0))
+    assert momenta == expected
+    torch.testing.assert_close(watch.found, torch.stack(means[end : end + 3]).mean(0))
 
 
 def test_a_checkpoint_from_before_the_cuts_makes_the_module_whole_again(
