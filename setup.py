@@ -67,7 +67,7 @@ setup(
     package_data={
         "lightning_compress": ["py.typed"],
         "lightning_compress.report": ["templates/*"],
-        RECIPES: ["*.yaml"],
+        RECIPES: ["*.yaml", "sweeps/*.yaml"],
     },
     include_package_data=False,
     install_requires=REQUIRED,

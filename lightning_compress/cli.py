@@ -1,11 +1,11 @@
-"""The command `lightning-compress`: run, list, copy and preview recipes, report on a checkpoint, compare reports."""
+"""The command `lightning-compress`: run, list, copy, preview and sweep recipes, report on checkpoints, compare runs."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from lightning_compress._version import __version__
 
@@ -17,16 +17,19 @@ USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or 2 after one line about what was wrong in what it was given."""
-    arguments = _parser().parse_args(argv)
+    """Run the command.
+
+    Returns:
+        Its exit code: 0; 2 after one line about what was wrong in what it was given; that of a program that it started.
+    """
+    arguments = _parsed(list(sys.argv[1:] if argv is None else argv))
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
         print(f"{PROGRAM}: error: {' '.join(str(error).split())} (--debug shows the traceback)", file=sys.stderr)
         return USER_ERROR
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,12 +39,27 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
 
 
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """Arguments before `--`; what follows it is the program of those commands that start one."""
+    place = argv.index("--") if "--" in argv else len(argv)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv[:place])
+    if arguments.command is _join:
+        arguments.settings = unknown
+    elif unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments.program = argv[place + 1 :]
+    if arguments.program and arguments.command not in (_join, _sweep):
+        parser.error(f"-- stands before a program, and this command starts none: {' '.join(arguments.program)}")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_recipes, _add_report, _add_compare, _add_timeline):
+    for add in (_add_run, _add_recipes, _add_report, _add_compare, _add_timeline, _add_sweep, _add_join):
         add(commands)
     return parser
 
@@ -94,8 +112,26 @@ def _add_timeline(commands: Commands) -> None:
     _finish(parser, _timeline)
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a ready recipe")
+def _add_sweep(commands: Commands) -> None:
+    parser = commands.add_parser("sweep", help="run a program under a recipe once for each combination of settings")
+    parser.usage = "%(prog)s SWEEP --recipe RECIPE [options] -- PROGRAM [ARGUMENT ...]"
+    parser.add_argument("sweep", metavar="SWEEP", help="a YAML file in W&B's format, or the name of a ready sweep")
+    _add_recipe(parser, "--recipe", required=True)
+    parser.add_argument("--count", type=_count, metavar="N", help="how many random draws")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random draws (0)")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where each run's report and output go")
+    _finish(parser, _sweep)
+
+
+def _add_join(commands: Commands) -> None:
+    parser = commands.add_parser("join", help="run a program with a recipe in its environment: for wandb agent")
+    parser.usage = "%(prog)s RECIPE [--KEY=VALUE ...] -- PROGRAM [ARGUMENT ...]"
+    _add_recipe(parser)
+    _finish(parser, _join)
+
+
+def _add_recipe(parser: argparse.ArgumentParser, name: str = "recipe", **how: Any) -> None:
+    parser.add_argument(name, metavar="RECIPE", help="a YAML file, or the name of a ready recipe", **how)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="pruning.final_sparsity=0.95")
     parser.add_argument("--allow", action="append", default=[], metavar="NAME", help="your own classes: my_package.*")
 
@@ -181,11 +217,40 @@ def _compare(arguments: argparse.Namespace) -> None:
         print(f"Written to {arguments.output}.")
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from lightning_compress.recipe.shipped import locate
+    from lightning_compress.recipe.sweep import read_sweep
+    from lightning_compress.recipe.sweeping import jobs, run_all, show
+
+    _look_where_the_command_is_typed(arguments)
+    sweep = read_sweep(locate(arguments.sweep, "sweeps"))
+    if sweep.unused:
+        print(f"Left to W&B, and not done here: {', '.join(sweep.unused)}.")
+    folder = arguments.output_dir or Path(f"sweep_{sweep.path.stem}")
+    runs = sweep.settings(arguments.count, arguments.seed)
+    made = jobs(sweep, arguments.recipe, runs, folder, overrides=arguments.set, allow=arguments.allow)
+    outcomes = run_all(made, arguments.program)
+    show(outcomes, sweep, folder)
+    return int(any(outcome.code for outcome in outcomes))
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    from lightning_compress.recipe.joining import join, overrides_of, variables
+
+    _look_where_the_command_is_typed(arguments)
+    overrides = [*arguments.set, *overrides_of(arguments.settings)]
+    return join(arguments.program, variables(arguments.recipe, overrides, arguments.allow, os.environ))
+
+
 def _load(arguments: argparse.Namespace) -> "Recipe":
     from lightning_compress.recipe import Recipe
     from lightning_compress.recipe.shipped import locate
 
-    if arguments.allow and "" not in sys.path:
-        # As with `python -m`: what the user allows is looked for where the command is typed.
-        sys.path.insert(0, "")
+    _look_where_the_command_is_typed(arguments)
     return Recipe.load(locate(arguments.recipe), overrides=arguments.set, allow=arguments.allow)
+
+
+def _look_where_the_command_is_typed(arguments: argparse.Namespace) -> None:
+    """As `python -m` does, for what the user allows."""
+    if arguments.allow and "" not in sys.path:
+        sys.path.insert(0, "")

@@ -1,18 +1,24 @@
 """Let a recipe join any Trainer, its script unchanged: `LIGHTNING_COMPRESS_RECIPE=recipe.yaml python train.py`.
 
+`LIGHTNING_COMPRESS_SET="pruning.final_sparsity=0.95; pruning.end=50%"` changes it, as `--set` does for the command.
+
 Lightning calls one of these functions for every new Trainer, through the entry points of `setup.py`. All imports wait
 until the variable is set: a Trainer that is not to be compressed pays nothing.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 VARIABLE = "LIGHTNING_COMPRESS_RECIPE"
+SETTINGS = "LIGHTNING_COMPRESS_SET"
 
 
 def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     """Make the callbacks of the recipe that `LIGHTNING_COMPRESS_RECIPE` names, a path or a ready recipe's name.
+
+    What `LIGHTNING_COMPRESS_SET` overrides is parted by semicolons or line ends; no value can hold these.
 
     Args:
         lightning: which Lightning asks, "pytorch_lightning" or "lightning.pytorch"; by default the first installed one.
@@ -21,9 +27,11 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
         New callbacks at each call; none if the variable is not set.
 
     Raises:
-        FileNotFoundError, ValueError: if the recipe is not there, or is not right.
+        FileNotFoundError, ValueError: if the recipe is not there, or is not right, or overrides have no recipe.
     """
-    name = os.environ.get(VARIABLE, "").strip()
+    name, overrides = os.environ.get(VARIABLE, "").strip(), _overrides()
+    if not name and overrides:
+        raise ValueError(f"{SETTINGS}={'; '.join(overrides)} changes a recipe: name it by {VARIABLE}, or unset this.")
     if not name:
         return []
     from lightning_compress.recipe import Recipe
@@ -31,12 +39,24 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     from lightning_compress.recipe.shipped import locate
 
     try:
-        recipe = Recipe.load(locate(name), sections=JOINING)
+        recipe = Recipe.load(locate(name), overrides=overrides, sections=JOINING)
         _say_once(name, recipe.left_out)
         return recipe.callbacks(lightning)
     except (ValueError, OSError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{VARIABLE}={name}: {error}") from error
+
+
+def environment(recipe: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The variables by which a recipe with overrides joins the Trainers of a program.
+
+    Raises:
+        ValueError: if an override has a semicolon or a line end, which part them there.
+    """
+    for setting in overrides:
+        if ";" in setting or "\n" in setting:
+            raise ValueError(f"{setting!r} has a semicolon or a line end, which {SETTINGS} cannot hold.")
+    return {VARIABLE: recipe, SETTINGS: "; ".join(overrides)}
 
 
 def for_pytorch_lightning() -> list[Any]:
@@ -47,6 +67,11 @@ def for_pytorch_lightning() -> list[Any]:
 def for_lightning() -> list[Any]:
     """The entry point of the group `lightning.pytorch.callbacks_factory`."""
     return callbacks_from_environment("lightning.pytorch")
+
+
+def _overrides() -> list[str]:
+    parts = os.environ.get(SETTINGS, "").replace("\n", ";").split(";")
+    return [part.strip() for part in parts if part.strip()]
 
 
 @cache

@@ -163,6 +163,7 @@ def test_the_ready_recipes_are_listed_with_what_they_are_for(capsys):
         "prune_distill",
         "prune_mnist",
         "prune_qat",
+        "prune_restart",
         "qat_int4",
         "qat_int8",
         "qat_ternary",

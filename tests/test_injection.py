@@ -129,3 +129,29 @@ def test_lightnings_own_callbacks_are_those_of_the_lightning_that_asks(recipe, f
     pl = pytest.importorskip(lightning)
     recipe("callbacks: [Pruning, ModelCheckpoint: {monitor: val_loss}]")
     assert type(factory()[1]) is pl.callbacks.ModelCheckpoint
+
+
+def test_a_recipe_in_the_environment_is_changed_by_settings_in_the_environment(recipe, monkeypatch):
+    recipe("callbacks: [Pruning: {final_sparsity: 0.5}]")
+    monkeypatch.setenv(
+        "LIGHTNING_COMPRESS_SET", "pruning.final_sparsity=0.95; pruning.targets=[a, b];\npruning.end=50%\n"
+    )
+    (pruning,) = callbacks_from_environment()
+    assert (pruning.final_sparsity, pruning.targets, pruning.end) == (0.95, ["a", "b"], "50%")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("pruning.final_sparsty=0.9", "Did you mean 'final_sparsity'"),
+        ("trainer.max_epochs=3", "has its own `trainer`, so this would change nothing"),
+    ],
+)
+def test_settings_that_change_nothing_are_refused(recipe, monkeypatch, settings, words):
+    recipe("{callbacks: [Pruning], trainer: {max_epochs: 9}}")
+    monkeypatch.setenv("LIGHTNING_COMPRESS_SET", settings)
+    with pytest.raises(ValueError, match=words):
+        callbacks_from_environment()
+    monkeypatch.delenv("LIGHTNING_COMPRESS_RECIPE")
+    with pytest.raises(ValueError, match="changes a recipe: name it by LIGHTNING_COMPRESS_RECIPE"):
+        callbacks_from_environment()

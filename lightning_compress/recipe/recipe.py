@@ -8,6 +8,7 @@ With `start_from: trained.ckpt` beside them, the run begins with the weights of 
 LightningCLI reads its files. Loading makes no object and imports nothing but this package and what the user allows.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,7 @@ class Recipe:
         classes = Classes((*allow, *allowed_by_environment()), installed_lightning())
         root = written_out(known_sections(read(path)))
         for setting in overrides:
+            _refuse_left_out(setting, sections)
             root = written_out(override(root, setting, names(root, classes), SECTIONS))
         kept = {key: section for key, section in root.value.items() if key in sections}
         left_out = tuple(key for key in root.value if key not in kept)
@@ -159,6 +161,15 @@ def _for_the_model(classes: Classes, sections: dict[str, Located]) -> Classes:
         return classes
     model = sections["model"]
     return replace(classes, lightning=lightning_of(find_class(model, f"model.{short_name(model)}", classes)))
+
+
+def _refuse_left_out(setting: str, sections: Sequence[str]) -> None:
+    section = re.split(r"[.\[=]", setting.strip(), maxsplit=1)[0]
+    if section in SECTIONS and section not in sections:
+        raise ValueError(
+            f"--set {setting}: the run that the recipe joins has its own `{section}`, so this would change nothing. "
+            f"Change it in your script."
+        )
 
 
 def _refuse_text(name: str, value: object) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from lightning_compress.core.lookup import near_miss
 
 
-def shipped() -> dict[str, Path]:
-    """Each ready recipe's file by its name, such as "prune"."""
-    folder = Path(str(files("lightning_compress.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+def shipped(folder: str = "") -> dict[str, Path]:
+    """Each ready recipe's file by its name, such as "prune"; of the folder "sweeps", each ready sweep's."""
+    here = Path(str(files("lightning_compress.recipes"))) / folder
+    return {path.stem: path for path in sorted(here.glob("*.yaml"))}
 
 
 def purpose(path: Path) -> str:
@@ -18,8 +18,8 @@ def purpose(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def locate(name: str | Path) -> Path:
-    """Return the file of a path, or of the name of a ready recipe.
+def locate(name: str | Path, folder: str = "") -> Path:
+    """Return the file of a path, or of the name of a ready recipe, or sweep in the folder "sweeps".
 
     Raises:
         FileNotFoundError: if there is neither; with the nearest name.
@@ -27,11 +27,11 @@ def locate(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    ready = shipped()
+    ready, kind = shipped(folder), folder.removesuffix("s") or "recipe"
     if str(name) in ready:
         return ready[str(name)]
     raise FileNotFoundError(
-        f"There is no file '{name}' in {Path.cwd()}, nor a ready recipe of that name."
+        f"There is no file '{name}' in {Path.cwd()}, nor a ready {kind} of that name."
         f"{near_miss(path.stem, ready)} Ready ones: {', '.join(ready)}."
     )
 

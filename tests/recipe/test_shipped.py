@@ -104,6 +104,7 @@ PROMISES = {
     "prune_distill": [zeros(0.9), taught_by(8)],
     "prune_mnist": [zeros(0.95)],
     "prune_qat": [zeros(0.8), packed(8)],
+    "prune_restart": [zeros(0.9)],
     "qat_int4": [packed(4, net_0=8, net_8=8)],
     "qat_int8": [packed(8)],
     "qat_ternary": [packed(2, net_0=8, net_8=8)],

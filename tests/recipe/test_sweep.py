@@ -1,0 +1,108 @@
+"""Sweep files: which runs they make, that W&B's agent would make the same, and what is refused with its place."""
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from lightning_compress.recipe.joining import overrides_of
+from lightning_compress.recipe.shipped import shipped
+from lightning_compress.recipe.sweep import read_sweep
+from lightning_compress.recipe.sweeping import jobs
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "s.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_grid_is_every_combination_once(written):
+    sweep = read_sweep(
+        written("{method: grid, parameters: {a.x: {values: [0.8, 0.9, 0.9]}, b.y: {value: '8'}, c: {values: [~, 5%]}}}")
+    )
+    assert sweep.settings() == [
+        ("a.x=0.8", 'b.y="8"', "c=null"),
+        ("a.x=0.8", 'b.y="8"', "c=5%"),
+        ("a.x=0.9", 'b.y="8"', "c=null"),
+        ("a.x=0.9", 'b.y="8"', "c=5%"),
+    ]
+
+
+def test_random_draws_have_a_seed_and_stay_in_their_ranges(written):
+    text = """
+method: random
+parameters:
+  bits: {min: 2, max: 4}
+  share: {min: 0.5, max: 0.75}
+  rate: {min: 0.001, max: 1, distribution: log_uniform_values}
+  name: {values: [one, two]}
+"""
+    sweep = read_sweep(written(text))
+    drawn = sweep.settings(200, seed=1)
+    assert drawn == sweep.settings(200, seed=1) != sweep.settings(200, seed=2)
+    bits, share, rate, name = zip(*([one.partition("=")[2] for one in run] for run in drawn), strict=True)
+    assert (set(bits), set(name)) == ({"2", "3", "4"}, {"one", "two"})
+    assert all(0.5 <= float(one) <= 0.75 for one in share)
+    # A third of the logarithms lies in each factor of ten: 67 of 200, give or take four standard deviations of 6.7.
+    assert 40 < sum(float(one) < 0.01 for one in rate) < 94
+
+
+@pytest.mark.parametrize("name", shipped("sweeps"))
+def test_a_ready_sweep_fits_its_recipe_and_is_the_same_under_wandbs_agent(name, tmp_path):
+    path = shipped("sweeps")[name]
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    *_, command, recipe, args, end, _, program = yaml.safe_load(path.read_text(encoding="utf-8"))["command"]
+    assert (command, args, end, program) == ("join", "${args}", "--", "${program}")
+    runs = read_sweep(path).settings()
+    assert len(runs) > 1
+    assert len(jobs(read_sweep(path), recipe, runs, tmp_path)) == len(runs)
+    for run in runs:
+        values = {key: {"value": yaml.safe_load(value)} for key, _, value in (one.partition("=") for one in run)}
+        assert tuple(overrides_of(create_sweep_command_args({"args": values})["args"])) == run
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("callbacks: [Pruning]", "s.yaml:1: a sweep is a mapping with `method:` and `parameters:`"),
+        ("{method: bayes, parameters: {a: {value: 1}}}", "not 'bayes'. Start others by `wandb sweep`"),
+        ("{parameters: {a: {value: 1}}}", "method is grid or random here, not None"),
+        ("{method: grid, parameter: {}, parameters: {a: {value: 1}}}", "Did you mean 'parameters'?"),
+        ("{method: grid, parameters: []}", "parameters is a mapping"),
+        ("{method: grid, parameters: {a: 3}}", "parameters.a: write {values: [...]} or {value: ...}, not 3"),
+        ("{method: grid, parameters: {a: {values: 3}}}", "parameters.a: values is a list of at least one, not 3"),
+        ("{method: grid, parameters: {a: {valus: [3]}}}", "Did you mean 'values'?"),
+        ("{method: grid, parameters: {a: {parameters: {b: {value: 1}}}}}", "dotted names beside it, such as a.begin"),
+        ("{method: grid, parameters: {a: {min: 0, max: 1}}}", "a grid needs values"),
+        ("{method: random, parameters: {a: {min: 2, max: 1}}}", "numbers in this order, not 2 and 1"),
+        ("{method: random, parameters: {a: {min: 2}}}", "not 2 and None"),
+        ("{method: random, parameters: {a: {min: 0, max: 1, distribution: beta}}}", "is one of uniform, int_uniform"),
+        (
+            "{method: random, parameters: {a: {min: 0.0, max: 1, distribution: int_uniform}}}",
+            "between whole numbers, not 0.0",
+        ),
+        (
+            "{method: random, parameters: {a: {min: 0, max: 1, distribution: log_uniform_values}}}",
+            "begins above 0, not at 0",
+        ),
+        ("{method: grid, metric: val_loss, parameters: {a: {value: 1}}}", "metric is a mapping with name and goal"),
+        ("{method: grid, metric: {name: a, goal: min}, parameters: {a: {value: 1}}}", "minimize or maximize"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_with_its_place(written, text, words):
+    with pytest.raises(ValueError, match="s.yaml:1: ") as refused:
+        read_sweep(written(text))
+    assert words in str(refused.value)
+
+
+def test_a_count_is_for_random_draws_alone(written):
+    grid = read_sweep(written("{method: grid, parameters: {a: {value: 1}}}"))
+    with pytest.raises(ValueError, match="the method is grid, so leave --count out"):
+        grid.settings(3)
+    draws = read_sweep(written("{method: random, parameters: {a: {value: 1}}}"))
+    with pytest.raises(ValueError, match="the method is random, so give --count N"):
+        draws.settings()
