@@ -188,7 +188,9 @@ class ChannelPruning(CompressionCallback):
         refuse_unknown_state(trainer.optimizers)
         # Later another callback may hold parameters still for a while, and a resumed run must not take them for frozen.
         self.frozen = frozen_in(pl_module)
-        if (given := self._given(pl_module)) is not None:
+        if self.reached:  # nothing is left to be cut, and hooks of later phases would learn from a look at the module
+            self._close()
+        elif (given := self._given(pl_module)) is not None:
             self._prepare(trainer, pl_module, "", given)
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
@@ -249,6 +251,8 @@ class ChannelPruning(CompressionCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.gathered.listening = False
+        if self.reached:
+            return
         if self.shrinker is None:
             self._prepare(trainer, pl_module, *_called(self.seen))
             self.gathered.take_gradients(self._shrinker.free)
@@ -265,13 +269,17 @@ class ChannelPruning(CompressionCallback):
 
     def _end_first_step(self) -> None:
         """All is known that the first step tells."""
-        if self.seen is not None:
-            self.seen.close()
         if self.calls is not None:
-            self.calls.close()
             prefix = f"{self.part}." if self.part else ""
             seen = {name.removeprefix(prefix) for name in self.calls.names}
             refuse_other_calls(self._shrinker.model, self._shrinker.example, seen)
+        self._close()
+
+    def _close(self) -> None:
+        """Watch the module's calls no longer."""
+        for one in (self.seen, self.calls):
+            if one is not None:
+                one.close()
         self.seen = self.calls = None
 
     def _acts_in_this_batch(self, trainer: Trainer) -> bool:
@@ -288,6 +296,8 @@ class ChannelPruning(CompressionCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.shrinker is not None:
             self._log(trainer)
+        elif self.history:  # resumed behind the last cut
+            self.log_metrics(trainer, {"macs": self.history[-1][1]}, shown="macs")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.last_moment is None and not trainer.fast_dev_run:
