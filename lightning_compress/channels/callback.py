@@ -82,6 +82,8 @@ class ChannelPruning(CompressionCallback):
             for whatever cannot be done, with the way to mend it. The module is not touched then.
     """
 
+    shown = "macs"
+
     def __init__(
         self,
         *,
@@ -297,7 +299,7 @@ class ChannelPruning(CompressionCallback):
         if self.shrinker is not None:
             self._log(trainer)
         elif self.history:  # resumed behind the last cut
-            self.log_metrics(trainer, {"macs": self.history[-1][1]}, shown="macs")
+            self.log_metrics(trainer, {"macs": self.history[-1][1]})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.last_moment is None and not trainer.fast_dev_run:
@@ -361,7 +363,7 @@ class ChannelPruning(CompressionCallback):
 
     def _log(self, trainer: Trainer) -> None:
         metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.measured()}
-        self.log_metrics(trainer, metrics, shown="macs")
+        self.log_metrics(trainer, metrics)
 
     @property
     def _shrinker(self) -> Shrinker:

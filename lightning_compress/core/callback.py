@@ -48,6 +48,7 @@ class CompressionCallback(Callback):
     """
 
     state_format = 1
+    shown: str | None = None  # the metric that the progress bar shows and `history` keeps
 
     def __init__(
         self, name: str, begin: Duration = "0%", end: Duration = "100%", every: Duration | None = "1 steps"
@@ -171,14 +172,14 @@ class CompressionCallback(Callback):
             name: plain(getattr(self, name)) for name in signature(type(self).__init__).parameters if name != "self"
         }
 
-    def log_metrics(self, trainer: Trainer, metrics: dict[str, float], shown: str | None = None) -> None:
+    def log_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
         full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
         log_now(trainer, full)
-        if shown is not None:
-            self.history.append((int(trainer.global_step), float(metrics[shown])))
+        if self.shown in metrics:
+            self.history.append((int(trainer.global_step), float(metrics[self.shown])))
         for key, value in full.items():
-            self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{shown}")
+            self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{self.shown}")
 
     # Lightning's hooks ------------------------------------------------------------------------------------------
 

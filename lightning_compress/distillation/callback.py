@@ -86,6 +86,8 @@ class Distillation(CompressionCallback):
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
     """
 
+    shown = "loss/distillation"
+
     def __init__(
         self,
         teacher: Teachers,
@@ -218,7 +220,7 @@ class Distillation(CompressionCallback):
             self._distiller.after_step(None)
         if self.tracker.metrics:
             metrics, self.tracker.metrics = self.tracker.metrics, {}
-            self.log_metrics(trainer, metrics, shown="loss/distillation")
+            self.log_metrics(trainer, metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if metrics := self.tracker.epoch():

@@ -63,6 +63,8 @@ class Pruning(CompressionCallback):
         ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
     """
 
+    shown = "sparsity"
+
     def __init__(
         self,
         final_sparsity: float = 0.9,
@@ -242,7 +244,7 @@ class Pruning(CompressionCallback):
         sizes = {name: parameter.numel() for name, parameter in self.masked.parameters.items()}
         whole = sum(by_layer[name] * size for name, size in sizes.items()) / sum(sizes.values())
         layers = {f"sparsity/{name}": value for name, value in by_layer.items()}
-        self.log_metrics(trainer, {"sparsity": whole, "target": self._pruner.sparsity, **layers}, shown="sparsity")
+        self.log_metrics(trainer, {"sparsity": whole, "target": self._pruner.sparsity, **layers})
 
     @property
     def _pruner(self) -> Pruner:

@@ -75,6 +75,8 @@ class QuantizationAwareTraining(CompressionCallback):
     Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877
     """
 
+    shown = "bits"
+
     def __init__(
         self,
         *,
@@ -224,7 +226,7 @@ class QuantizationAwareTraining(CompressionCallback):
         if self._acts is None:
             return
         self._acts.refuse_senseless_ranges()
-        self.log_metrics(trainer, self._acts.metrics(), shown="bits")
+        self.log_metrics(trainer, self._acts.metrics())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._acts is None and not trainer.fast_dev_run:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_compress.measure.latency import Latency
-from lightning_compress.report.plot import Plot, sparsity_plot
+from lightning_compress.report.plot import Plot, curve_plot
 from lightning_compress.report.summary import Line, layer_cells, summary
 from lightning_compress.report.text import (
     bytes_text,
@@ -56,12 +56,12 @@ def html_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plot: Plot | None = sparsity_plot(report.history) if report.history else None
+    plots: list[Plot] = [curve_plot(name, points) for name, points in report.history.items() if points]
     lines: list[Line] = summary(report)
     return jinja.get_template("report.html").render(
         report=report,
         cards=cards(report),
-        plot=plot,
+        plots=plots,
         lines=lines,
         bars=bars(report),
         rows=[layer_cells(layer) for layer in report.layers],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ def report(
     *,
     baseline: Report | None = None,
     metrics: Mapping[str, float] | None = None,
-    history: Sequence[tuple[int, float]] = (),
+    history: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     name: str | None = None,
     batch_dim: int | None = 0,
     latency: bool = True,
@@ -32,7 +33,7 @@ def report(
             Without it there are no MACs and no latency.
         baseline: what to compare with: a report of the model before.
         metrics: values that were measured elsewhere, shown as they are; a tensor with one element will do.
-        history: pairs of step and sparsity in [0, 1], for the plot.
+        history: pairs of step and value, by the name of the value ("sparsity"), for the plots.
         name: of the model; None means its class.
         batch_dim: the dimension of `example_input` that runs over samples; None if it has none. MACs are counted at
             batch 1, latency is timed at 1 and 64, cut or repeated along it.
@@ -51,9 +52,9 @@ def report(
         raise TypeError(f"baseline is a Report, as report(...) returns, but is a {type(baseline).__name__}.")
     protocol = Protocol(batch_dim, latency, threads, runs, seconds)
     values = {key: float(value) for key, value in (metrics or {}).items()}
-    points = tuple((int(step), float(sparsity)) for step, sparsity in history)
-    if wrong := [point for point in points if not 0 <= point[1] <= 1]:
-        raise ValueError(f"history is pairs of (step, sparsity in [0, 1]), but holds {wrong[0]}. For 90 % write 0.9.")
+    curves = {key: tuple((int(step), float(one)) for step, one in pairs) for key, pairs in (history or {}).items()}
+    if wrong := [(key, pair) for key, pairs in curves.items() for pair in pairs if not isfinite(pair[1])]:
+        raise ValueError(f"history is pairs of step and number, but '{wrong[0][0]}' holds {wrong[0][1]}.")
     before = replace(baseline, before=None) if baseline else None
     bare = measured(model, example_input, protocol)
-    return replace(bare, name=name or bare.name, metrics=values, history=points, before=before)
+    return replace(bare, name=name or bare.name, metrics=values, history=curves, before=before)

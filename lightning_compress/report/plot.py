@@ -1,8 +1,8 @@
-"""Sparsity over steps as the points of an SVG."""
+"""A value over steps as the points of an SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import ceil, floor, log10
 
 from lightning_compress.report.text import count_text, percent_text
 
@@ -23,6 +23,7 @@ class Tick:
 class Plot:
     """All that the template draws; `line` and `area` are SVG path data, `label` tells the plot to who cannot see it."""
 
+    name: str
     line: str
     area: str
     across: list[Tick]
@@ -38,30 +39,57 @@ class Plot:
     floor: float = HEIGHT - BOTTOM
 
 
-def sparsity_plot(history: Sequence[tuple[int, float]]) -> Plot:
-    """A staircase, since a mask stays between two updates; from 0 to 100 %."""
-    points = _thinned(sorted(history))
+def curve_plot(name: str, points: Sequence[tuple[int, float]]) -> Plot:
+    """A staircase, since a value stays between two steps; fractions from 0 to 100 %, others over their range."""
+    points = _thinned(sorted(points))
     first, last = points[0][0], points[-1][0]
     span = max(last - first, 1)
+    scale = _scale([value for _, value in points])
 
     def x(step: float) -> float:
         return round(LEFT + (step - first) / span * (WIDTH - LEFT - RIGHT), 2)
 
-    def y(sparsity: float) -> float:
-        return round(HEIGHT - BOTTOM - sparsity * (HEIGHT - TOP - BOTTOM), 2)
+    def y(value: float) -> float:
+        share = (value - scale.low) / (scale.high - scale.low)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 2)
 
-    line = f"M{x(first)} {y(points[0][1])}" + "".join(f"H{x(step)}V{y(sparsity)}" for step, sparsity in points[1:])
-    end_text = percent_text(points[-1][1])
+    line = f"M{x(first)} {y(points[0][1])}" + "".join(f"H{x(step)}V{y(value)}" for step, value in points[1:])
+    begins, ends = scale.text(points[0][1]), scale.text(points[-1][1])
     return Plot(
+        name=name,
         line=line,
         area=f"{line}V{HEIGHT - BOTTOM}H{x(first)}Z",
-        across=[Tick(x(step), count_text(step)) for step in _round_steps(first, last)],
-        up=[Tick(y(quarter / 4), f"{quarter * 25} %") for quarter in range(5)],
+        across=[Tick(x(step), count_text(int(step))) for step in _round(first, last, whole=True)],
+        up=[Tick(y(value), scale.mark(value)) for value in scale.ticks()],
         end_x=x(last),
         end_y=y(points[-1][1]),
-        end_text=end_text,
-        label=f"Sparsity from {percent_text(points[0][1])} at step {first} to {end_text} at step {last}",
+        end_text=ends,
+        label=f"{name} from {begins} at step {first} to {ends} at step {last}",
     )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    as_percent: bool
+
+    def text(self, value: float) -> str:
+        return percent_text(value) if self.as_percent else f"{value:.4g}"
+
+    def mark(self, value: float) -> str:
+        return f"{100 * value:g} %" if self.as_percent else f"{value:g}"
+
+    def ticks(self) -> list[float]:
+        return [quarter / 4 for quarter in range(5)] if self.as_percent else _round(self.low, self.high)
+
+
+def _scale(values: Sequence[float]) -> _Scale:
+    low, high = min(values), max(values)
+    if low >= 0 and high <= 1:
+        return _Scale(0.0, 1.0, as_percent=True)
+    low = min(low, 0.0)
+    return _Scale(low, max(high, low + 1e-9), as_percent=False)
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -69,9 +97,9 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [*points[:-1:every], points[-1]]
 
 
-def _round_steps(first: int, last: int, most: int = 7) -> list[int]:
+def _round(first: float, last: float, most: int = 7, whole: bool = False) -> list[float]:
     """At most `most` multiples of 1, 2 or 5 times a power of ten."""
-    rough = max((last - first) / most, 1)
-    power = 10 ** floor(log10(rough))
-    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
-    return list(range(-(-first // step) * step, last + 1, step))
+    rough = max((last - first) / most, 1 if whole else 1e-12)
+    power = 10.0 ** floor(log10(rough))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * (1 - 1e-9))
+    return [number * step for number in range(ceil(first / step - 1e-9), floor(last / step + 1e-9) + 1)]

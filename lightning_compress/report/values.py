@@ -67,7 +67,7 @@ class Report:
     latency_batch_1: Latency | None = None
     latency_batch_64: Latency | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    history: tuple[tuple[int, float], ...] = ()
+    history: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     before: "Report | None" = None
@@ -129,7 +129,7 @@ class Report:
         ]
         values["totals"] = {key: getattr(self, key) for key in self.TOTALS}
         values["metrics"] = {key: value if isfinite(value) else None for key, value in self.metrics.items()}
-        values["history"] = [list(point) for point in self.history]
+        values["history"] = {name: [list(point) for point in points] for name, points in self.history.items()}
         values["notes"], values["environment"] = list(self.notes), dict(self.environment)
         values["before"] = self.before.to_dict() if self.before else None
         return values
@@ -152,11 +152,11 @@ class Report:
             for key in ("latency_batch_1", "latency_batch_64"):
                 known[key] = Latency(**known[key]) if known[key] else None
             known["metrics"] = {key: nan if value is None else value for key, value in known["metrics"].items()}
-            known["history"] = tuple((step, sparsity) for step, sparsity in known["history"])
+            known["history"] = {name: tuple((x, y) for x, y in points) for name, points in known["history"].items()}
             known["notes"], known["environment"] = tuple(known["notes"]), dict(known["environment"])
             known["before"] = cls.from_dict(known["before"]) if known["before"] else None
             return cls(**known)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The report is damaged: {type(error).__name__} {error}. Measure anew.") from error
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -194,10 +195,11 @@ def _structure(report: Report) -> list[tuple[Any, ...]]:
     return [(layer.type, layer.shape, layer.macs) for layer in report.layers]
 
 
-def _history(trainer: Trainer, own: CompressionCallback) -> tuple[tuple[int, float], ...]:
-    """What the other compression callbacks have shown over time: the first one's that has shown anything."""
+def _history(trainer: Trainer, own: CompressionCallback) -> dict[str, tuple[tuple[int, float], ...]]:
+    """What the other compression callbacks have shown over time."""
     others = [one for one in trainer.callbacks if isinstance(one, CompressionCallback) and one is not own]
-    return next((tuple(one.history) for one in others if one.history), ())
+    finite = {f"{one.name}/{one.shown}": tuple(pair for pair in one.history if isfinite(pair[1])) for one in others}
+    return {name: points for name, points in finite.items() if points}
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

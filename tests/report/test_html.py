@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_compress.report import Layer, Report, report
 from lightning_compress.report.html import bars, cards
-from lightning_compress.report.plot import sparsity_plot
+from lightning_compress.report.plot import curve_plot
 
 VOID = {"meta", "br", "line", "path", "circle"}
 
@@ -57,7 +57,14 @@ def a_report(*layers, **values):
 def test_a_page_of_a_measured_model_tells_all_of_it(tmp_path):
     model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
     dense = report(model, torch.ones(2, 20), metrics={"error": 1.25}, runs=2)
-    after = report(model, torch.ones(2, 20), baseline=dense, metrics={"error": 1.5}, history=[(0, 0), (9, 0.5)], runs=2)
+    after = report(
+        model,
+        torch.ones(2, 20),
+        baseline=dense,
+        metrics={"error": 1.5},
+        history={"Sparsity": [(0, 0), (9, 0.5)]},
+        runs=2,
+    )
     page = Page(after.save(tmp_path / "r.html").read_text(encoding="utf-8"))
     headings = ["Sparsity over steps", "Totals", "Layer by layer", "All layers", "How it was measured"]
     assert [text for text in page.texts if text in headings] == headings
@@ -68,7 +75,7 @@ def test_a_page_of_a_measured_model_tells_all_of_it(tmp_path):
 
 
 def test_the_page_needs_no_network_and_no_script():
-    html = a_report(layer(), history=((0, 0.0), (5, 0.5))).to_html()
+    html = a_report(layer(), history={"sparsity": ((0, 0.0), (5, 0.5))}).to_html()
     page = Page(html)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     assert not {"src", "href"} & {name for name, _ in page.attributes}
@@ -120,7 +127,7 @@ def test_bars_are_to_the_scale_of_the_largest_layer():
 
 
 def test_the_plot_is_a_staircase_from_0_to_100_percent():
-    plot = sparsity_plot([(0, 0.0), (50, 0.5), (100, 1.0)])
+    plot = curve_plot("Sparsity", [(0, 0.0), (50, 0.5), (100, 1.0)])
     # 720 wide with 52 left and 20 right, 240 high with 14 above and 34 below
     assert plot.line == "M52.0 206.0H376.0V110.0H700.0V14.0"
     assert [tick.text for tick in plot.up] == ["0 %", "25 %", "50 %", "75 %", "100 %"]
@@ -128,18 +135,28 @@ def test_the_plot_is_a_staircase_from_0_to_100_percent():
     assert plot.label == "Sparsity from 0 % at step 0 to 100 % at step 100"
 
 
+def test_what_is_no_fraction_has_a_scale_of_its_own():
+    plot = curve_plot("bits", [(0, 16.0), (4, 8.0), (8, 4.0)])
+    assert plot.line == "M52.0 14.0H376.0V110.0H700.0V158.0"
+    assert [tick.text for tick in plot.up] == ["0", "5", "10", "15"]
+    assert plot.up[1].at == 146.0  # 5 of 16 from 206 to 14
+    assert (plot.end_text, plot.label) == ("4", "bits from 16 at step 0 to 4 at step 8")
+    assert curve_plot("loss", [(0, -2.0), (2, 2.0)]).line == "M52.0 206.0H700.0V14.0"
+    assert curve_plot("loss", [(0, 3.0)]).up
+
+
 @pytest.mark.parametrize(
     "history", [[(7, 0.5)], [(3, 0.1), (3, 0.2)], [(5, 0.9), (1, 0.1)], [(10**9, 0.0), (10**9 + 1, 1)]]
 )
 def test_odd_histories_are_plotted(history):
-    plot = sparsity_plot(history)
+    plot = curve_plot("Sparsity", history)
     numbers = [float(number) for number in re.findall(r"[\d.]+", plot.area)]
     assert all(0 <= number <= 720 for number in numbers)
     assert plot.across
 
 
 def test_a_long_history_is_thinned_and_keeps_its_ends():
-    plot = sparsity_plot([(step, step / 100_000) for step in range(100_001)])
+    plot = curve_plot("Sparsity", [(step, step / 100_000) for step in range(100_001)])
     assert plot.line.count("H") <= 1001
     assert plot.line.startswith("M52.0 206.0")
     assert plot.line.endswith("V14.0")

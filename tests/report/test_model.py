@@ -37,7 +37,9 @@ def before_and_after():
     dense = report(model, IMAGES, metrics={"test/error": torch.tensor(0.9)}, **QUICK)
     with torch.no_grad():
         model.fc1.weight[:, 80:] = 0
-    after = report(model, IMAGES, baseline=dense, metrics={"test/error": 1.0}, history=[(0, 0.0), (10, 0.8)], **QUICK)
+    after = report(
+        model, IMAGES, baseline=dense, metrics={"test/error": 1.0}, history={"sparsity": [(0, 0.0), (10, 0.8)]}, **QUICK
+    )
     return dense, after
 
 
@@ -163,7 +165,7 @@ def test_a_wrong_input_is_refused_with_its_shape():
         ({"threads": 0}, ValueError, "threads is above 0, but is 0"),
         ({"runs": 0}, ValueError, "latency=False"),
         ({"batch_dim": -1}, ValueError, "batch_dim counts from 0, but is -1"),
-        ({"history": [(1, 90)]}, ValueError, "write 0.9"),
+        ({"history": {"bits": [(1, math.nan)]}}, ValueError, "'bits' holds"),
         ({"model": nn.LazyLinear(2)}, ValueError, "lazy"),
     ],
 )

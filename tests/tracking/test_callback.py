@@ -34,9 +34,9 @@ def test_reports_before_and_after(make_module, make_trainer, loader, tmp_path, c
     assert before.latency_batch_64 == after.latency_batch_64  # dense kernels do not skip zeros
     assert any("timed once" in note for note in after.notes)
     assert set(after.metrics) == {"train_loss", "val_loss"}
-    steps = [step for step, _ in after.history]
+    steps = [step for step, _ in after.history["pruning/sparsity"]]
     assert steps == sorted(steps)
-    assert after.history[-1] == (16, 0.75)
+    assert after.history["pruning/sparsity"][-1] == (16, 0.75)
     assert [layer.name for layer in before.layers] == [layer.name for layer in after.layers]
     assert {path.name for path in tmp_path.iterdir()} == {"compression_report.json", "compression_report.html"}
     assert Report.load(tmp_path / "compression_report.json") == after
