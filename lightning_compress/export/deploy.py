@@ -126,13 +126,21 @@ def as_key(site: str) -> str:
     return re.sub(r"\W", "_", site)
 
 
+def is_float(model: nn.Module) -> bool:
+    """Whether nothing in the model, as far as can be seen, computes on grids; copies of what `quantize` made do."""
+    hooks = (
+        hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
+    )
+    return quantized_of(model) is None and not any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
+
+
 def _known(model: nn.Module) -> QuantizedModel:
     quantized = quantized_of(model)
     if quantized is None:
         raise ValueError(
             f"This {type(model).__name__} was never quantized: a copy does not know its original's grids. Export the "
             f"module that was trained with QuantizationAwareTraining, what quantize(...) returned, or what "
-            f"load_compressed(...) made of a checkpoint."
+            f"load_compressed(...) made of a checkpoint; in floating point it goes to .onnx."
         )
     if not quantized.mode.active:
         raise ValueError(

@@ -7,7 +7,8 @@ from torch import nn
 
 from lightning_compress._version import __version__
 from lightning_compress.core.lookup import near_miss
-from lightning_compress.export.deploy import deployable, on_grids
+from lightning_compress.export.deploy import deployable, is_float, on_grids
+from lightning_compress.export.float_file import FloatReport, write_float_onnx
 from lightning_compress.export.onnx_file import OnnxReport, write_onnx
 from lightning_compress.export.packed import PackedReport, write_packed
 from lightning_compress.export.pt2 import Pt2Report, write_pt2
@@ -17,17 +18,19 @@ SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 def export(
     model: nn.Module, path: str | Path, example_input: Any = None, *, dynamic_batch: bool = True
-) -> OnnxReport | Pt2Report | PackedReport:
-    """Write a quantized model into a file that runs, or is read, without this package.
+) -> OnnxReport | FloatReport | Pt2Report | PackedReport:
+    """Write a model into a file that runs, or is read, without this package.
 
     - `.onnx`: weights stored as integers, activations quantized as `QuantizeLinear` and `DequantizeLinear` say,
       BatchNorm folded in. It is run in ONNX Runtime and compared with the quantized module, place by place, before it
       is written: a file that disagrees, is not smaller than float32 or computes nothing with integers is refused.
-    - `.pt2`: the same as a program of `torch.export`, read by `torch.export.load`.
-    - `.safetensors`: the state dict with weights packed in 8, 4, 2 or 1 bits, for `load_packed(module, path)`.
+      A model that was never quantized is written in float32, and compared by its outputs.
+    - `.pt2`: the same of a quantized model as a program of `torch.export`, read by `torch.export.load`.
+    - `.safetensors`: the state dict of a quantized model with weights packed in 8, 4, 2 or 1 bits, for `load_packed(module, path)`.
 
     Args:
-        model: trained with `QuantizationAwareTraining`, or made by `quantize` or `load_compressed`; it stays as it is.
+        model: trained, or made by `quantize` or `load_compressed`; it stays as it is. A copy of a model that was
+            trained with `QuantizationAwareTraining` does not know its grids, and is one that was never quantized.
         path: of the file; its suffix says which kind.
         example_input: what the model is called with: a tensor, a tuple of arguments, or a dict of keywords; not needed
             for packed weights.
@@ -41,14 +44,25 @@ def export(
         ModuleNotFoundError: if a package is missing: pip install 'lightning-compress[export]'.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"'{path}' should end in one of {', '.join(SUFFIXES)}.{near_miss(path.suffix, SUFFIXES)}")
+    check_suffix(path)
     if path.suffix == ".safetensors":
         found = on_grids(model)
         return write_packed(path, found.state, found.weights, {"made_by": __version__}, casts=found.casts)
     if example_input is None:
         raise ValueError(f"{path.suffix} needs an example_input, such as a batch that the model is called with.")
+    if path.suffix == ".onnx" and is_float(model):
+        return write_float_onnx(model, path, example_input, dynamic_batch=dynamic_batch)
     made = deployable(model)
     if path.suffix == ".pt2":
         return write_pt2(made, path, example_input, dynamic_batch=dynamic_batch)
     return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file of a kind that is not written.
+
+    Raises:
+        ValueError: with the kinds that are.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"'{path}' should end in one of {', '.join(SUFFIXES)}.{near_miss(path.suffix, SUFFIXES)}")

@@ -83,10 +83,19 @@ def _integers(
 ) -> tuple[ModelProto, Written]:
     graph = Graph(floating)
     written = write_weights(graph, located, places, weight_type, in_float)
+    return signed(graph), written
+
+
+def signed(graph: Graph) -> ModelProto:
+    """The model of a graph, checked, with our name in place of what the exporter tells of the machine and its sources.
+
+    Raises:
+        Exception: onnx's own, if the model is not right.
+    """
     model = graph.model()
     model.producer_name, model.producer_version = DOMAIN, __version__
     model.doc_string = ""
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {"made_by": f"{DOMAIN} {__version__}"})
     onnx.checker.check_model(model)
-    return model, written
+    return model
