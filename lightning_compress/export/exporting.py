@@ -26,7 +26,8 @@ def export(
       is written: a file that disagrees, is not smaller than float32 or computes nothing with integers is refused.
       A model that was never quantized is written in float32, and compared by its outputs.
     - `.pt2`: the same of a quantized model as a program of `torch.export`, read by `torch.export.load`.
-    - `.safetensors`: the state dict of a quantized model with weights packed in 8, 4, 2 or 1 bits, for `load_packed(module, path)`.
+    - `.safetensors`: the state dict of a quantized model with weights packed in 8, 4, 2 or 1 bits, for
+      `load_packed(module, path)`.
 
     Args:
         model: trained, or made by `quantize` or `load_compressed`; it stays as it is. A copy of a model that was

@@ -75,7 +75,7 @@ def _difference(plain: Deployable, exported: Any, example: Any, dynamic_batch: b
         largest = max([largest, *differences(plain, exported, [], one).outputs])
     if not largest <= LARGEST_OUTPUT_DIFFERENCE:
         raise ValueError(
-            f"ONNX Runtime disagrees with {type(plain.module).__name__} by {100 * largest:.3g} % of the largest output. "
-            f"In eval mode a forward must not draw by chance, nor keep anything from one call to the next."
+            f"ONNX Runtime disagrees with {type(plain.module).__name__} by {100 * largest:.3g} % of the largest "
+            f"output. In eval mode a forward must not draw by chance, nor keep anything from one call to the next."
         )
     return largest
