@@ -1,7 +1,12 @@
 """Statistics of BatchNorms estimated anew, as the plain average over the batches of a while."""
 
+from weakref import WeakKeyDictionary
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+# What the user has set, and how many averages are under way: that of one phase may begin before that of another ends.
+_momenta: "WeakKeyDictionary[_BatchNorm, tuple[float | None, int]]" = WeakKeyDictionary()
 
 
 class Recalibration:
@@ -12,15 +17,15 @@ class Recalibration:
     """
 
     def __init__(self) -> None:
-        self.momenta: list[tuple[_BatchNorm, float | None]] = []
+        self.norms: list[_BatchNorm] = []
         self.begun = False
 
     def at(self, now: int, begin: float, length: int, model: nn.Module) -> None:
         """Average from `begin` on for `length`; an average that was interrupted goes on."""
         if begin <= now < begin + length:
-            if not self.momenta:
+            if not self.norms:
                 self._begin(model)
-        elif self.momenta:
+        elif self.norms:
             self.end()
 
     def again(self) -> None:
@@ -29,15 +34,21 @@ class Recalibration:
         self.begun = False
 
     def end(self) -> None:
-        """Moving averages again, as the user has them."""
-        for module, momentum in self.momenta:
-            module.momentum = momentum
-        self.momenta.clear()
+        """Moving averages again, as the user has them, unless another average goes on."""
+        for module in self.norms:
+            momentum, averages = _momenta.pop(module)
+            if averages == 1:
+                module.momentum = momentum
+            else:
+                _momenta[module] = momentum, averages - 1
+        self.norms.clear()
 
     def _begin(self, model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
-                self.momenta.append((module, module.momentum))
+                self.norms.append(module)
+                momentum, averages = _momenta.get(module, (module.momentum, 0))
+                _momenta[module] = momentum, averages + 1
                 module.momentum = None
                 if not self.begun:
                     module.reset_running_stats()
