@@ -19,7 +19,7 @@ from lightning_compress.channels.layers import is_norm
 from lightning_compress.channels.plan import cut_of, indices_of, lost_channels
 from lightning_compress.channels.probe import name_of, probing, replaced_forward
 from lightning_compress.core.surgery import tensor_named, tried
-from lightning_compress.measure.example import call, copied, with_batch
+from lightning_compress.measure.example import call, copied, cropped, with_batch
 
 MOST_ATTRIBUTES = 6  # all of their combinations are tried
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -45,13 +45,15 @@ def verified(model: nn.Module, example: Any, groups: Sequence[Group]) -> list[Gr
 
 def small_example(model: nn.Module, example: Any, batch: int = 2) -> Any:
     """Two samples of an example, if the module takes them; else the example."""
-    try:
-        small = with_batch(example, batch)
-        with probing(model):
-            call(model, copied(small))
-    except Exception:  # whatever the user's code says to another batch size
-        return example
-    return small
+    for side in (32, None):  # small images tell as much, if the module takes them
+        try:
+            small = with_batch(example, batch)
+            with probing(model):
+                call(model, copied(small if side is None else cropped(small, side)))
+        except Exception:  # whatever the user's code says to another batch size, or to smaller images
+            continue
+        return small
+    return example
 
 
 def problem(model: nn.Module, example: Any, groups: Sequence[Group], gone: Gone) -> str | None:

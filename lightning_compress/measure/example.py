@@ -42,6 +42,18 @@ def with_batch(example: Any, batch: int, batch_dim: int = 0) -> Any:
     return mapped(example, resized)
 
 
+def cropped(example: Any, side: int) -> Any:
+    """The same with images (of 4 dimensions or more) of at most `side` pixels along each of their last dimensions."""
+
+    def small(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.ndim > 3:
+            for dim in range(2, tensor.ndim):
+                tensor = tensor.narrow(dim, 0, min(side, tensor.shape[dim]))
+        return tensor
+
+    return mapped(example, small)
+
+
 def copied(example: Any, device: torch.device | None = None) -> Any:
     """A copy, on `device` if one is given: a model may write into its input, and the example is the user's."""
     return mapped(example, lambda tensor: tensor.detach().to(device, copy=True))
