@@ -106,6 +106,7 @@ class _Column:
 
 def _columns(runs: Sequence[Report]) -> list[_Column]:
     names = dict.fromkeys(name for run in runs for name in run.metrics)
+    files = dict.fromkeys(name for run in runs for name in run.size_bytes_exported)
     return [
         _Column("Params", lambda one: one.parameters, short_count_text),
         _Column("Nonzero", lambda one: one.nonzero, short_count_text),
@@ -114,6 +115,7 @@ def _columns(runs: Sequence[Report]) -> list[_Column]:
         _Column("Dense", lambda one: one.size_bytes, bytes_text),
         _Column("Sparse", lambda one: one.size_bytes_sparse, bytes_text),
         _Column("Packed", _packed, bytes_text, lambda one: _packed(one) or one.size_bytes),
+        *(_Column(name, lambda one, name=name: one.size_bytes_exported.get(name), bytes_text) for name in files),  # type: ignore[misc]
         _Column("Latency, batch 1", lambda one: _median(one.latency_batch_1), milliseconds_text),
         _Column("Latency, batch 64", lambda one: _median(one.latency_batch_64), milliseconds_text),
         # Whether a metric is better at half its value is not known here: it gets no ratio.

@@ -40,6 +40,7 @@ def summary(report: Report) -> list[Line]:
         _compared(report, "Dense fp32 file", lambda one: one.size_bytes, bytes_text),
         _compared(report, "Sparse-coded file", lambda one: one.size_bytes_sparse, bytes_text),
         *_quantized(report),
+        *_exported(report),
         _compared(report, "gzip of dense file", lambda one: one.size_bytes_gzip, bytes_text),
         _compared(report, "gzip of sparse file", lambda one: one.size_bytes_sparse_gzip, bytes_text),
         _compared(report, _macs_label(report), lambda one: one.macs, count_text),
@@ -97,6 +98,13 @@ def _quantized(report: Report) -> list[Line]:
         return []
     dense, packed = (report.before or report).size_bytes, report.size_bytes_quantized
     return [Line("Packed integers", "", bytes_text(packed), ratio_text(dense, packed))]
+
+
+def _exported(report: Report) -> list[Line]:
+    """Each file beside the dense one of before, as a packed file is."""
+    dense = (report.before or report).size_bytes
+    sizes = report.size_bytes_exported.items()
+    return [Line(name, "", bytes_text(size), ratio_text(dense, size)) for name, size in sizes]
 
 
 def _latencies(report: Report, batch: int, latency: Callable[[Report], Latency | None]) -> Line:

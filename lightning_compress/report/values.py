@@ -51,9 +51,10 @@ class Report:
     """A measured model, made by `lightning_compress.report`.
 
     Sizes are the lengths of whole files, see `measure.sparse_code`: every float written as fp32 (`size_bytes`), each
-    tensor in its shortest lossless code (`size_bytes_sparse`), gzip of both, and the packed integers of a quantized
-    model with all scales and zero points (`size_bytes_quantized`). MACs are of one call with `macs_batch` samples. What
-    is None could not be had, and `notes` says why.
+    tensor in its shortest lossless code (`size_bytes_sparse`), gzip of both, the packed integers of a quantized model
+    with all scales and zero points (`size_bytes_quantized`), and files that were exported, by name
+    (`size_bytes_exported`). MACs are of one call with `macs_batch` samples. What is None could not be had, and `notes`
+    says why.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Report:
     size_bytes_gzip: int | None = None
     size_bytes_sparse_gzip: int | None = None
     size_bytes_quantized: int | None = None
+    size_bytes_exported: dict[str, int] = field(default_factory=dict)
     macs_batch: int | None = None
     latency_batch_1: Latency | None = None
     latency_batch_64: Latency | None = None
@@ -130,6 +132,7 @@ class Report:
         values["totals"] = {key: getattr(self, key) for key in self.TOTALS}
         values["metrics"] = {key: value if isfinite(value) else None for key, value in self.metrics.items()}
         values["history"] = {name: [list(point) for point in points] for name, points in self.history.items()}
+        values["size_bytes_exported"] = dict(self.size_bytes_exported)
         values["notes"], values["environment"] = list(self.notes), dict(self.environment)
         values["before"] = self.before.to_dict() if self.before else None
         return values

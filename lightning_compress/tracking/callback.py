@@ -9,12 +9,14 @@ from weakref import ref
 
 from torch import nn
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_compress.core.callback import CompressionCallback
 from lightning_compress.core.duration import Run
 from lightning_compress.core.order import Claim
 from lightning_compress.core.seen import Call, Seen
+from lightning_compress.export.exporting import check_suffix
 from lightning_compress.report import Report, report
+from lightning_compress.tracking.exporting import check_export, write_export
 from lightning_compress.tracking.to_wandb import send
 
 BEFORE_AND_AFTER = "compression_report"
@@ -35,10 +37,14 @@ class CompressionReport(CompressionCallback):
         latency: whether to time the module on the CPU.
         runs, seconds: of timing, for each batch size: at most so many calls, for at most so long.
         print_table: whether to print the table at the end.
+        export: a file that is written by `export` when the fit ends, with the weights of then, its kind by its ending:
+            "model.onnx", "model.pt2" or "model.safetensors"; the last two take quantized models only. Unless the path
+            is absolute, it lies beside the report. Its bytes join the report, and the file W&B's artifact.
         name: key of the state in checkpoints.
 
     Raises:
-        ValueError: if `baseline` is a path that holds no report.
+        ValueError: if `baseline` is a path that holds no report, or `export` has another ending; before training, if
+            it cannot be written, or needs what is not installed (ModuleNotFoundError).
     """
 
     def __init__(
@@ -51,17 +57,28 @@ class CompressionReport(CompressionCallback):
         runs: int = 50,
         seconds: float = 1.0,
         print_table: bool = True,
+        export: str | Path | None = None,
         name: str = "report",
     ) -> None:
         super().__init__(name)
         self.example_input, self.baseline, self.dirpath = example_input, baseline, dirpath
         self.latency, self.runs, self.seconds, self.print_table = latency, runs, seconds, print_table
+        self.export = None if export is None else str(export)
+        if export is not None:
+            check_suffix(Path(export))
         self.report: Report | None = None
         self.files: tuple[Path, ...] = ()
         self._before: Report | None = Report.load(baseline) if isinstance(baseline, str) else baseline
         self._seen: Seen | None = None
         self._call: Call | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
+        self._folder, self._exported = Path(), tuple[Path, ...]()
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Every rank has to ask here: the Trainer broadcasts its `log_dir`.
+        self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        if self.export is not None and trainer.is_global_zero:
+            check_export(self._folder / self.export, pl_module, _quantizes(trainer))
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report, self._call, self._seen, self._module = None, None, None, ref(pl_module)
@@ -103,6 +120,7 @@ class CompressionReport(CompressionCallback):
             return
         measured = self._measure(trainer, pl_module, metrics=trainer.callback_metrics)
         self.report = _compared(replace(measured, history=_history(trainer, self)), self._before)
+        self._export(trainer, pl_module)
         self._publish(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,17 +168,37 @@ class CompressionReport(CompressionCallback):
             bare = report(part, None, latency=False, **arguments)
             return replace(bare, notes=(*bare.notes, f"MACs and latency were not measured: {error}"))
 
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._exported = ()
+        if self.export is None or self.report is None or trainer.fast_dev_run:
+            return
+        path = self._folder / self.export
+        try:
+            size = write_export(path, pl_module, self._call)
+        except Exception as error:  # whatever it is, it is no reason to lose the trained run
+            words = f"{path.name} was not exported: {error}"
+            rank_zero_warn(words)
+            self.report = replace(self.report, notes=(*self.report.notes, words))
+            return
+        self.report = replace(self.report, size_bytes_exported={path.name: size})
+        self._exported = (path,)
+
     def _publish(self, trainer: Trainer, again: bool = False) -> None:
         if self.report is None or trainer.fast_dev_run:
             return
-        folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
-        self.files = tuple(self.report.save(folder / f"{BEFORE_AND_AFTER}.{kind}") for kind in ("json", "html"))
+        written = [self.report.save(self._folder / f"{BEFORE_AND_AFTER}.{kind}") for kind in ("json", "html")]
+        self.files = (*written, *self._exported)
         send(trainer, self.report, self.files)
         if again:
             return
         if self.print_table:
             self.report.print()
-        rank_zero_info(f"'{self.name}' wrote {' and '.join(map(str, self.files))}.")
+        rank_zero_info(f"'{self.name}' wrote {', '.join(map(str, self.files))}.")
+
+
+def _quantizes(trainer: Trainer) -> bool:
+    kinds = {cls.__name__ for one in trainer.callbacks for cls in type(one).__mro__}
+    return "QuantizationAwareTraining" in kinds
 
 
 def _with_costs_of(bare: Report, timed: Report, part: str) -> Report:

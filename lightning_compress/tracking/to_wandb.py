@@ -53,5 +53,6 @@ def _totals(report: Report, prefix: str) -> dict[str, float]:
         if one
     }
     totals = {key: getattr(report, key) for key in SIZES + Report.TOTALS}
-    named = {**totals, **latencies, **{f"metric/{key}": value for key, value in report.metrics.items()}}
+    files = {f"size_bytes/{name}": size for name, size in report.size_bytes_exported.items()}
+    named = {**totals, **latencies, **files, **{f"metric/{key}": value for key, value in report.metrics.items()}}
     return {prefix + key: value for key, value in named.items() if value is not None}

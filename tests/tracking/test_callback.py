@@ -176,7 +176,7 @@ def test_an_offline_wandb_run_holds_config_history_table_summary_and_artifact(
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    both, callback = callbacks()
+    both, callback = callbacks(export="model.onnx")
     logger = pl.loggers.WandbLogger(project="compress", offline=True, save_dir=tmp_path)
     trainer = make_trainer(both, max_epochs=2, logger=logger, log_every_n_steps=1)
     trainer.fit(make_module(), loader, loader)
@@ -211,4 +211,8 @@ def test_an_offline_wandb_run_holds_config_history_table_summary_and_artifact(
     artifacts = [one.artifact for one in found if one.HasField("artifact")]
     artifacts += [one.request.log_artifact.artifact for one in found if one.HasField("request")]
     files = {entry.path for one in artifacts if one.type == "compression-report" for entry in one.manifest.contents}
-    assert files == {"compression_report.json", "compression_report.html"}
+    assert files == {"compression_report.json", "compression_report.html", "model.onnx"}
+    told = [json.loads(one.metadata) for one in artifacts if one.type == "compression-report"]
+    size_bytes = callback.files[2].stat().st_size
+    assert told[0]["compress/size_bytes/model.onnx"] == size_bytes
+    assert told[0]["compress/nonzero"] == PARAMETERS - 132
