@@ -43,7 +43,7 @@ def run_all(
         todo: settings with `key`, `label`, `seed` and `epochs`.
         kept: results by key, added to in place and written to `path`.
         shown: a result's error in words.
-        here: trains one run. If given, only the first has a process of its own: a quick look need not start many.
+        here: trains one run in this process, which a quick look does: to start many takes longer than they do.
     """
     missing = [settings for settings in todo if settings.key not in kept]
     lock = Lock()
@@ -53,7 +53,7 @@ def run_all(
         def one(settings: Any) -> None:
             name = f"{settings.label}, seed {settings.seed}"
             task = progress.add_task(name, total=settings.epochs, last="")
-            if here is not None and settings is not missing[0]:
+            if here is not None:
                 result = here(settings)
             else:
                 result = _in_a_process(script, settings, lambda line: progress.update(task, advance=1, last=line))

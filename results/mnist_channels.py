@@ -41,7 +41,7 @@ EXPERIMENT = Experiment(
     },
     words="One standard error of an error of 0.8 % on 10,000 images is 0.09 points.",
     defaults={"epochs": 8, "batch_size": 128, "learning_rate": 0.002, "macs": 0.25},
-    quick={"epochs": 3, "batches": 20, "data": "sample"},
+    quick={"epochs": 3, "batches": 6, "data": "sample"},
     needed=needed,
 )
 

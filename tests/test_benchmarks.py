@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [
@@ -83,3 +85,36 @@ def test_ratios_are_those_of_the_same_round(monkeypatch):
     assert (found["twice"]["over"], found["twice"]["ratio"]) == ("more", pytest.approx(2.0))
     assert [one["step_ms"] for one in found.values()] == pytest.approx([3000.0, 3300.0, 6600.0])
     assert paired(quiet, "plain")["plain"]["ratio"] == 1.0
+
+
+@dataclass(frozen=True)
+class Tiny:
+    seed: int
+    label: str = "tiny"
+    epochs: int = 1
+
+    @property
+    def key(self):
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    from _runs import RESULT_MARK, read_runs, run_all
+
+    script, path, kept = tmp_path / "script.py", tmp_path / "runs.json", {}
+    script.write_text(
+        "import json, os, sys\n"
+        "settings = json.loads(sys.argv[sys.argv.index('--run') + 1])\n"
+        "assert settings['seed'] < 3, 'a seed too far'\n"
+        "print('epoch 1: val_error 0.5')\n"
+        "found = {'settings': settings, 'val_error': 0.5, 'test_error': 0.25, 'seconds': 1.0, 'process': os.getpid()}\n"
+        f"print({RESULT_MARK!r} + json.dumps(found))\n"
+    )
+    run_all(str(script), [Tiny(1), Tiny(2)], kept, path, 2, Console(quiet=True))
+    first = read_runs(path, Tiny)
+    assert first == kept
+    assert len({os.getpid(), *(run["process"] for run in first.values())}) == 3
+    with pytest.raises(RuntimeError, match="ended with code 1(.|\n)*a seed too far"):
+        run_all(str(script), [Tiny(1), Tiny(2), Tiny(3)], kept, path, 1, Console(quiet=True))
+    assert read_runs(path, Tiny) == first
