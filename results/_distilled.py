@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, device_name, read_runs, run_all, spread, told, versions
+from _runs import RESULT_MARK, ROOT, Keyed, device_name, read_runs, run_all, spread, told, versions
 from rich.console import Console
 
 TEACHER, ALONE = "teacher", "no distillation"
@@ -26,7 +26,7 @@ TEACHER_VARIABLE = "LIGHTNING_COMPRESS_TEACHERS"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Keyed):
     """One run, in all that its result depends on.
 
     Args:
@@ -45,10 +45,6 @@ class Settings:
     batches: int | None = None
     data: str = "all"
     accelerator: str = "cpu"
-
-    @property
-    def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ROOT = Path(__file__).resolve().parent.parent
 DATA_VARIABLE = "LIGHTNING_COMPRESS_DATA"
 RESULT_MARK = "RESULT "
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Settings of a run: all that its result depends on, and by which it is found again."""
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
 
 
 def run_all(

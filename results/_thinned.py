@@ -6,19 +6,19 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, read_runs, run_all, spread, trained, write_runs
+from _runs import RESULT_MARK, ROOT, Keyed, read_runs, run_all, spread, trained, write_runs
 from rich.console import Console
 
 DENSE, SCRATCH = "dense", "thin from scratch"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Keyed):
     """One run, in all that its result depends on."""
 
     arm: str
@@ -31,10 +31,6 @@ class Settings:
     end: str = "50%"
     batches: int | None = None
     data: str = "full"
-
-    @property
-    def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def label(self) -> str:

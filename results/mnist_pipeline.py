@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, read_runs, run_all, spread, trained
+from _runs import RESULT_MARK, ROOT, Keyed, read_runs, run_all, spread, trained
 from mnist_quantization import data, needed
 from rich.console import Console
 
@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Keyed):
     """One run, in all that its result depends on."""
 
     arm: str
@@ -43,10 +43,6 @@ class Settings:
     batch_size: int = 128
     batches: int | None = None
     data: str = "full"
-
-    @property
-    def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def label(self) -> str:

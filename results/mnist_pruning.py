@@ -30,6 +30,7 @@ from _runs import (
     DATA_VARIABLE,
     RESULT_MARK,
     ROOT,
+    Keyed,
     data_folder,
     device_name,
     read_runs,
@@ -47,7 +48,7 @@ WINDOW = ("distribution", "begin", "end", "every")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Keyed):
     """One run, in all that its result depends on; `sparsity` 0 is the dense run."""
 
     sparsity: float
@@ -62,10 +63,6 @@ class Settings:
     batches: int | None = None
     data: str = "mnist"
     accelerator: str = "cpu"
-
-    @property
-    def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def label(self) -> str:

@@ -19,8 +19,6 @@ from lightning_compress.measure.onnx_latency import measure_onnx_latency
 KINDS = ("sparsity", "parameters", "macs", "latency_ms")
 STEPS = 20  # of a bisection over fractions of units
 LATENCY_RUNS = 30
-
-
 RUNTIMES: dict[str, Callable[..., Latency]] = {"torch": measure_latency, "onnxruntime": measure_onnx_latency}
 
 

@@ -1,6 +1,6 @@
 """Remove channels while Lightning trains: the module that goes on training is smaller, and faster."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -21,7 +21,7 @@ from lightning_compress.channels.shrinking import How, Shrinker, frozen_in, insi
 from lightning_compress.channels.softening import soften
 from lightning_compress.channels.together import mean_scores, refuse_different, same_units
 from lightning_compress.channels.verifying import problem, small_example
-from lightning_compress.core.averages import averages
+from lightning_compress.core.averages import copies
 from lightning_compress.core.callback import CompressionCallback, now, ours
 from lightning_compress.core.checks import as_schedule, check_fraction
 from lightning_compress.core.cut import Cut
@@ -331,7 +331,7 @@ class ChannelPruning(CompressionCallback):
         if "patches" in self.gathered.asked:
             refit(self.gathered, shrinker.free, gone)
         cut = cut_of(shrinker.groups, gone).under(self.part)
-        cut_in_training(pl_module, cut, trainer.optimizers, list(_copies(trainer, pl_module)))
+        cut_in_training(pl_module, cut, trainer.optimizers, list(copies(pl_module, trainer.callbacks)))
         for other in trainer.callbacks:
             if isinstance(other, CompressionCallback) and other is not self:
                 other.follow(cut)
@@ -350,7 +350,7 @@ class ChannelPruning(CompressionCallback):
         if state is not None:
             self.refuse_damaged(state)
         cut = Cut() if state is None else Cut.of(state["cut"])
-        for model, prefix in [(pl_module, ""), *_copies(trainer, pl_module)]:
+        for model, prefix in [(pl_module, ""), *copies(pl_module, trainer.callbacks)]:
             reshape(model, checkpoint["state_dict"], cut.inside(prefix), self.cut.inside(prefix))
         self.cut = cut
         return original(checkpoint)
@@ -384,9 +384,3 @@ def _called(seen: Seen | None) -> tuple[str, Any]:
 def _whole(trainer: Trainer, pl_module: LightningModule) -> set[str]:
     """Names of modules that other callbacks count on."""
     return {name for other in ours(trainer) for name in other.keeps_whole(pl_module)}
-
-
-def _copies(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[nn.Module, str]]:
-    """Averages of the module or of its parts, each with the prefix of its names in the module."""
-    for average in averages(pl_module, trainer.callbacks):
-        yield average.copy, average.prefix

@@ -39,6 +39,12 @@ def averages(model: nn.Module, callbacks: Iterable[object]) -> Iterator[Average]
             yield Average(inner, named, inner.module, prefix)
 
 
+def copies(model: nn.Module, callbacks: Iterable[object]) -> Iterator[tuple[nn.Module, str]]:
+    """The modules of all averages, each with the prefix of its names in `model`."""
+    for average in averages(model, callbacks):
+        yield average.copy, average.prefix
+
+
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
     return {canonical(name): parameter for name, parameter in model.named_parameters()}
 

@@ -1,14 +1,12 @@
 """Begin a run with the weights of an earlier one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
-from lightning_compress.core.averages import averages
+from lightning_compress.core.averages import copies
 from lightning_compress.core.callback import CompressionCallback
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Run
@@ -47,7 +45,7 @@ class StartFrom(CompressionCallback):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored or trainer.global_step:
             return
-        self.cut = take_weights(pl_module, self.path, _copies(trainer, pl_module))
+        self.cut = take_weights(pl_module, self.path, copies(pl_module, trainer.callbacks))
         _refuse_further_cuts(self, trainer)
         rank_zero_info(f"'{self.name}': the module has the weights of {self.path}.")
 
@@ -62,7 +60,7 @@ class StartFrom(CompressionCallback):
         if state is not None:
             self.refuse_damaged(state)
         cut = Cut() if state is None else Cut.of(state["cut"])
-        for model, prefix in [(pl_module, ""), *_copies(trainer, pl_module)]:
+        for model, prefix in [(pl_module, ""), *copies(pl_module, trainer.callbacks)]:
             weights, now = checkpoint["state_dict"], self.cut.inside(prefix)
             give_shapes(model, weights, cut.inside(prefix), now, "The checkpoint")
         self.cut = cut
@@ -77,8 +75,3 @@ def _refuse_further_cuts(start: StartFrom, trainer: Trainer) -> None:
             f"checkpoint of this run could not tell one cut from the other. Start from a module that has all of its "
             f"channels, or leave {type(cutting[0]).__name__} out."
         )
-
-
-def _copies(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[nn.Module, str]]:
-    for average in averages(pl_module, trainer.callbacks):
-        yield average.copy, average.prefix
