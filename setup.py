@@ -37,11 +37,13 @@ EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     "lightning>=2.6.4,<2.7",  # every callback test runs under both names
+    "mlflow-skinny>=3,<4",  # tests read back what its logger was sent, as they do for TensorBoard
     "mypy>=2,<3",
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
     "safetensors>=0.5,<1",  # tests read what we write with it, and write what we read
+    "tensorboard>=2.18,<3",
     "torchao>=0.14,<1",  # what benchmarks/quantization.py measures us beside
     "torch-pruning>=1.6,<2",  # tests compare our groups of channels with its groups
     "setuptools>=77",  # a test builds the wheel, and looks into it

@@ -72,6 +72,7 @@ def _add_run(commands: Commands) -> None:
     _add_recipe(parser)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data modules look for their files")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where logs and checkpoints go")
+    parser.add_argument("--ckpt-path", type=Path, metavar="FILE", help="go on with the run that wrote this checkpoint")
     _finish(parser, _run)
 
 
@@ -160,7 +161,8 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{VARIABLE}={also} would add its callbacks to this recipe's. Unset it: it is for your scripts."
         )
-    run(_load(arguments), data_dir=arguments.data_dir, output_dir=arguments.output_dir)
+    recipe = _load(arguments)
+    run(recipe, data_dir=arguments.data_dir, output_dir=arguments.output_dir, ckpt_path=arguments.ckpt_path)
 
 
 def _timeline(arguments: argparse.Namespace) -> None:

@@ -107,6 +107,19 @@ def test_a_complete_recipe_is_trained_tested_at_its_best_and_says_where_things_l
     assert int((weights == 0).sum()) == 2
 
 
+def test_a_run_goes_on_from_its_checkpoint(complete, tmp_path, capsys):
+    arguments = ["--allow", "users_module.*", "--set", "trainer.enable_progress_bar=false"]
+    assert main(["run", complete, *arguments, "--output-dir", "one"]) == 0
+    (first,) = (tmp_path / "one").rglob("*.ckpt")
+    done = torch.load(first, weights_only=True)["global_step"]
+    further = ["--set", "trainer.max_epochs=4", "--ckpt-path", str(first), "--output-dir", "two"]
+    assert main(["run", complete, *arguments, *further]) == 0
+    steps = {torch.load(one, weights_only=True)["global_step"] for one in (tmp_path / "two").rglob("*.ckpt")}
+    assert steps
+    assert min(steps) > done
+    assert "does not exist" in refusal(capsys, "run", complete, *arguments, "--ckpt-path", "nowhere.ckpt")
+
+
 def test_nothing_runs_that_was_not_allowed(complete, capsys):
     assert "'users_module.Net' is not allowed here" in refusal(capsys, "run", complete)
     assert "users_module" not in sys.modules

@@ -1,7 +1,6 @@
 """How much of a module is to stay, in the unit in which it was asked for, and what a cut would leave of that."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning_compress.core.surgery import named, tried
 from lightning_compress.measure.example import copied
 from lightning_compress.measure.latency import Latency, measure_latency
 from lightning_compress.measure.macs import count_macs
+from lightning_compress.measure.on_cpu import on_cpu
 from lightning_compress.measure.onnx_latency import measure_onnx_latency
 
 KINDS = ("sparsity", "parameters", "macs", "latency_ms")
@@ -82,25 +82,6 @@ class Costs:
         cut, example = cut_of(self.groups, gone), copied(self.example, torch.device("cpu"))
         with tried(self.model, cut), on_cpu(self.model):
             return RUNTIMES[runtime](self.model, example, 1, runs=LATENCY_RUNS, seconds=1.0).median_ms
-
-
-@contextmanager
-def on_cpu(model: nn.Module) -> Iterator[None]:
-    """The module's tensors on the CPU, where its latency counts, and back on their devices afterwards."""
-    tensors = [one for one in [*model.parameters(), *model.buffers()] if one.device.type != "cpu"]
-    known = [module for module in model.modules() if tensors and "_device" in vars(module)]
-    before = [(one, one.data) for one in tensors], [(module, vars(module)["_device"]) for module in known]
-    try:
-        for one in tensors:
-            one.data = one.data.cpu()
-        for module in known:  # what Lightning and torchmetrics remember
-            vars(module)["_device"] = torch.device("cpu")
-        yield
-    finally:
-        for one, data in before[0]:
-            one.data = data
-        for module, device in before[1]:
-            vars(module)["_device"] = device
 
 
 def fraction_for(reached: Callable[[float], bool], steps: int = STEPS) -> float | None:

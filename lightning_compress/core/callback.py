@@ -48,6 +48,7 @@ class CompressionCallback(Callback):
     """
 
     state_format = 1
+    has_phase = True  # whether it acts between its begin and its end
     shown: str | None = None  # the metric that the progress bar shows and `history` keeps
 
     def __init__(
@@ -116,6 +117,10 @@ class CompressionCallback(Callback):
     def sets_rates(self) -> bool:
         """Whether the learning rates of its phase are its own, and not those of the user's schedule."""
         return False
+
+    def learning_rate_now(self) -> float | None:
+        """The rate of the first parameters of the first optimizer in the latest step, if this callback has set it."""
+        return None
 
     def keeps_whole(self, pl_module: LightningModule) -> list[str]:
         """Names of modules whose channels nobody may cut, because this callback counts on them."""

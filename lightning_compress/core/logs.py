@@ -1,30 +1,62 @@
 """What goes to the loggers a Trainer has, and to W&B beyond plain numbers."""
 
+import json
 from typing import Any
 
+MLFLOW_TAG_CHARACTERS = 5000
 
-def log_now(trainer: Any, metrics: dict[str, float]) -> None:
-    """Send numbers to every logger at this step, whatever `log_every_n_steps` says: mask updates are rare."""
+
+def log_now(trainer: Any, metrics: dict[str, float], but: str = "") -> None:
+    """Send numbers to every logger at this step, whatever `log_every_n_steps` says: mask updates are rare.
+
+    Args:
+        but: a kind of loggers, by the name of its class, that does not get them.
+    """
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=step)
+        if not _is(logger, but):
+            logger.log_metrics(metrics, step=step)
+
+
+def is_logged(trainer: Any) -> bool:
+    """Whether the step that is being taken is one of those that the Trainer logs."""
+    every = trainer.log_every_n_steps
+    return bool(every) and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+
+
+def loggers(trainer: Any, kind: str) -> list[Any]:
+    """The loggers of a kind, by the name of its class, of this rank if it is the first one; none in a dry run."""
+    if not trainer.is_global_zero or trainer.fast_dev_run:
+        return []
+    return [one for one in trainer.loggers if _is(one, kind)]
 
 
 def wandb_runs(trainer: Any) -> list[Any]:
-    """The W&B run of each `WandbLogger` of this rank, if it is the first one."""
-    if not trainer.is_global_zero or trainer.fast_dev_run:
-        return []
-    return [logger.experiment for logger in trainer.loggers if _is_wandb(logger)]
+    """The W&B run of each `WandbLogger`."""
+    return [logger.experiment for logger in loggers(trainer, "WandbLogger")]
 
 
 def log_config(trainer: Any, settings: dict[str, Any]) -> None:
-    """Add to the config of each W&B run."""
+    """Add to the config of each run in W&B, and to what comes nearest to it elsewhere.
+
+    Args:
+        settings: plain values by name.
+    """
     for run in wandb_runs(trainer):
         run.config.update(settings, allow_val_change=True)
+    for logger in loggers(trainer, "CSVLogger"):
+        logger.log_hyperparams(settings)
+    texts = {name: json.dumps(value, indent=2) for name, value in settings.items()}
+    for logger in loggers(trainer, "TensorBoardLogger"):
+        for name, text in texts.items():
+            logger.experiment.add_text(f"{name}/settings", f"```json\n{text}\n```", trainer.global_step)
+    for logger in loggers(trainer, "MLFlowLogger"):
+        for name, text in texts.items():
+            logger.experiment.set_tag(logger.run_id, name, text[:MLFLOW_TAG_CHARACTERS])
 
 
-def _is_wandb(logger: object) -> bool:
-    return any(cls.__name__ == "WandbLogger" for cls in type(logger).__mro__)
+def _is(logger: object, kind: str) -> bool:
+    return any(cls.__name__ == kind for cls in type(logger).__mro__)
 
 
 def plain(value: object) -> Any:

@@ -18,6 +18,7 @@ from lightning_compress.core.capture import Call, submodule
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.cut import Cut
 from lightning_compress.core.duration import Duration, Run, Window
+from lightning_compress.core.logs import is_logged
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.distillation.arguments import (
     as_class,
@@ -282,8 +283,8 @@ class Distillation(CompressionCallback):
         taught = distiller.teach(calls, step, self.temperature_at(progress))
         self.finite.watch(taught.loss, taught.answers, self._batch)
         distiller.teach_peers(taught, alpha, 1.0 / trainer.accumulate_grad_batches)
-        if self._is_logged(trainer):
-            self.tracker.see(taught, distiller.objective, float(task), alpha)
+        if is_logged(trainer):
+            self.tracker.see(taught, distiller.objective, float(task.detach()), alpha)
             if self.gradient_cosine:
                 self.tracker.metrics["gradient_cosine"] = cosine_of(task, taught.loss, pl_module.parameters())
         return (1 - alpha) * task + alpha * taught.loss
@@ -306,10 +307,6 @@ class Distillation(CompressionCallback):
     def _is_due(self, trainer: Trainer) -> bool:
         window, done = self._window, self._now(trainer)
         return window.begin <= done < window.end and (done - window.begin) % window.every == 0
-
-    def _is_logged(self, trainer: Trainer) -> bool:
-        every = trainer.log_every_n_steps
-        return bool(every) and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
 
     @property
     def _distiller(self) -> Distiller:

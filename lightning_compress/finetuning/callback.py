@@ -171,6 +171,9 @@ class FineTuning(CompressionCallback):
     def sets_rates(self) -> bool:
         return self.rate.kind in ("fixed", "restart", "rewind")
 
+    def learning_rate_now(self) -> float | None:
+        return self.tuning.rates.get("learning_rate")
+
     def follow(self, cut: Cut) -> None:
         self.rewinding.follow(cut)
 

@@ -91,8 +91,9 @@ class _Tally:
 
     def _enter(self, module: nn.Module, layer: str) -> None:
         self.running.append(layer)
-        # The weight in use may be computed: by a parametrization, or by the hook of an older weight norm or prune.
-        for name in computed_names(module):
+        # The weight in use may be computed: by a parametrization, the hook of an older weight norm or prune, or a
+        # quantizer, which lays it before the parameter for the time of a call.
+        for name in (*computed_names(module), *(module._parameters.keys() & vars(module).keys())):
             if isinstance(weight := getattr(module, name, None), Tensor):
                 self._own(layer, weight)
 

@@ -243,7 +243,7 @@ class Pruning(CompressionCallback):
         by_layer = self.masked.sparsities()
         sizes = {name: parameter.numel() for name, parameter in self.masked.parameters.items()}
         whole = sum(by_layer[name] * size for name, size in sizes.items()) / sum(sizes.values())
-        layers = {f"sparsity/{name}": value for name, value in by_layer.items()}
+        layers = {f"layer_sparsity/{name}": value for name, value in by_layer.items()}
         self.log_metrics(trainer, {"sparsity": whole, "target": self._pruner.sparsity, **layers})
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_compress.core.logs import log_config, wandb_runs
+from lightning_compress.tracking.wandb_ids import go_on, ids_of
 
 if TYPE_CHECKING:
     from lightning_compress.recipe import Recipe
@@ -13,27 +14,38 @@ if TYPE_CHECKING:
 DATA_VARIABLE = "LIGHTNING_COMPRESS_DATA"
 
 
-def run(recipe: "Recipe", *, data_dir: str | Path | None = None, output_dir: str | Path | None = None) -> Any:
+def run(
+    recipe: "Recipe",
+    *,
+    data_dir: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    ckpt_path: str | Path | None = None,
+) -> Any:
     """Make everything the recipe lists, train it, and test it if it has a test step and test data.
 
     Args:
         recipe: a complete one: at least a model.
         data_dir: where data modules look, as `LIGHTNING_COMPRESS_DATA`.
         output_dir: the Trainer's `default_root_dir`, unless the recipe has one.
+        ckpt_path: a checkpoint of an earlier run of this recipe, which is gone on with; in the same W&B run too, if it
+            has a `CompressionReport`.
 
     Returns:
         The Trainer.
 
     Raises:
+        FileNotFoundError: if there is no such checkpoint.
         ValueError: if the recipe is not complete, or something in it is refused.
     """
+    before = [] if ckpt_path is None else ids_of(ckpt_path)
     if data_dir is not None:
         os.environ[DATA_VARIABLE] = str(Path(data_dir).absolute())
     _seed(recipe)
     callbacks, model, data = recipe.callbacks(), recipe.model(), recipe.data()
     trainer = recipe.trainer(callbacks, **({} if output_dir is None else {"default_root_dir": str(output_dir)}))
+    go_on(trainer.loggers, before)
     log_config(trainer, {"recipe": recipe.to_dict()})
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     best = _best_checkpoint(trainer)
     if _is_written(model, "test_step") and (
         _is_written(data, "test_dataloader") or _is_written(model, "test_dataloader")

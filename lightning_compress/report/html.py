@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_compress.measure.latency import Latency
-from lightning_compress.report.plot import Plot, curve_plot
+from lightning_compress.report.course import Boundary
+from lightning_compress.report.plot import Bands, Plot, band_plot, curve_plot
 from lightning_compress.report.summary import Line, layer_cells, summary
 from lightning_compress.report.text import (
     bytes_text,
+    count_text,
     metric_text,
     milliseconds_text,
     percent_text,
@@ -56,17 +58,43 @@ def html_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plots: list[Plot] = [curve_plot(name, points) for name, points in report.history.items() if points]
+    bands, plots = drawn(report)
     lines: list[Line] = summary(report)
     return jinja.get_template("report.html").render(
         report=report,
         cards=cards(report),
+        bands=bands,
         plots=plots,
+        boundaries=[_boundary_cells(one) for one in report.boundaries],
         lines=lines,
         bars=bars(report),
         rows=[layer_cells(layer) for layer in report.layers],
         protocol=protocol(report),
     )
+
+
+def drawn(report: Report) -> tuple[Bands | None, list[Plot]]:
+    """The phases, if there are any, and the values over steps, over the same steps then."""
+    curves = {name: points for name, points in report.history.items() if points}
+    if not report.phases:
+        return None, [curve_plot(name, points) for name, points in curves.items()]
+    steps = [step for points in curves.values() for step, _ in points]
+    steps += [one.step for one in report.boundaries] + [one.end or one.begin for one in report.phases]
+    over = (0, max(steps))
+    plots = [curve_plot(name, points, over, report.boundaries) for name, points in curves.items()]
+    return band_plot(report.phases, report.boundaries, over[1]), plots
+
+
+def _boundary_cells(one: Boundary) -> list[str]:
+    """Step, what happens, nonzero parameters, bytes, MACs, latency."""
+    return [
+        count_text(one.step),
+        one.what,
+        short_count_text(one.nonzero),
+        bytes_text(one.size_bytes),
+        "" if one.macs is None else short_count_text(one.macs),
+        "" if one.latency_ms_batch_1 is None else milliseconds_text(one.latency_ms_batch_1),
+    ]
 
 
 def cards(report: Report) -> list[Card]:
@@ -144,6 +172,7 @@ def protocol(report: Report) -> list[tuple[str, str]]:
     latencies = [one for one in (report.latency_batch_1, report.latency_batch_64) if one]
     return [
         ("Sparsity", "Fraction that is exactly zero; of weights: of parameters with two or more dimensions."),
+        *_boundary_protocol(report),
         ("Parameters", "Tied ones count once, in the layer that comes first. Buffers are in the bytes only."),
         ("Dense fp32", "A file with names, shapes, and every parameter and buffer; a float takes 4 bytes."),
         ("Sparse-coded", "A lossless file: of dense, bitmap and values, gaps and values, each tensor's shortest code."),
@@ -160,3 +189,10 @@ def latency_protocol(latency: Latency) -> str:
         f"Median {milliseconds_text(latency.median_ms)}, interquartile range {milliseconds_text(latency.iqr_ms)}, "
         f"{latency.runs} runs after {latency.warmup_runs} to warm up, threads: {latency.threads}, eval mode."
     )
+
+
+def _boundary_protocol(report: Report) -> list[tuple[str, str]]:
+    if not report.boundaries:
+        return []
+    words = "Measured in the run, before the next step; latency for a moment only. Size: the smallest lossless file."
+    return [("Phases", words)]

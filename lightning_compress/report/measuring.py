@@ -33,6 +33,8 @@ class Protocol:
     threads: int = 1
     runs: int = 200
     seconds: float = 5.0
+    gzip: bool = True
+    batches: tuple[int, ...] = (1, 64)
 
     def __post_init__(self) -> None:
         if self.batch_dim is not None and self.batch_dim < 0:
@@ -50,12 +52,13 @@ def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report
     notes: list[str] = []
     found = stored(inner)
     tensors = {one.name: one.tensor for one in found}
-    dense, sparse = file_size(as_float32(tensors), sparse=False), file_size(tensors, sparse=True)
+    dense = file_size(as_float32(tensors), sparse=False, gzip=protocol.gzip)
+    sparse = file_size(tensors, sparse=True, gzip=protocol.gzip)
     macs, macs_batch = _macs(inner, example_input, protocol, notes)
     layers = _layers(inner, found, dense, sparse, macs)
     with in_floating_point(inner):
-        latencies = {batch: _latency(model, example_input, batch, protocol, notes) for batch in (1, 64)}
-    notes += _remarks(inner, layers, dense, sparse) + remarks(inner)
+        latencies = {batch: _latency(model, example_input, batch, protocol, notes) for batch in protocol.batches}
+    notes += _remarks(inner, layers, dense, sparse, protocol) + remarks(inner)
     return Report(
         name=type(inner).__name__,
         layers=tuple(layers),
@@ -65,8 +68,8 @@ def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report
         size_bytes_sparse_gzip=sparse.gzip_bytes,
         size_bytes_quantized=packed_bytes(inner),
         macs_batch=macs_batch,
-        latency_batch_1=latencies[1],
-        latency_batch_64=latencies[64],
+        latency_batch_1=latencies.get(1),
+        latency_batch_64=latencies.get(64),
         notes=tuple(dict.fromkeys(notes)),
         environment=_environment(),
     )
@@ -161,10 +164,10 @@ def _latency(model: nn.Module, example: Any, batch: int, protocol: Protocol, not
         return None
 
 
-def _remarks(model: nn.Module, layers: list[Layer], dense: FileSize, sparse: FileSize) -> list[str]:
+def _remarks(model: nn.Module, layers: list[Layer], dense: FileSize, sparse: FileSize, protocol: Protocol) -> list[str]:
     """What a reader of the numbers should know about this model."""
     remarks = []
-    if dense.gzip_bytes is None or sparse.gzip_bytes is None:
+    if protocol.gzip and None in (dense.gzip_bytes, sparse.gzip_bytes):
         remarks.append(f"gzip was left out: the tensors are larger than {GZIP_LIMIT_BYTES // 10**6} MB.")
     unused = [one.name for one in layers if one.macs == 0 and one.weights and "Embedding" not in one.type]
     if unused:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_compress.measure.latency import Latency
+from lightning_compress.report.course import Boundary, Phase, boundaries_of, phases_of, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,8 +54,8 @@ class Report:
     Sizes are the lengths of whole files, see `measure.sparse_code`: every float written as fp32 (`size_bytes`), each
     tensor in its shortest lossless code (`size_bytes_sparse`), gzip of both, the packed integers of a quantized model
     with all scales and zero points (`size_bytes_quantized`), and files that were exported, by name
-    (`size_bytes_exported`). MACs are of one call with `macs_batch` samples. What is None could not be had, and `notes`
-    says why.
+    (`size_bytes_exported`). MACs are of one call with `macs_batch` samples. Of a run there are its `phases`, and what
+    the model was at their `boundaries`. What is None could not be had, and `notes` says why.
     """
 
     name: str
@@ -70,6 +71,8 @@ class Report:
     latency_batch_64: Latency | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    phases: tuple[Phase, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     before: "Report | None" = None
@@ -115,9 +118,14 @@ class Report:
         return None if self.macs_batch is None else sum(layer.macs_nonzero or 0 for layer in self.layers)
 
     @property
+    def size_bytes_smallest(self) -> int:
+        """Bytes of the smallest lossless file: coded or packed."""
+        return int(min(self.size_bytes_sparse, self.size_bytes_quantized or inf))
+
+    @property
     def compression_ratio(self) -> float:
         """Bytes of the dense fp32 file of `before`, or of this model, over those of this coded or packed file."""
-        return (self.before or self).size_bytes / min(self.size_bytes_sparse, self.size_bytes_quantized or inf)
+        return (self.before or self).size_bytes / self.size_bytes_smallest
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; totals and sparsities are for readers, `from_dict` computes them anew."""
@@ -132,6 +140,7 @@ class Report:
         values["totals"] = {key: getattr(self, key) for key in self.TOTALS}
         values["metrics"] = {key: value if isfinite(value) else None for key, value in self.metrics.items()}
         values["history"] = {name: [list(point) for point in points] for name, points in self.history.items()}
+        values["phases"], values["boundaries"] = plain(self.phases), plain(self.boundaries)
         values["size_bytes_exported"] = dict(self.size_bytes_exported)
         values["notes"], values["environment"] = list(self.notes), dict(self.environment)
         values["before"] = self.before.to_dict() if self.before else None
@@ -156,6 +165,8 @@ class Report:
                 known[key] = Latency(**known[key]) if known[key] else None
             known["metrics"] = {key: nan if value is None else value for key, value in known["metrics"].items()}
             known["history"] = {name: tuple((x, y) for x, y in points) for name, points in known["history"].items()}
+            known["phases"] = phases_of(known.get("phases", []))
+            known["boundaries"] = boundaries_of(known.get("boundaries", []))
             known["notes"], known["environment"] = tuple(known["notes"]), dict(known["environment"])
             known["before"] = cls.from_dict(known["before"]) if known["before"] else None
             return cls(**known)

@@ -28,6 +28,8 @@ class StartFrom(CompressionCallback):
         FileNotFoundError, ValueError: before training, if the file is not there or not of this module.
     """
 
+    has_phase = False
+
     def __init__(self, path: str | Path, *, name: str = "start_from") -> None:
         super().__init__(name, every=None)
         self.path = path

@@ -8,25 +8,34 @@ from typing import Any
 from weakref import ref
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.callback import CompressionCallback
+from lightning_compress.core.callback import CompressionCallback, ours, position
 from lightning_compress.core.duration import Run
+from lightning_compress.core.logs import is_logged, log_now, wandb_runs
 from lightning_compress.core.order import Claim
 from lightning_compress.core.seen import Call, Seen
 from lightning_compress.export.exporting import check_suffix
+from lightning_compress.measure.on_cpu import on_cpu
 from lightning_compress.report import Report, report
+from lightning_compress.report.measuring import Protocol, measured
+from lightning_compress.tracking.course import Course, active
 from lightning_compress.tracking.exporting import check_export, write_export
-from lightning_compress.tracking.to_wandb import send
+from lightning_compress.tracking.to_loggers import send, send_checkpoint
+from lightning_compress.tracking.wandb_ids import another_run
 
 BEFORE_AND_AFTER = "compression_report"
+BOUNDARY_SECONDS = 0.25  # of timing where a phase begins or ends: training waits for it
 
 
 class CompressionReport(CompressionCallback):
     """Report parameters, nonzeros, MACs, bytes, latency and metrics of the model, before and after the run.
 
-    Prints a table, writes `compression_report.json` and `.html`, and adds a table, a summary and an artifact to W&B if
-    the Trainer logs there. `report` holds the result; `trainer.test` afterwards adds its metrics to it.
+    Prints a table, writes `compression_report.json` and `.html`, and sends what they can show to the Trainer's loggers:
+    to all of them the totals, who is in its phase, the learning rate, and size and latency where a phase begins or
+    ends; to W&B tables, a summary and artifacts; to TensorBoard the tables as text; to MLflow the files. `report` holds
+    the result; `trainer.test` afterwards adds its metrics to it.
 
     Args:
         example_input: a batch that the module takes, for MACs and latency. None: `module.example_input_array`, or what
@@ -35,6 +44,7 @@ class CompressionReport(CompressionCallback):
             module as this run began.
         dirpath: folder for the files; None: the logger's, or the Trainer's `default_root_dir`.
         latency: whether to time the module on the CPU.
+        boundaries: whether to measure also where the phase of another callback begins or ends within the run.
         runs, seconds: of timing, for each batch size: at most so many calls, for at most so long.
         print_table: whether to print the table at the end.
         export: a file that is written by `export` when the fit ends, with the weights of then, its kind by its ending:
@@ -47,6 +57,8 @@ class CompressionReport(CompressionCallback):
             it cannot be written, or needs what is not installed (ModuleNotFoundError).
     """
 
+    state_format = 2
+
     def __init__(
         self,
         example_input: Any = None,
@@ -54,6 +66,7 @@ class CompressionReport(CompressionCallback):
         baseline: Report | str | None = None,
         dirpath: str | None = None,
         latency: bool = True,
+        boundaries: bool = True,
         runs: int = 50,
         seconds: float = 1.0,
         print_table: bool = True,
@@ -62,7 +75,8 @@ class CompressionReport(CompressionCallback):
     ) -> None:
         super().__init__(name)
         self.example_input, self.baseline, self.dirpath = example_input, baseline, dirpath
-        self.latency, self.runs, self.seconds, self.print_table = latency, runs, seconds, print_table
+        self.latency, self.boundaries = latency, boundaries
+        self.runs, self.seconds, self.print_table = runs, seconds, print_table
         self.export = None if export is None else str(export)
         if export is not None:
             check_suffix(Path(export))
@@ -73,6 +87,8 @@ class CompressionReport(CompressionCallback):
         self._call: Call | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
         self._folder, self._exported = Path(), tuple[Path, ...]()
+        self._course, self._acting, self._rate = Course(), dict[str, tuple[str, bool]](), 0.0
+        self._wandb: list[str] = []
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Every rank has to ask here: the Trainer broadcasts its `log_dir`.
@@ -86,6 +102,10 @@ class CompressionReport(CompressionCallback):
             self._before = Report.from_dict(self.saved["before"])
         elif self.baseline is None:
             self._before = None
+        self._course = Course() if self.saved is None else Course.of(self.saved["course"])
+        self._wandb = [str(run.id) for run in wandb_runs(trainer)]
+        if self.saved is not None and (words := another_run(self.saved["wandb"], self._wandb)):
+            rank_zero_warn(f"'{self.name}': {words}")
         given = self.example_input if self.example_input is not None else pl_module.example_input_array
         if given is not None:
             self._call = Call("", given)
@@ -101,9 +121,22 @@ class CompressionReport(CompressionCallback):
         if self._before is None and trainer.is_global_zero:
             self._before = self._measure(trainer, pl_module)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # What all callbacks have done to the step before is done by now, in whatever order they are.
+        step, self._acting = int(trainer.global_step), self._active(trainer)
+        words = self._course.crossed(step, self._acting)
+        if words and step > 0 and self.boundaries and trainer.is_global_zero and not trainer.fast_dev_run:
+            self._measure_boundary(trainer, pl_module, ", ".join(words))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if optimizer is trainer.optimizers[0]:  # later in this step the scheduler has moved it
+            self._rate = float(optimizer.param_groups[0]["lr"])
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if is_logged(trainer):
+            self._log_step(trainer)
         if self._seen is None:
             return
         self._seen.close()
@@ -112,14 +145,22 @@ class CompressionReport(CompressionCallback):
             # What is counted and timed has the structure of the dense model still: cuts come in later steps only.
             timed = self._measure(trainer, pl_module)
             self._before = _with_costs_of(self._before, timed, self._call.part)
+        if self._call is not None and self._course.lacks_costs:  # a resumed run that goes on at a boundary
+            self._measure_boundary(trainer, pl_module, self._course.boundaries[-1].what)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_train_end`, when averages of the weights may still be on their way into the module, and not on the
         # accelerator: the Trainer has moved the module to the CPU by now.
         if not trainer.is_global_zero:
             return
-        measured = self._measure(trainer, pl_module, metrics=trainer.callback_metrics)
-        self.report = _compared(replace(measured, history=_history(trainer, self)), self._before)
+        after = self._measure(trainer, pl_module, metrics=trainer.callback_metrics)
+        told = replace(
+            after,
+            history=_history(trainer, self),
+            phases=tuple(self._course.phases.values()),
+            boundaries=tuple(self._course.boundaries),
+        )
+        self.report = _compared(told, self._before)
         self._export(trainer, pl_module)
         self._publish(trainer)
 
@@ -141,18 +182,54 @@ class CompressionReport(CompressionCallback):
         self._publish(trainer, again=True)
 
     def state(self) -> dict[str, Any]:
-        return {"before": None if self._before is None else self._before.to_dict()}
+        before = None if self._before is None else self._before.to_dict()
+        return {"before": before, "course": self._course.state(), "wandb": self._wandb}
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         (begin, _), *end = super().timeline(run)
         before = [(begin, "measures before")] if self.baseline is None else []
         return [*before, *((moment, "measures after") for moment, _ in end)]
 
+    def _active(self, trainer: Trainer) -> dict[str, tuple[str, bool]]:
+        others = (one for one in ours(trainer) if not isinstance(one, CompressionReport) and one.has_phase)
+        return active(others, lambda hand: position(trainer, hand))
+
+    def _log_step(self, trainer: Trainer) -> None:
+        """Who is in its phase, and the learning rate: the bands and the line of a plot over all of the run."""
+        set_by = [rate for one in ours(trainer) if (rate := one.learning_rate_now()) is not None]
+        rate = set_by[0] if set_by else self._rate
+        self.history.append((int(trainer.global_step), rate))
+        acting = {f"compress/{name}/active": float(acts) for name, (_, acts) in self._acting.items()}
+        log_now(trainer, {**acting, f"compress/{self.name}/learning_rate": rate})
+
+    def _measure_boundary(self, trainer: Trainer, pl_module: LightningModule, what: str) -> None:
+        part, example = self._called(pl_module)
+        seconds = min(self.seconds, BOUNDARY_SECONDS)
+        protocol = Protocol(latency=self.latency, runs=self.runs, seconds=seconds, gzip=False, batches=(1,))
+        try:
+            with on_cpu(pl_module):
+                try:
+                    found = measured(part, example, protocol)
+                except (ValueError, TypeError):  # the example is not what the module takes: the end says so
+                    found = measured(part, None, protocol)
+        except Exception as error:  # whatever it is, it is no reason to lose a run
+            rank_zero_warn(f"'{self.name}' could not measure where {what}: {error}")
+            return
+        if self._course.lacks_costs:
+            self.log_metrics(trainer, self._course.add_costs(found))
+        else:
+            self.log_metrics(trainer, self._course.add(int(trainer.global_step), what, found))
+
+    def _called(self, pl_module: LightningModule) -> tuple[nn.Module, Any]:
+        """The part of the module that is measured, and what it is called with, if that is known."""
+        if self._call is None:
+            return pl_module, None
+        return pl_module.get_submodule(self._call.part), self._call.example
+
     def _measure(
         self, trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Any] | None = None, timed: bool = True
     ) -> Report:
-        call = self._call
-        part: nn.Module = pl_module if call is None else pl_module.get_submodule(call.part)
+        part, example = self._called(pl_module)
         timed = timed and self.latency and not trainer.fast_dev_run
         arguments: dict[str, Any] = {
             "metrics": _numbers(metrics or {}),
@@ -161,9 +238,9 @@ class CompressionReport(CompressionCallback):
             "seconds": self.seconds,
         }
         try:
-            return report(part, None if call is None else call.example, latency=timed, **arguments)
+            return report(part, example, latency=timed, **arguments)
         except (ValueError, TypeError) as error:
-            if call is None:
+            if example is None:
                 raise
             bare = report(part, None, latency=False, **arguments)
             return replace(bare, notes=(*bare.notes, f"MACs and latency were not measured: {error}"))
@@ -191,6 +268,7 @@ class CompressionReport(CompressionCallback):
         send(trainer, self.report, self.files)
         if again:
             return
+        send_checkpoint(trainer)
         if self.print_table:
             self.report.print()
         rank_zero_info(f"'{self.name}' wrote {', '.join(map(str, self.files))}.")
@@ -234,9 +312,10 @@ def _structure(report: Report) -> list[tuple[Any, ...]]:
 
 
 def _history(trainer: Trainer, own: CompressionCallback) -> dict[str, tuple[tuple[int, float], ...]]:
-    """What the other compression callbacks have shown over time."""
-    others = [one for one in trainer.callbacks if isinstance(one, CompressionCallback) and one is not own]
-    finite = {f"{one.name}/{one.shown}": tuple(pair for pair in one.history if isfinite(pair[1])) for one in others}
+    """What the other compression callbacks have shown over time, and the learning rate."""
+    curves = {f"{one.name}/{one.shown}": one.history for one in ours(trainer) if one is not own}
+    curves["learning rate"] = own.history
+    finite = {name: tuple(pair for pair in points if isfinite(pair[1])) for name, points in curves.items()}
     return {name: points for name, points in finite.items() if points}
 
 

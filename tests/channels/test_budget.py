@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.channels.budget import Costs, fraction_for, on_cpu
+from lightning_compress.channels.budget import Costs, fraction_for
 from lightning_compress.channels.groups import remaining
 from lightning_compress.channels.observing import observe
 from lightning_compress.channels.plan import cut_of
@@ -49,14 +49,6 @@ def test_a_compiled_part_costs_what_it_costs_plain():
     around = nn.Sequential(torch.compile(model, backend="eager"))
     costs = Costs.of(around, example, observe(around, example))
     assert (costs.parameters_after({"0.0": (2, 5, 7)}), costs.macs_after({"0.0": (2, 5, 7)})) == (37, 90)
-
-
-def test_what_lies_on_the_cpu_stays_there():
-    model = nn.Linear(2, 3)
-    before = model.weight.data_ptr()
-    with on_cpu(model):
-        assert model.weight.data_ptr() == before
-    assert model.weight.data_ptr() == before
 
 
 def test_the_smallest_fraction_by_hand():

@@ -210,3 +210,14 @@ def test_hooks_and_switches_are_put_back_after_an_exception():
     assert torch.backends.mha.get_fastpath_enabled()
     assert model.training
     assert torch.is_grad_enabled()
+
+
+def test_a_weight_that_is_laid_before_the_parameter_for_a_call_is_the_layers():
+    """As quantizers do it: of 6 weights 2 are zero."""
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.0, 1, 2], [3, 0, 4]]))
+    layer.register_forward_pre_hook(lambda module, _: module.__dict__.update(weight=module._parameters["weight"] * 2))
+    layer.register_forward_hook(lambda module, *_: (module.__dict__.pop("weight"), None)[1])
+    (macs,) = count_macs(layer, torch.randn(1, 3)).values()
+    assert (macs.dense, macs.nonzero) == (6, 4)

@@ -235,7 +235,7 @@ def test_logs_to_whatever_loggers_there_are(pl, make_module, make_trainer, loade
     assert len(logged) >= 4
     assert logged[-1] == 0.5
     assert trainer.callback_metrics["compress/pruning/sparsity"] == 0.5
-    assert trainer.callback_metrics["compress/pruning/sparsity/net.0.weight"] == 0.5
+    assert trainer.callback_metrics["compress/pruning/layer_sparsity/net.0.weight"] == 0.5
 
 
 def test_says_what_it_covers_and_what_not(make_module, make_trainer, loader, caplog):

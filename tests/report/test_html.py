@@ -10,7 +10,7 @@ from lightning_compress.report import Layer, Report, report
 from lightning_compress.report.html import bars, cards
 from lightning_compress.report.plot import curve_plot
 
-VOID = {"meta", "br", "line", "path", "circle"}
+VOID = {"meta", "br", "line", "path", "circle", "rect"}
 
 
 class Page(HTMLParser):

@@ -214,5 +214,5 @@ def test_an_offline_wandb_run_holds_config_history_table_summary_and_artifact(
     assert files == {"compression_report.json", "compression_report.html", "model.onnx"}
     told = [json.loads(one.metadata) for one in artifacts if one.type == "compression-report"]
     size_bytes = callback.files[2].stat().st_size
-    assert told[0]["compress/size_bytes/model.onnx"] == size_bytes
+    assert told[0]["compress/size_bytes_exported/model.onnx"] == size_bytes
     assert told[0]["compress/nonzero"] == PARAMETERS - 132
