@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
@@ -261,8 +262,9 @@ class QuantizationAwareTraining(CompressionCallback):
         if state is None or not state["active"]:
             rank_zero_warn(f"'{self.name}' knows no grids for this model, so it is evaluated in floating point.")
             return
-        self._lay_out(pl_module)
-        self.undo.enter_context(self._take(pl_module, state).installed())
+        with torch.inference_mode(False):  # what is made for an evaluation is also exported, or trained on, after it
+            self._lay_out(pl_module)
+            self.undo.enter_context(self._take(pl_module, state).installed())
 
     on_test_start = on_predict_start = on_validation_start
 

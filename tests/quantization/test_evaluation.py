@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress import QuantizationAwareTraining
+from lightning_compress import QuantizationAwareTraining, export, load_packed
 from tests.quantization.watching import equal, is_active, noted
 
 PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None}
@@ -49,6 +49,22 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_by_a_new_callback_module_an
     labels = torch.cat([y for _, y in loader])
     assert float(nn.functional.cross_entropy(predicted, labels)) == pytest.approx(best)
     assert not torch.allclose(predicted, floating)
+
+
+def test_what_was_tested_can_be_exported_and_trained_on(pl, make_module, make_trainer, loader, tmp_path):
+    """Lightning tests in inference mode, and what is made there stays so."""
+    checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, monitor="val_loss")
+    quantization, module = QuantizationAwareTraining(begin=2, freeze_ranges=None), make_module()
+    trainer = make_trainer([quantization, checkpoint], max_epochs=3, enable_checkpointing=True)
+    trainer.fit(module, loader, loader)
+    trainer.test(ckpt_path="best", dataloaders=loader, verbose=False)
+    export(module, tmp_path / "model.safetensors")
+    packed = load_packed(make_module(), tmp_path / "model.safetensors")
+    grids = dict(quantization.quantized.weights)
+    for name, weight in packed.state_dict().items():
+        if name in grids:
+            torch.testing.assert_close(weight, grids[name](module.get_parameter(name)).detach())
+    make_trainer([quantization], max_epochs=1).fit(module, loader)
 
 
 def predicting(module):
