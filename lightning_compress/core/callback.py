@@ -86,7 +86,8 @@ class CompressionCallback(Callback):
         window = self.resolved(run)
         if not self.resumed or self.moved is None:
             return window
-        return replace(window, begin=int(self.moved[0]), end=self.moved[1])
+        begin, end, *after = self.moved
+        return replace(window, begin=int(begin), end=end, after=tuple(map(int, after)))
 
     def move_up(self, since: float, by: int) -> None:
         """A phase that was to end at `since` has ended `by` moments before: what follows it comes as much earlier."""
@@ -145,7 +146,7 @@ class CompressionCallback(Callback):
     def move_to(self, window: Window) -> None:
         """Let the phase begin and end at other moments from now on, in a resumed run too."""
         if window != self.window:
-            self.window, self.moved = window, [window.begin, window.end]
+            self.window, self.moved = window, [window.begin, window.end, *window.after]
 
     @property
     def resumed(self) -> bool:

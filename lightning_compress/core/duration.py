@@ -189,13 +189,19 @@ def earlier(window: Window, since: float, by: int, to_the_end: bool) -> Window:
     """The window when a phase that was to end at `since` has ended `by` moments before, and what follows moves up.
 
     Args:
-        window: left as it is if it begins before `since`.
+        window: left as it is if it begins before `since`, but for rounds that come from then on.
         since, by: moments on the window's hand.
         to_the_end: whether it lasts to the end of the run, wherever it begins.
 
     >>> earlier(Window("steps", begin=20, end=30), since=20, by=5, to_the_end=False)
     Window(hand='steps', begin=15, end=25, every=1)
+    >>> earlier(Window("steps", begin=10, end=40, after=(0, 10, 20)), since=30, by=5, to_the_end=False).moments()
+    [10, 20, 25, 35]
     """
+    if window.begin < since and window.after:
+        begin = window.begin
+        moved = tuple(one - (by if begin + one >= since else 0) for one in window.after)
+        return replace(window, after=moved, end=window.end - (by if window.end >= since else 0))
     if window.begin < since:
         return window
     return replace(window, begin=window.begin - by, end=window.end - (0 if to_the_end else by))

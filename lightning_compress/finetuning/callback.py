@@ -152,6 +152,7 @@ class FineTuning(CompressionCallback):
         if self.saved is not None:
             self._load(self.saved)
         self._refuse_to_come_late(position(trainer, window.hand))
+        self._refuse_rounds_by_epochs(trainer)
         phases = [one for one in trainer.callbacks if isinstance(one, FineTuning)]
         if all(one.window is not None for one in phases):  # the last one to start acts for all
             for place, optimizer in enumerate(trainer.optimizers):
@@ -226,17 +227,17 @@ class FineTuning(CompressionCallback):
     def _end_if_enough(self, trainer: Trainer) -> None:
         hand, window = self._window.hand, self._window
         at = position(trainer, hand) + (hand != "steps")  # at the end of an epoch its last batch is done
+        there = ((one, one.window) for one in ours(trainer) if one is not self and one.window is not None)
+        others = [(one, its) for one, its in there if its.hand == hand]
+        # The masks of a round are made in the step that reaches its moment, and those who rewind then come after it.
+        at += any(bool(its.after) and window.end in its.moments() for _, its in others)
         if self.enough is None or not window.begin < at < window.end:
             return
         enough = self.enough(value_of(self.enough.metric, trainer.callback_metrics))
         if not trainer.strategy.reduce_boolean_decision(enough, all=True):
             return
         self.move_to(replace(window, end=at))
-        later = [
-            one
-            for one in ours(trainer)
-            if one is not self and one.window is not None and one.window.hand == hand and one.window.begin >= window.end
-        ]
+        later = [one for one, its in others if its.begin >= window.end or (its.after and its.end >= window.end)]
         moves = [may_move(one, ours(trainer), window.end, int(window.end) - at) for one in later]
         for other, by in zip(later, moves, strict=True):
             other.move_up(window.end, by)
@@ -298,6 +299,17 @@ class FineTuning(CompressionCallback):
                 f"'{self.name}' goes back to what was before moment {now} of this run, but the checkpoint that "
                 f"is gone on from was written without it, or with other arguments. Let it go back to a later moment."
             )
+
+    def _refuse_rounds_by_epochs(self, trainer: Trainer) -> None:
+        if self.moments.weights_from is None or self._window.hand != "epochs":
+            return
+        for other in ours(trainer):
+            if other.window is not None and other.window.after:
+                raise ValueError(
+                    f"'{self.name}' would rewind the weights before '{other.name}' has chosen what to prune: how many "
+                    f"batches an epoch has is not known here, so both would act as the epoch begins. Give the Trainer "
+                    f"limit_train_batches=N."
+                )
 
 
 def _alike(phase: FineTuning, trainer: Trainer) -> Iterator[FineTuning]:

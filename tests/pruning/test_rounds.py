@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_compress import Pruning, Recipe
+from lightning_compress import FineTuning, Pruning, Recipe
 from lightning_compress.core.duration import Run
 from lightning_compress.recipe.shipped import shipped
 from tests.conftest import adamw, sgd
@@ -54,6 +54,55 @@ def test_a_ticket_resumed_between_two_rounds_is_the_same_to_the_last_bit(
     second.fit(resumed, loader, ckpt_path=path)
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
     assert same(first.optimizers[0].state_dict(), second.optimizers[0].state_dict())
+
+
+def test_a_round_that_ends_early_is_pruned_before_the_next_one_begins(make_module, make_trainer, loader):
+    """The second of four ends after its first epoch: the masks of the third are of what it trained to."""
+    module, seen = make_module(sgd), []
+
+    def note(*_):
+        if module.training:
+            seen.append({name: value.detach().clone() for name, value in module.named_parameters()})
+
+    module.net.register_forward_pre_hook(note)
+    pruning, *phases = callbacks()
+    until = {"metric": "val_loss", "target": 1e9}
+    phases[1] = FineTuning(learning_rate="restart", begin="20%", end="40%", rewind="2%", until=until, name="round_1")
+    make_trainer([pruning, *phases], max_epochs=EPOCHS).fit(module, loader, loader)
+    ended = 17  # the epoch ends at 16; masks are made in the step that reaches their moment
+    assert pruning.window.moments() == [12, ended, 38 - (25 - ended), 51 - (25 - ended)]
+    assert [phase.window.begin for phase in phases] == [0, 12, ended, 30, 43]
+    trained, early = seen[ended - 1], seen[EARLY]
+    kept = 176 - round((1 - (1 - OF_WHAT_IS_LEFT) ** 2) * 176)
+    sizes = torch.cat([trained[name].flatten() for name in WEIGHTS]).abs()
+    alive = torch.zeros(176, dtype=torch.bool).index_fill_(0, sizes.topk(kept).indices, True)
+    for name, mask in zip(WEIGHTS, alive.split([128, 48]), strict=True):
+        assert torch.equal(seen[ended][name], early[name] * mask.view_as(early[name]))
+
+
+def test_a_round_that_ended_early_is_resumed_to_the_last_bit(pl, make_module, make_trainer, loader, tmp_path):
+    path, whole, resumed = tmp_path / "some.ckpt", make_module(adamw), make_module(adamw)
+    until = {"metric": "train_loss", "target": 1e9}
+
+    def some():
+        pruning, *phases = callbacks()
+        again = FineTuning(learning_rate="restart", begin="20%", end="40%", rewind="2%", until=until, name="round_1")
+        return [pruning, phases[0], again, *phases[2:]]
+
+    make_trainer([*some(), saver(pl, path, 24)], max_epochs=EPOCHS).fit(whole, loader)
+    make_trainer(some(), max_epochs=EPOCHS).fit(resumed, loader, ckpt_path=path)
+    assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
+
+
+def test_rounds_that_would_be_rewound_before_they_are_pruned_are_refused(make_module, make_trainer):
+    class Unknown(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.zeros(8), 0)] * 8)
+
+    loader, module = torch.utils.data.DataLoader(Unknown(), batch_size=4), make_module()
+    with pytest.raises(ValueError, match="would rewind the weights before 'pruning' has chosen"):
+        make_trainer(callbacks(), max_epochs=10).fit(module, loader)
+    make_trainer(callbacks(), max_epochs=10, limit_train_batches=2).fit(module, loader)
 
 
 def test_the_timeline_has_the_masks_of_a_round_and_its_beginning_at_one_moment():
