@@ -1,9 +1,13 @@
 """What goes to the loggers a Trainer has, and to W&B beyond plain numbers."""
 
 import json
+import warnings
 from typing import Any
 
 MLFLOW_TAG_CHARACTERS = 5000
+
+# What we log is equal on all ranks, or of the first alone: there is nothing to accumulate, as Lightning recommends.
+warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('compress/")
 
 
 def log_now(trainer: Any, metrics: dict[str, float], but: str = "") -> None:

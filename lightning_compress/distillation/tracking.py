@@ -23,8 +23,8 @@ class Tracker:
 
     def see(self, taught: Taught, objective: Objective, task: float, alpha: float) -> None:
         """Take in one step; `metrics` then has its values."""
-        found = {"loss/task": task, "loss/distillation": float(taught.loss), "alpha": alpha}
-        found |= {f"loss/{name}": float(value) for name, value in taught.values.items()}
+        found = {"loss/task": task, "loss/distillation": float(taught.loss.detach()), "alpha": alpha}
+        found |= {f"loss/{name}": float(value.detach()) for name, value in taught.values.items()}
         pair = logits_of(taught, objective)
         if pair is not None:
             student, teacher = pair
