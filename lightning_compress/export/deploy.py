@@ -69,6 +69,8 @@ def deployable(model: nn.Module) -> Deployable:
     modules = {shown(name): module for name, module in copy.named_modules(remove_duplicate=False)}
     with torch.no_grad():
         grids = {name: _grid(quantized, name) for name in quantized.held()}
+        for layer, bias in quantized.integer_biases().items():
+            modules[layer].bias = nn.Parameter(bias.float(), requires_grad=False)
         for layer, norm in quantized.layout.norms.items():
             _fold(copy, modules, quantized, grids, layer, norm)
         parameters = {shown(name): one for name, one in copy.named_parameters(remove_duplicate=False)}

@@ -83,7 +83,8 @@ def correct_biases(
         now = MeanOutput(means[name].module, once=calls[name] == 1)
         with noted(now.module, now):
             batches.run(model, f"Bias of {name}")
-        shifted.add_((now.value - means[name].value).to(shifted), alpha=sign)
+        error = now.value - means[name].value - _rounding(quantized, name)
+        shifted.add_(error.to(shifted), alpha=sign)
     return left
 
 
@@ -97,6 +98,13 @@ def _correction(model: nn.Module, quantized: QuantizedModel, name: str) -> tuple
     mean = submodule(model, norm).running_mean if norm is not None else None
     # What BatchNorm subtracts may grow by as much as the output did.
     return (mean, 1) if isinstance(mean, Tensor) else None
+
+
+def _rounding(quantized: QuantizedModel, name: str) -> Tensor | float:
+    """What the rounding of its bias adds to a layer's output, which a new bias is to undergo anew."""
+    rounded = quantized.integer_biases().get(name)
+    own = None if rounded is None else quantized.modules[name]._parameters["bias"]
+    return 0.0 if rounded is None else rounded if own is None else rounded - own
 
 
 def _by_channel(module: nn.Module, output: Tensor) -> Tensor:

@@ -3,31 +3,37 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.lookup import call_with_needs
+from lightning_compress.quantization.biases import IntegerBias
 from lightning_compress.quantization.gradients import quantize_gradient
+from lightning_compress.quantization.grid import straight_through
 from lightning_compress.quantization.layers import Held, Layer
 from lightning_compress.quantization.modules import ActivationQuantizer, Mode, WeightQuantizer
 
 
 class Swap:
-    """Puts a layer's weights on their grids for as long as its forward runs.
+    """Puts a layer's weights on their grids, and its bias where it is deployed, for as long as its forward runs.
 
     Python looks an attribute up among the instance's own before torch looks among its parameters.
     """
 
-    def __init__(self, layer: Layer, quantizers: dict[str, WeightQuantizer]) -> None:
+    def __init__(self, layer: Layer, quantizers: dict[str, WeightQuantizer], bias: IntegerBias | None = None) -> None:
         attention = isinstance(layer.module, nn.MultiheadAttention)
         self.weights = [(_path(held, attention), held.leaf, quantizers[held.name]) for held in layer.weights
                         if held.name in quantizers]  # fmt: skip
-        self.recurrent = isinstance(layer.module, nn.RNNBase)
+        self.recurrent, self.bias = isinstance(layer.module, nn.RNNBase), bias
 
     def put(self, module: nn.Module) -> None:
         """From now on `module` finds weights on grids."""
         for path, leaf, quantizer in self.weights:
             owner = module.get_submodule(path) if path else module
-            owner.__dict__[leaf] = quantizer(owner._parameters[leaf])
+            weight: Tensor = owner._parameters[leaf]  # type: ignore[assignment]
+            owner.__dict__[leaf], scale = quantizer.on_grid(weight)
+            if self.bias is not None and self.bias.acts(module):
+                _put_bias(module, self.bias(module._parameters["bias"], scale), weight.dtype)
         if self.recurrent:
             _flatten(module)
 
@@ -37,6 +43,8 @@ class Swap:
         for path, leaf, _ in self.weights:
             owner = module.get_submodule(path) if path else module
             found |= owner.__dict__.pop(leaf, None) is not None
+        if self.bias is not None:
+            module.__dict__.pop("bias", None)
         if found and self.recurrent:
             _flatten(module)
 
@@ -95,6 +103,13 @@ class Errors:
 def _path(held: Held, attention: bool) -> str:
     """Where in its layer a weight is: attention reads that of its output projection itself."""
     return "out_proj" if attention and isinstance(held.owner, nn.Linear) else ""
+
+
+def _put_bias(module: nn.Module, bias: Tensor | None, dtype: torch.dtype) -> None:
+    """Let a layer find this bias, and the gradient its own."""
+    own = module._parameters["bias"]
+    if bias is not None:
+        module.__dict__["bias"] = bias.to(dtype) if own is None else straight_through(own, bias)
 
 
 def _flatten(module: nn.Module) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core.capture import is_partly_compiled, shown
+from lightning_compress.quantization.biases import IntegerBias, integer_bias
 from lightning_compress.quantization.formats import Format, parse
 from lightning_compress.quantization.hooks import Entering, Errors, Leaving, Swap
 from lightning_compress.quantization.layers import Held, Layer
@@ -50,6 +51,7 @@ class QuantizedModel:
             self._make_weights(layer)
         for site in layout.sites:
             self._make_site(site)
+        self.biases = {layer.name: one for layer in layers if (one := self._integer_bias(layer, modules)) is not None}
         self.modules = {
             name: modules[name] for name in dict.fromkeys([*self.layers, *(site.module for site in layout.sites)])
         }
@@ -65,13 +67,16 @@ class QuantizedModel:
         module = self.modules[name]
         doors = {site.port: self.activations[site.name] for site in self.layout.sites if site.module == name}
         end = doors.pop("output", None)
-        swap = Swap(self.layers[name], self.weights) if name in self.layers else None
+        swap = self._swap(name) if name in self.layers else None
         by_position = {int(port.split()[1]): quantizer for port, quantizer in doors.items()}
         entering, leaving = Entering(self.mode, by_position, swap), Leaving(self.mode, end, swap, self._errors(name))
         return [
             module.register_forward_pre_hook(entering, with_kwargs=True),
             module.register_forward_hook(leaving, with_kwargs=True, always_call=True),
         ]
+
+    def _swap(self, name: str) -> Swap:
+        return Swap(self.layers[name], self.weights, self.biases.get(name))
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -84,9 +89,9 @@ class QuantizedModel:
             self._forget_compiled()
             for handle in handles:
                 handle.remove()
-            for name, layer in self.layers.items():
+            for name in self.layers:
                 # A forward that was interrupted by a key press has left without its hooks.
-                Swap(layer, self.weights).take(self.modules[name])
+                self._swap(name).take(self.modules[name])
 
     def begin(self) -> None:
         """Let the quantized phase begin: what is learned of weights begins with the weights as they are now."""
@@ -192,6 +197,16 @@ class QuantizedModel:
             held.name: held for layer in self.layers.values() for held in layer.weights if held.name in self.weights
         }
 
+    def integer_biases(self) -> dict[str, Tensor]:
+        """By layer, the bias that it adds where it is deployed; none for layers that have nothing to round."""
+        found = {}
+        for name, bias in self.biases.items():
+            (held,) = self.layers[name].weights
+            scale = bias.weights.on_grid(held.parameter.detach())[1]
+            if (rounded := bias(self.modules[name]._parameters["bias"], scale)) is not None:
+                found[name] = rounded
+        return found
+
     # What it changes --------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
@@ -236,6 +251,10 @@ class QuantizedModel:
                 held.parameter, rows, plan.method.weights, plan.weights, self.mode, plan.method.weight_range,
                 plan.symmetric, seed=self.seed + len(self.weights),
             )  # fmt: skip
+
+    def _integer_bias(self, layer: Layer, modules: Mapping[str, nn.Module]) -> IntegerBias | None:
+        door = self.activations.get(self.layout.inputs.get(layer.name, ""))
+        return integer_bias(layer, self.weights, door, modules.get(self.layout.norms.get(layer.name, "")))
 
     def _plan_of(self, held: Held) -> LayerPlan:
         """That of its layer; of several that share the weight, that with the most bits."""

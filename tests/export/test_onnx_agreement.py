@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_compress import export, quantize
 from lightning_compress.export.onnx_agreement import agreement
 from lightning_compress.export.onnx_file import write_onnx
 from tests.export import handmade
@@ -51,3 +52,36 @@ def test_nothing_to_compare_is_refused(written):
         agreement(path, made, [])
     with pytest.raises(ValueError, match="no tensor of scores"):
         agreement(path, nn.Sequential(made.module, nn.Flatten(0)), [torch.randn(2, 32)])
+
+
+def deep():
+    """Layers with and without BatchNorm, one of whose channels it has closed."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 5))
+    for norm in [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]:
+        with torch.no_grad():
+            norm.weight.uniform_(-2.0, 4.0), norm.bias.normal_(0, 0.5), norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.2, 0.4)
+            norm.weight[0] = 0.0
+    return model.eval()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_onnx_runtime_gives_the_numbers_that_the_quantized_model_gives(bits, tmp_path):
+    """Biases that only one of the two rounds would move some number of every sample to another step."""
+    from lightning_compress.export.qdq.running import run, session
+
+    images = torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = quantize(deep(), [images], weights=bits, activations=bits, progress=False)
+    report = export(model, tmp_path / "model.onnx", images[:4])
+    assert report.integer_kernels == {"QLinearConv": 5, "QGemm": 1}
+    assert max(report.bias_errors.values()) < 1e-6
+    with torch.no_grad():
+        wanted = model(images)
+    (found,) = run(session(tmp_path / "model.onnx"), images).values()
+    near = (torch.from_numpy(found) - wanted).abs().amax(1) < 1e-5 * wanted.abs().max()
+    assert near.float().mean() > 0.9
+    assert agreement(tmp_path / "model.onnx", model, [images]) == 1.0

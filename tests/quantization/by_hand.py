@@ -23,7 +23,7 @@ class Place:
     """An activation's grid of 8 bits over the range of what comes first, moved by a hundredth to what comes later."""
 
     def __init__(self):
-        self.range, self.follows = None, True
+        self.range, self.scale, self.follows = None, None, True
 
     def __call__(self, values):
         if self.follows:
@@ -31,8 +31,17 @@ class Place:
             old = self.range or found
             self.range = tuple(torch.lerp(one, other, 0.01) for one, other in zip(old, found, strict=True))
         low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)
-        scale = high / 255 - low / 255
+        self.scale = scale = high / 255 - low / 255
         return torch.fake_quantize_per_tensor_affine(values, scale, (-(low / scale).round()).to(torch.int32), 0, 255)
+
+
+def whole(layer, place, bias=None, high=127):
+    """In evaluation, a bias that is a whole number of steps of the layer's product; in training as it is."""
+    bias = layer.bias if bias is None else bias
+    if layer.training:
+        return bias
+    step = (layer.weight.detach().abs().flatten(1).amax(1) / high).double() * place.scale.double()
+    return ((bias.double() / step).round() * step).to(bias.dtype)
 
 
 def seeded(make, seed=0):
@@ -78,8 +87,10 @@ class Perceptron(nn.Module):
         places = first, second = Place(), Place()
 
         def forward(values):
-            inner = functional.linear(first(values), on_grid(self.net[0].weight), self.net[0].bias).relu()
-            return functional.linear(second(inner), on_grid(self.net[2].weight), self.net[2].bias)
+            given = first(values)
+            inner = functional.linear(given, on_grid(self.net[0].weight), whole(self.net[0], first)).relu()
+            given = second(inner)
+            return functional.linear(given, on_grid(self.net[2].weight), whole(self.net[2], second))
 
         forward.places = places
         return forward
@@ -103,11 +114,17 @@ class Convolutional(nn.Module):
 
         def forward(images):
             conv = functional.conv2d(places[0](images), on_grid(self.conv.weight))
+            if not self.training:
+                # What BatchNorm adds, before it multiplies.
+                offset = self.norm.bias / self.norm.weight * (self.norm.running_var + self.norm.eps).sqrt()
+                offset = offset.detach() - self.norm.running_mean
+                conv = conv + (whole(self.conv, places[0], offset) - offset).reshape(-1, 1, 1)
             inner = places[1](self.norm(conv).relu())
-            inner = places[2](functional.conv2d(inner, on_grid(self.deep.weight), self.deep.bias, groups=4).relu())
+            bias = whole(self.deep, places[1])
+            inner = places[2](functional.conv2d(inner, on_grid(self.deep.weight), bias, groups=4).relu())
             inner = functional.conv_transpose2d(inner, on_grid(self.up.weight, axis=1), self.up.bias).relu()
             inner = places[4](places[3](inner).mean((2, 3)))
-            return functional.linear(inner, on_grid(self.head.weight), self.head.bias)
+            return functional.linear(inner, on_grid(self.head.weight), whole(self.head, places[4]))
 
         forward.places = places
         return forward
@@ -129,7 +146,8 @@ class Tied(nn.Module):
 
         def forward(tokens):
             embedded = functional.embedding(tokens, on_grid(self.embedding.weight))
-            inner = functional.linear(first(embedded), on_grid(self.inner.weight), self.inner.bias).tanh()
+            given = first(embedded)
+            inner = functional.linear(given, on_grid(self.inner.weight), whole(self.inner, first)).tanh()
             return functional.linear(second(inner), on_grid(self.embedding.weight))
 
         forward.places = places
@@ -157,11 +175,13 @@ class Twice(nn.Module):
         places = shared, last = Place(), Place()
 
         def layer(values):
-            return functional.linear(shared(values), on_grid(self.layer.weight), self.layer.bias)
+            given = shared(values)
+            return functional.linear(given, on_grid(self.layer.weight), whole(self.layer, shared))
 
         def forward(values):
             inner = layer(layer(values).sigmoid())
-            return functional.linear(last(inner), 2 * on_grid(self.head.weight), self.head.bias)
+            given = last(inner)
+            return functional.linear(given, 2 * on_grid(self.head.weight), whole(self.head, last))
 
         forward.places = places
         return forward

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from tests.conftest import adamw
-from tests.quantization.by_hand import Place, on_grid
+from tests.quantization.by_hand import Place, on_grid, whole
 
 
 @pytest.fixture
@@ -23,10 +23,11 @@ def by_hand(make_module):
             for place in self.places:
                 place.follows = self.training
             first, _, second = self.net
-            values = nn.functional.linear(
-                self.places[0](values), on_grid(first.weight, high=self.high), first.bias
-            ).relu()
-            return nn.functional.linear(self.places[1](values), on_grid(second.weight, high=self.high), second.bias)
+            given = self.places[0](values)
+            bias = whole(first, self.places[0], high=self.high)
+            given = self.places[1](nn.functional.linear(given, on_grid(first.weight, high=self.high), bias).relu())
+            bias = whole(second, self.places[1], high=self.high)
+            return nn.functional.linear(given, on_grid(second.weight, high=self.high), bias)
 
         def training_step(self, batch, batch_idx):
             self.batches += 1

@@ -61,10 +61,15 @@ def test_the_output_is_that_of_a_network_quantized_by_hand():
     low, high = min(float(seen.min()), 0.0), float(seen.max())
     step = torch.tensor((high - low) / 255)
     inputs = torch.fake_quantize_per_tensor_affine(given[0], float(step), round(-low / float(step)), 0, 255)
-    hidden = nn.functional.linear(inputs, on_grid(model[0].weight), model[0].bias).relu()
+    # Biases are whole numbers of steps too.
+    biases = [layer.bias.detach().double() for layer in (model[0], model[2])]
+    steps = [float(one.weight.detach().abs().max()) / 127 for one in (model[0], model[2])]
+    bias = (biases[0] / (step * steps[0])).round() * (step * steps[0])
+    hidden = nn.functional.linear(inputs, on_grid(model[0].weight), bias.float()).relu()
     highest = float(model[0](seen).relu().max())
     hidden = torch.fake_quantize_per_tensor_affine(hidden, highest / 255, 0, 0, 255)
-    expected = nn.functional.linear(hidden, on_grid(model[2].weight), model[2].bias)
+    bias = (biases[1] / (highest / 255 * steps[1])).round() * (highest / 255 * steps[1])
+    expected = nn.functional.linear(hidden, on_grid(model[2].weight), bias.float())
     assert torch.allclose(found(given[0]), expected, atol=1e-6)
     assert not torch.allclose(found(given[0]), model(given[0]), atol=1e-4)
 

@@ -23,6 +23,7 @@ from tests.quantization.by_hand import (
     randn,
     request,
     seeded,
+    whole,
 )
 
 NETWORKS = {
@@ -148,8 +149,8 @@ def encoder_by_hand(layer, places, values):
     """Post-norm, as in the paper; the second way around is what a linear layer is given, and lies on its grid."""
     other, given = with_weights_on_grids(layer), places[0](values)
     values = places[1](layer.norm1(values + other.self_attn(given, given, given, need_weights=False)[0]))
-    inner = functional.linear(values, other.linear1.weight, layer.linear1.bias).relu()
-    return layer.norm2(values + functional.linear(places[2](inner), other.linear2.weight, layer.linear2.bias))
+    inner = places[2](functional.linear(values, other.linear1.weight, whole(layer.linear1, places[1])).relu())
+    return layer.norm2(values + functional.linear(inner, other.linear2.weight, whole(layer.linear2, places[2])))
 
 
 def test_no_fast_path_of_an_encoder_goes_around_the_quantizers():

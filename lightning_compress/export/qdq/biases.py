@@ -7,11 +7,10 @@ import numpy
 from lightning_compress.export.qdq.graph import Array, Graph
 from lightning_compress.export.qdq.kernels import BIAS_INPUT, Kernel
 from lightning_compress.export.qdq.storing import Store
+from lightning_compress.quantization.biases import LARGEST_BIAS, finer
 
-# A bias leaves room in int32 for the sum of products that it is added to.
-LARGEST_BIAS = 2.0**30
-# Two products of 8 bits with weights up to this fit in 16 bits.
-NEVER_SATURATES = 64
+# A bias of no more steps than float32 has digits is exact there.
+SPARE = 2**8
 
 
 def with_room_for_biases(graph: Graph, kernels: Sequence[Kernel], codes: Array, scales: Array) -> tuple[Array, Array]:
@@ -20,21 +19,21 @@ def with_room_for_biases(graph: Graph, kernels: Sequence[Kernel], codes: Array, 
     Steps are halved as long as the numbers may be doubled, since a bias is rounded to them: with weights of 2 bits they
     are large. Where a bias would be more steps than int32 can count, as in a channel whose BatchNorm has died and left
     weights of next to nothing, they are widened. Then those weights round to zero, and that changes the output by less
-    than a thirty-thousandth of the bias for each input.
+    than a thirty-thousandth of the bias for each input. A channel without weights takes the steps that its bias asks
+    for.
     """
     biases = [(kernel, bias) for kernel in kernels if (bias := bias_of(graph, kernel)) is not None]
     if not biases:
         return codes, scales
-    doublings = 0
-    while numpy.abs(codes).max(initial=1) * 2 ** (doublings + 1) <= NEVER_SATURATES:
-        doublings += 1
-    codes, scales = codes * 2**doublings, scales / numpy.float32(2**doublings)
-    for kernel, bias in biases:
-        least = numpy.abs(bias.astype(numpy.float64)) / (kernel.place.scale * LARGEST_BIAS)
-        wider = numpy.maximum(scales, least if scales.ndim else least.max(initial=0.0)).astype(numpy.float32)
-        codes = numpy.rint(codes * (scales / wider).reshape(-1, 1)).astype(codes.dtype)
-        scales = wider
-    return codes, scales
+    factor = finer(int(numpy.abs(codes).max(initial=1)))
+    codes, scales = codes * factor, scales / numpy.float32(factor)
+    sizes = [numpy.abs(bias.astype(numpy.float64)) / kernel.place.scale for kernel, bias in biases]
+    least = numpy.max(sizes, axis=0) / LARGEST_BIAS
+    if not scales.ndim:
+        least = least.max(initial=0.0)
+    empty = (codes == 0).all(1) if scales.ndim else (codes == 0).all()
+    wider = numpy.where(empty & (least > 0), least * SPARE, numpy.maximum(scales, least)).astype(numpy.float32)
+    return numpy.rint(codes * (scales / wider).reshape(-1, 1)).astype(codes.dtype), wider
 
 
 def bias_of(graph: Graph, kernel: Kernel) -> Array | None:

@@ -58,3 +58,14 @@ def test_a_channel_of_next_to_no_weights_gets_steps_that_int32_can_count_its_bia
     numbers = graph.constant("layer.bias").astype(float)
     assert abs(numbers[0]) <= 2**30 * (1 + 1e-6)
     assert numbers[0] * 0.1 * wider[0] == pytest.approx(0.7, rel=1e-6)
+
+
+def test_a_channel_without_weights_gets_the_steps_that_its_bias_asks_for():
+    codes, scales = numpy.array([[0, 0, 0], [100, -127, 3]]), numpy.array([0.3, 0.01], dtype=numpy.float32)
+    graph, kernel = kernel_with([0.0123, 0.7])
+    new, wider = with_room_for_biases(graph, [kernel], codes, scales)
+    assert new.tolist() == codes.tolist()
+    assert wider[1] == scales[1]
+    add_integer_bias(graph, Store(graph), kernel, wider, "layer")
+    found = graph.constant("layer.bias").astype(float) * graph.constant("layer.bias_scale").astype(float)
+    assert found[0] == pytest.approx(0.0123, rel=1e-6)
