@@ -1,7 +1,7 @@
 """One function for all files: `export(model, path, example_input)`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,7 +17,12 @@ SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 def export(
-    model: nn.Module, path: str | Path, example_input: Any = None, *, dynamic_batch: bool = True
+    model: nn.Module,
+    path: str | Path,
+    example_input: Any = None,
+    *,
+    dynamic_batch: bool = True,
+    weight_type: Literal["auto", "int8", "uint8"] = "auto",
 ) -> OnnxReport | FloatReport | Pt2Report | PackedReport:
     """Write a model into a file that runs, or is read, without this package.
 
@@ -36,6 +41,8 @@ def export(
         example_input: what the model is called with: a tensor, a tuple of arguments, or a dict of keywords; not needed
             for packed weights.
         dynamic_batch: whether the file takes batches of any size.
+        weight_type: of a quantized model in `.onnx`: how weights stand before integer kernels. "auto": uint8 where int8
+            may saturate on CPUs without VNNI, so that all compute the same; "int8" is faster on those that have it.
 
     Returns:
         What was written, in bytes and in what was found out about it.
@@ -46,17 +53,23 @@ def export(
     """
     path = Path(path)
     check_suffix(path)
+    in_integers = path.suffix == ".onnx" and not is_float(model)
+    if weight_type != "auto" and not in_integers:
+        raise ValueError(
+            f"weight_type={weight_type!r} is about integer kernels, which only a quantized model in .onnx has, and "
+            f"'{path.name}' is none. Leave it out."
+        )
     if path.suffix == ".safetensors":
         found = on_grids(model)
         return write_packed(path, found.state, found.weights, {"made_by": __version__}, casts=found.casts)
     if example_input is None:
         raise ValueError(f"{path.suffix} needs an example_input, such as a batch that the model is called with.")
-    if path.suffix == ".onnx" and is_float(model):
+    if path.suffix == ".onnx" and not in_integers:
         return write_float_onnx(model, path, example_input, dynamic_batch=dynamic_batch)
     made = deployable(model)
     if path.suffix == ".pt2":
         return write_pt2(made, path, example_input, dynamic_batch=dynamic_batch)
-    return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch)
+    return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch, weight_type=weight_type)
 
 
 def check_suffix(path: Path) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, export, load_compressed
 from lightning_compress.export.packed import load_packed
+from lightning_compress.export.qdq.processor import may_saturate
 
 
 class Wide(nn.Module):
@@ -64,3 +65,26 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_there(trained, tmp_pat
 def test_a_float_module_is_refused(make_module, tmp_path):
     with pytest.raises(ValueError, match="was never quantized"):
         export(make_module(), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "types"), [("auto", {"int8", "uint8"}), ("int8", {"int8"}), ("uint8", {"uint8"})], ids=str
+)
+def test_the_type_of_weights_in_an_onnx_file_can_be_chosen(trained, tmp_path, wanted, types):
+    onnx = pytest.importorskip("onnx")
+    if wanted == "int8" and may_saturate():
+        pytest.skip("on this CPU such a file may be refused")
+    export(trained, tmp_path / "model.onnx", torch.randn(5, 8), weight_type=wanted)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    zero_points = [one for one in graph.initializer if one.name.endswith("weight.zero_point")]
+    assert len(zero_points) == 2
+    assert {onnx.helper.tensor_dtype_to_np_dtype(one.data_type).name for one in zero_points} <= types
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.safetensors"])
+def test_the_type_of_weights_is_refused_for_files_without_integer_kernels(trained, tmp_path, name):
+    with pytest.raises(ValueError, match="weight_type='int8' is about integer kernels"):
+        export(trained, tmp_path / name, torch.zeros(2, 8), weight_type="int8")
+    with pytest.raises(ValueError, match="weight_type='int8' is about integer kernels"):
+        export(nn.Linear(8, 8), tmp_path / "model.onnx", torch.zeros(2, 8), weight_type="int8")
+    assert not (tmp_path / name).exists()
