@@ -23,6 +23,7 @@ from rich.console import Console
 
 TEACHER, ALONE = "teacher", "no distillation"
 TEACHER_VARIABLE = "LIGHTNING_COMPRESS_TEACHERS"
+CACHE_VARIABLE = "LIGHTNING_COMPRESS_TEACHERS_OUTPUTS"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Experiment:
         teaching: arguments of the teacher.
         arms: what is tried for each; the first is `ALONE`, and each has as many.
         precision: of runs on a GPU.
+        rival: arm that those after it are compared with, as all are with `ALONE`; empty: there is none.
+        cached: the teacher's outputs for the training data are computed once for all runs, which changes no result.
     """
 
     task: str
@@ -94,6 +97,8 @@ class Experiment:
     teaching: dict[str, Any] = field(default_factory=dict)
     precision: str = "32-true"
     channels_last: bool = False
+    rival: str = ""
+    cached: bool = False
 
     def of(self, arm: str, candidate: Candidate, seed: int, **common: Any) -> Settings:
         model = {**self.fixed, **candidate.model}
@@ -167,7 +172,9 @@ def _distillation(experiment: Experiment, settings: Settings) -> list[Any]:
     if settings.distillation is None:
         return []
     teacher_class = _named(experiment.teacher)
-    return [Distillation(experiment.teacher_path, teacher_class=teacher_class, **settings.distillation)]
+    # The folder lasts as long as the script; what it holds is that of the teacher's file, so no run's settings name it.
+    cache = Path(os.environ[CACHE_VARIABLE]) / experiment.teacher_path.stem if experiment.cached else None
+    return [Distillation(experiment.teacher_path, teacher_class=teacher_class, cache=cache, **settings.distillation)]
 
 
 def _trainer(experiment: Experiment, settings: Settings, folder: str, callbacks: list[Any]) -> Any:
@@ -266,6 +273,7 @@ def section(experiment: Experiment, kept: dict[str, Any], quick: bool, **common:
         return "\n".join([*lines, "Not enough runs are finished for a table.", ""])
     groups = {arm: [group[seed] for seed in whole] for arm, group in runs.items()}
     lines += [*_heading(experiment, teacher, groups, whole, quick), *_table(experiment, best, groups), ""]
+    lines += _against_rival(experiment, groups)
     if missing := sorted({*experiment.arms} - {*best}):
         lines += [f"Not finished, and left out: {', '.join(missing)}.", ""]
     return "\n".join([*lines, *([] if quick else _trials_table(experiment, kept, best, common)), ""])
@@ -306,6 +314,18 @@ def _table(experiment: Experiment, best: dict[str, Candidate], groups: dict[str,
         cells = [arm, _words(best[arm]), spread(errors), *_compared(differences, arm)]
         lines.append("| " + " | ".join([*cells, spread(_scaled(experiment, runs, "val_error"))]) + " |")
     return lines
+
+
+def _against_rival(experiment: Experiment, groups: dict[str, Any]) -> list[str]:
+    arms = [*groups]
+    if experiment.rival not in arms or len(groups[ALONE]) < 2:
+        return []
+    theirs, lines = _scaled(experiment, groups[experiment.rival], "test_error"), []
+    for arm in arms[arms.index(experiment.rival) + 1 :]:
+        ours = _scaled(experiment, groups[arm], "test_error")
+        gain, t, p = _compared([mine - yours for mine, yours in zip(ours, theirs, strict=True)], arm)
+        lines.append(f"{arm.capitalize()} minus {experiment.rival}, paired in the same way: {gain}, {t}, p = {p}.")
+    return [*lines, ""]
 
 
 def _compared(differences: Sequence[float], arm: str) -> list[str]:
@@ -377,10 +397,12 @@ def main(
     os.environ.setdefault(TEACHER_VARIABLE, str(output.parent.resolve()))
     common = _common(arguments)
     kept = read_runs(output, Settings)
-    for experiment in experiments:
-        if not arguments.table:
-            _measure(script, experiment, kept, output, arguments, common, console)
-        _write(words, experiments, kept, output, arguments, common, notes)
+    with tempfile.TemporaryDirectory() as outputs_of_teachers:
+        os.environ[CACHE_VARIABLE] = outputs_of_teachers
+        for experiment in experiments:
+            if not arguments.table:
+                _measure(script, experiment, kept, output, arguments, common, console)
+            _write(words, experiments, kept, output, arguments, common, notes)
     console.print(output.with_suffix(".md").read_text(encoding="utf-8"), soft_wrap=True, highlight=False, markup=False)
     return 0
 
@@ -396,7 +418,14 @@ def _measure(
 ) -> None:
     shown = lambda error: f"{experiment.scale * error:.3f} {experiment.unit}"
     here = partial(train, experiment) if arguments.quick else None
-    run = lambda todo: run_all(script, todo, kept, output, arguments.workers, console, shown, here)
+    run_some = lambda todo: run_all(script, todo, kept, output, arguments.workers, console, shown, here)
+
+    def run(todo: Sequence[Settings]) -> None:
+        if experiment.cached:
+            # The first one writes the outputs that the others read.
+            run_some([settings for settings in todo if settings.distillation and settings.key not in kept][:1])
+        run_some(todo)
+
     teacher = experiment.of_teacher(**_teaching(experiment, common, arguments.quick))
     if not experiment.teacher_path.exists():
         kept.pop(teacher.key, None)

@@ -118,3 +118,23 @@ def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, 
     with pytest.raises(RuntimeError, match="ended with code 1(.|\n)*a seed too far"):
         run_all(str(script), [Tiny(1), Tiny(2), Tiny(3)], kept, path, 1, Console(quiet=True))
     assert read_runs(path, Tiny) == first
+
+
+def test_a_second_arm_to_be_compared_with(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    from _distilled import _against_rival
+    from mnist_distillation import PERCEPTRON
+
+    errors = {
+        "no distillation": (0.02, 0.02, 0.02),
+        "label smoothing": (0.02, 0.03, 0.04),
+        "distillation": (0.01, 0.01, 0.01),
+    }
+    groups = {arm: [{"test_error": error} for error in values] for arm, values in errors.items()}
+    # By hand: differences of -1, -2 and -3 points; with two degrees of freedom, p = 1 - |t| / sqrt(t ** 2 + 2).
+    assert _against_rival(PERCEPTRON, groups) == [
+        "Distillation minus label smoothing, paired in the same way: -2.000 ± 0.577, t(2) = -3.46, "
+        "p = 0.074, within the noise.",
+        "",
+    ]
+    assert _against_rival(PERCEPTRON, {arm: runs[:1] for arm, runs in groups.items()}) == []
