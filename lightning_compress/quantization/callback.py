@@ -42,7 +42,8 @@ class QuantizationAwareTraining(CompressionCallback):
 
     The model keeps its classes, its float weights and its `state_dict` keys; quantizers live in the callback and in its
     part of a checkpoint. They act in training, and in validation, tests and predictions of a Trainer that has the
-    callback. Afterwards `export(model, path, example_input)` writes the integer model.
+    callback; there biases are rounded too, as integer kernels add them. Afterwards
+    `export(model, path, example_input)` writes the integer model.
 
     Args:
         weights, activations: bits (2 to 16), "ternary", "binary", "fp16", "bf16", "fp8", "fp8_e5m2", or None: float.

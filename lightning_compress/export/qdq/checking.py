@@ -21,7 +21,7 @@ from lightning_compress.export.qdq.running import as_arrays, plainly, relative_d
 from lightning_compress.export.qdq.watching import Call, watchable, watched
 from lightning_compress.measure.example import call, copied
 
-# Sums in another order, and biases rounded to steps of a product.
+# Sums in another order, and biases that were not rounded to steps of a product before.
 LARGEST_OUTPUT_DIFFERENCE = 1e-3
 
 

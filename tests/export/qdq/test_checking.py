@@ -40,10 +40,17 @@ def flipped(codes):
     return codes
 
 
+def clipped(codes):
+    middle = 128 if codes.dtype == numpy.uint8 else 0
+    return codes.clip(middle - 64, middle + 63)
+
+
 @pytest.mark.parametrize(
     ("constant", "change", "first"),
     [
         ("first.weight.codes", flipped, "first"),
+        ("first.weight.codes", clipped, "first"),
+        ("depthwise.weight.bias", numpy.zeros_like, "depthwise"),
         ("depthwise.weight.scale", lambda scale: scale * numpy.float32(1.05), "depthwise"),
         ("point.weight.bias", lambda bias: bias + 2000, "point"),
         ("sum.zero_point", lambda zero_point: zero_point + numpy.uint8(2), "sum"),
