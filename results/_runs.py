@@ -143,11 +143,12 @@ def trained(
         num_sanity_val_steps=0,
         **more,
     )
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     trainer.fit(model(), datamodule=data)
     run = {
         "settings": asdict(settings),
         "seconds": round(time.perf_counter() - begin, 1),
+        "processor_seconds": round(time.process_time() - busy, 1),
         "val_errors": errors.errors,
         "chosen_epoch": torch.load(best.best_model_path, weights_only=True)["epoch"] + 1,
         "val_error": float(best.best_model_score),
