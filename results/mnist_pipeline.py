@@ -1,20 +1,19 @@
 """LeNet-5 on all of MNIST: channels, pruning, distillation and int8 in one fit, beside five separate fits of the same.
 
-The one fit is one call of `trainer.fit` with the callbacks of the four methods, each in its own fifth of the run, in which
-the learning rate goes through its cycle once. The
-five fits are what a user without this would run one after the other: dense, channels, pruning, distillation from the
-dense network, int8; each starts from the weights that the one before has left, and keeps its zeros. They have as many
-epochs in all as the one fit, or as many each as five scripts would have. All end in an ONNX file of integers, which is
-what is measured: its bytes, its error, its latency on one thread.
+The one fit is one call of `trainer.fit` with the callbacks of the four methods, each in its own fifth of the run, in
+which the learning rate goes through its cycle once. The five fits are what a user without this would run one after the
+other: dense, channels, pruning, distillation from the dense network, int8; each starts from the weights that the one
+before has left, and keeps its zeros. They have as many epochs in all as the one fit, or as many each as five scripts
+would have. All end in an ONNX file of integers, which is what is measured: its bytes, its error, its latency on one
+thread.
 
     python results/mnist_pipeline.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
     python results/mnist_pipeline.py --quick      a few batches of the shipped sample, to see that it works
 
 The test images are read once per run, with the epoch of the (last) fit that has the smallest error on 5,000 training
-images held back, of those after the last method has begun. A first try of the one fit, with one cycle of the learning rate over
-all of it and the teacher of 20 %, ended at 2.0 % of the validation images (seed 0); the cycles by fifths were then tried
-once, on another seed and by validation (0.88 %), and nothing else was searched for. Finished runs are kept in
-`mnist_pipeline.json`, so that the script may be stopped and started again; the table is in `mnist_pipeline.md`.
+images held back, of those after the last method has begun. What was tried before is told under the table. Finished runs
+are kept in `mnist_pipeline.json`, so that the script may be stopped and started again; the table is in
+`mnist_pipeline.md`.
 """
 
 import argparse
@@ -160,7 +159,8 @@ def report(runs: list[dict[str, Any]], path: Path) -> None:
         f"the weights that are left pruned, taught by the dense network, 8 bits. Mean ± standard deviation over the "
         f"seeds; all of the ONNX file in ONNX Runtime. The dense float32 file has 1,724,320 bytes of weights.",
         "",
-        "| | seeds | epochs in all | test error, % | processor seconds | ONNX file, bytes | weights | zero | one image, ms |",
+        "| | seeds | epochs in all | test error, % | processor seconds | ONNX file, bytes | weights | zero "
+        "| one image, ms |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in (ONE, SAME, EACH):
@@ -170,10 +170,10 @@ def report(runs: list[dict[str, Any]], path: Path) -> None:
     numbers = ", ".join(f"{name} {number}" for name, number in runs[0]["versions"].items())
     words = (
         f"Each run on {runs[0]['device']}, while other work was running: time is that of the processor in "
-        f"`trainer.fit`, without starting a process and reading data five times. In the one fit each method has a fifth of "
-        f"the run, in which the learning rate goes through its cycle once. A first try with one cycle over all of the "
-        f"run, and its teacher where the learning rate is highest, ended at 2.0 % of the validation images (seed 0), and "
-        f"was left; the other form was tried once before, on another seed."
+        f"`trainer.fit`, without starting processes and reading data five times. In the one fit each method has a "
+        f"fifth of the run, in which the learning rate goes through its cycle once. A first try with one cycle over "
+        f"all of the run, and its teacher where the learning rate is highest, ended at 2.0 % of the validation images "
+        f"(seed 0), and was left; the other form was tried once before, on another seed."
     )
     lines += ["", f"{words} {numbers}.", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
