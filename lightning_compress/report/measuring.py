@@ -16,7 +16,7 @@ from lightning_compress.measure.macs import Macs, computed_names, count_macs
 from lightning_compress.measure.sizes import GZIP_LIMIT_BYTES, FileSize, file_size
 from lightning_compress.measure.sparse_code import as_float32
 from lightning_compress.measure.stored import Stored, count_nonzero, layers_by_module, stored
-from lightning_compress.report.quantized import in_floating_point, packed_bytes, remarks
+from lightning_compress.report.quantized import in_floating_point, observing_nothing, packed_bytes, remarks
 from lightning_compress.report.values import Layer, Report
 
 
@@ -49,6 +49,11 @@ class Protocol:
 def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report:
     """A report of `model` alone. See `report` for what it takes and raises."""
     inner = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    with observing_nothing(inner):
+        return _measured(model, inner, example_input, protocol)
+
+
+def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: Protocol) -> Report:
     notes: list[str] = []
     found = stored(inner)
     tensors = {one.name: one.tensor for one in found}

@@ -27,6 +27,20 @@ def packed_bytes(model: nn.Module) -> int | None:
 
 
 @contextmanager
+def observing_nothing(model: nn.Module) -> Iterator[None]:
+    """With ranges that stay as they are: in the middle of a batch quantizers would learn from what is measured."""
+    quantized = quantized_of(model)
+    observing = quantized is not None and quantized.mode.observing
+    if quantized is not None:
+        quantized.mode.observing = False
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            quantized.mode.observing = observing
+
+
+@contextmanager
 def in_floating_point(model: nn.Module) -> Iterator[None]:
     """Without the quantizers, which imitate integers at a price that no deployed model pays."""
     quantized = quantized_of(model)
