@@ -126,7 +126,9 @@ class CompressionReport(CompressionCallback):
         step, self._acting = int(trainer.global_step), self._active(trainer)
         words = self._course.crossed(step, self._acting)
         if words and step > 0 and self.boundaries and trainer.is_global_zero and not trainer.fast_dev_run:
-            self._measure_boundary(trainer, pl_module, ", ".join(words))
+            what = ", ".join(words)
+            if (found := self._measured_now(pl_module, what)) is not None:
+                self.log_metrics(trainer, self._course.add(step, what, found))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if optimizer is trainer.optimizers[0]:  # later in this step the scheduler has moved it
@@ -145,8 +147,9 @@ class CompressionReport(CompressionCallback):
             # What is counted and timed has the structure of the dense model still: cuts come in later steps only.
             timed = self._measure(trainer, pl_module)
             self._before = _with_costs_of(self._before, timed, self._call.part)
-        if self._call is not None and self._course.lacks_costs:  # a resumed run that goes on at a boundary
-            self._measure_boundary(trainer, pl_module, self._course.boundaries[-1].what)
+        if self.resumed and self._call is not None and self._course.lacks_costs:  # it goes on at a boundary
+            found = self._measured_now(pl_module, self._course.boundaries[-1].what)
+            self.log_metrics(trainer, {} if found is None else self._course.add_costs(found))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_train_end`, when averages of the weights may still be on their way into the module, and not on the
@@ -202,23 +205,20 @@ class CompressionReport(CompressionCallback):
         acting = {f"compress/{name}/active": float(acts) for name, (_, acts) in self._acting.items()}
         log_now(trainer, {**acting, f"compress/{self.name}/learning_rate": rate})
 
-    def _measure_boundary(self, trainer: Trainer, pl_module: LightningModule, what: str) -> None:
+    def _measured_now(self, pl_module: LightningModule, what: str) -> Report | None:
+        """A quick look in the middle of the run; None if it fails, which is no reason to lose the run."""
         part, example = self._called(pl_module)
         seconds = min(self.seconds, BOUNDARY_SECONDS)
         protocol = Protocol(latency=self.latency, runs=self.runs, seconds=seconds, gzip=False, batches=(1,))
         try:
             with on_cpu(pl_module):
                 try:
-                    found = measured(part, example, protocol)
+                    return measured(part, example, protocol)
                 except (ValueError, TypeError):  # the example is not what the module takes: the end says so
-                    found = measured(part, None, protocol)
-        except Exception as error:  # whatever it is, it is no reason to lose a run
+                    return measured(part, None, protocol)
+        except Exception as error:
             rank_zero_warn(f"'{self.name}' could not measure where {what}: {error}")
-            return
-        if self._course.lacks_costs:
-            self.log_metrics(trainer, self._course.add_costs(found))
-        else:
-            self.log_metrics(trainer, self._course.add(int(trainer.global_step), what, found))
+            return None
 
     def _called(self, pl_module: LightningModule) -> tuple[nn.Module, Any]:
         """The part of the module that is measured, and what it is called with, if that is known."""
