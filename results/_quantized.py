@@ -100,6 +100,26 @@ def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     return run | tests
 
 
+def tested(experiment: Experiment, run: dict[str, Any]) -> float:
+    """The test error of a run's checkpoint, measured again."""
+    from lightning_compress import QuantizationAwareTraining
+    from lightning_compress._lightning import Trainer
+
+    settings = Settings(**run["settings"])
+    scheme = experiment.schemes[settings.scheme]
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else [],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_test_batches=settings.batches,
+    )
+    model, path = experiment.model(settings), str(ROOT / run["checkpoint"])
+    (found,) = trainer.test(model, ckpt_path=path, datamodule=experiment.data(settings), verbose=False)
+    return float(found[f"test_{experiment.metric}"])
+
+
 def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:
     """Copy a checkpoint to where the files are made from; the path from the project's root."""
     name = re.sub(r"\W+", "-", f"{settings.scheme}-{settings.seed}-{settings.epochs}-{settings.data}")
@@ -198,7 +218,9 @@ def main(experiment: Experiment) -> None:
     parser = argparse.ArgumentParser(description=experiment.title)
     parser.add_argument("--quick", action="store_true", help="a few batches, to see that it works; proves nothing")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
-    parser.add_argument("--report", action="store_true", help="only write the table of the runs that are there")
+    parser.add_argument(
+        "--report", action="store_true", help="only measure what finished runs lack, and write the table"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write; the table goes beside it")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     read = parser.parse_args()
@@ -224,6 +246,8 @@ def main(experiment: Experiment) -> None:
         run_all(experiment.script, todo, kept, path, read.workers, console, error, here)
     done = [kept[settings.key] for settings in todo if settings.key in kept]
     for run in done:
+        if "test_error" not in run:
+            run["test_error"] = tested(experiment, run)
         if "float_bytes" not in run:
             with tempfile.TemporaryDirectory() as files:
                 add_files(experiment, run, Path(files), onnx=not read.quick)
