@@ -88,28 +88,21 @@ class Experiment:
 
 def train(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     """Train, choose the epoch by validation error, test it, and keep its checkpoint."""
-    from lightning_compress import QuantizationAwareTraining
-
-    scheme = experiment.schemes[settings.scheme]
-    callbacks = [QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else []
-    data, monitored = experiment.data(settings), f"val_{experiment.metric}"
+    data, monitored, callbacks = experiment.data(settings), f"val_{experiment.metric}", _added(experiment, settings)
     with tempfile.TemporaryDirectory() as folder:
-        run, trainer, path = trained(settings, lambda: experiment.model(settings), data, callbacks, monitored, folder)
-        tested = trainer.test(ckpt_path=path, datamodule=data, verbose=False)[0]
-        tests = {"test_error": tested[f"test_{experiment.metric}"], "checkpoint": _kept(experiment, settings, path)}
-    return run | tests
+        run, _, path = trained(settings, lambda: experiment.model(settings), data, callbacks, monitored, folder)
+        run["checkpoint"] = _kept(experiment, settings, path)
+    return run | {"test_error": tested(experiment, run)}
 
 
 def tested(experiment: Experiment, run: dict[str, Any]) -> float:
-    """The test error of a run's checkpoint, measured again."""
-    from lightning_compress import QuantizationAwareTraining
+    """The test error of a run's checkpoint."""
     from lightning_compress._lightning import Trainer
 
     settings = Settings(**run["settings"])
-    scheme = experiment.schemes[settings.scheme]
     trainer = Trainer(
         accelerator="cpu",
-        callbacks=[QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else [],
+        callbacks=_added(experiment, settings),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -118,6 +111,14 @@ def tested(experiment: Experiment, run: dict[str, Any]) -> float:
     model, path = experiment.model(settings), str(ROOT / run["checkpoint"])
     (found,) = trainer.test(model, ckpt_path=path, datamodule=experiment.data(settings), verbose=False)
     return float(found[f"test_{experiment.metric}"])
+
+
+def _added(experiment: Experiment, settings: Settings) -> list[Any]:
+    """The one callback by which a quantized run differs."""
+    from lightning_compress import QuantizationAwareTraining
+
+    scheme = experiment.schemes[settings.scheme]
+    return [QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else []
 
 
 def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:

@@ -57,7 +57,7 @@ def phases(name):
     """The windows of a recipe's callbacks that change the run."""
     ours = [one for one in callbacks(name, "pytorch_lightning") if isinstance(one, CompressionCallback)]
     windows = windows_of(ours, Run(epochs=EPOCHS, batches_per_epoch=BATCHES))
-    return {key: window for key, window in windows.items() if key != "report"}
+    return {one.name: windows[one.name] for one in ours if one.has_phase}
 
 
 def words(windows, step):

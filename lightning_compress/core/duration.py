@@ -198,12 +198,11 @@ def earlier(window: Window, since: float, by: int, to_the_end: bool) -> Window:
     >>> earlier(Window("steps", begin=10, end=40, after=(0, 10, 20)), since=30, by=5, to_the_end=False).moments()
     [10, 20, 25, 35]
     """
-    if window.begin < since and window.after:
-        begin = window.begin
-        moved = tuple(one - (by if begin + one >= since else 0) for one in window.after)
-        return replace(window, after=moved, end=window.end - (by if window.end >= since else 0))
     if window.begin < since:
-        return window
+        if not window.after:
+            return window
+        moved = tuple(one - (by if window.begin + one >= since else 0) for one in window.after)
+        return replace(window, after=moved, end=window.end - (by if window.end >= since else 0))
     return replace(window, begin=window.begin - by, end=window.end - (0 if to_the_end else by))
 
 

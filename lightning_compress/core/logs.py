@@ -10,16 +10,11 @@ MLFLOW_TAG_CHARACTERS = 5000
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('compress/")
 
 
-def log_now(trainer: Any, metrics: dict[str, float], but: str = "") -> None:
-    """Send numbers to every logger at this step, whatever `log_every_n_steps` says: mask updates are rare.
-
-    Args:
-        but: a kind of loggers, by the name of its class, that does not get them.
-    """
+def log_now(trainer: Any, metrics: dict[str, float]) -> None:
+    """Send numbers to every logger at this step, whatever `log_every_n_steps` says: mask updates are rare."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
-        if not _is(logger, but):
-            logger.log_metrics(metrics, step=step)
+        logger.log_metrics(metrics, step=step)
 
 
 def is_logged(trainer: Any) -> bool:
@@ -32,7 +27,7 @@ def loggers(trainer: Any, kind: str) -> list[Any]:
     """The loggers of a kind, by the name of its class, of this rank if it is the first one; none in a dry run."""
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return []
-    return [one for one in trainer.loggers if _is(one, kind)]
+    return [one for one in trainer.loggers if any(cls.__name__ == kind for cls in type(one).__mro__)]
 
 
 def wandb_runs(trainer: Any) -> list[Any]:
@@ -50,17 +45,13 @@ def log_config(trainer: Any, settings: dict[str, Any]) -> None:
         run.config.update(settings, allow_val_change=True)
     for logger in loggers(trainer, "CSVLogger"):
         logger.log_hyperparams(settings)
-    texts = {name: json.dumps(value, indent=2) for name, value in settings.items()}
+    texts = {name: json.dumps(value, indent=2, default=str) for name, value in settings.items()}
     for logger in loggers(trainer, "TensorBoardLogger"):
         for name, text in texts.items():
             logger.experiment.add_text(f"{name}/settings", f"```json\n{text}\n```", trainer.global_step)
     for logger in loggers(trainer, "MLFlowLogger"):
         for name, text in texts.items():
             logger.experiment.set_tag(logger.run_id, name, text[:MLFLOW_TAG_CHARACTERS])
-
-
-def _is(logger: object, kind: str) -> bool:
-    return any(cls.__name__ == kind for cls in type(logger).__mro__)
 
 
 def plain(value: object) -> Any:

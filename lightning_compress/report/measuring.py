@@ -16,7 +16,7 @@ from lightning_compress.measure.macs import Macs, computed_names, count_macs
 from lightning_compress.measure.sizes import GZIP_LIMIT_BYTES, FileSize, file_size
 from lightning_compress.measure.sparse_code import as_float32
 from lightning_compress.measure.stored import Stored, count_nonzero, layers_by_module, stored
-from lightning_compress.report.quantized import in_floating_point, observing_nothing, packed_bytes, remarks
+from lightning_compress.report.quantized import packed_bytes, remarks, without
 from lightning_compress.report.values import Layer, Report
 
 
@@ -49,7 +49,7 @@ class Protocol:
 def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report:
     """A report of `model` alone. See `report` for what it takes and raises."""
     inner = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
-    with observing_nothing(inner):
+    with without(inner, "observing"):
         return _measured(model, inner, example_input, protocol)
 
 
@@ -61,7 +61,7 @@ def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: 
     sparse = file_size(tensors, sparse=True, gzip=protocol.gzip)
     macs, macs_batch = _macs(inner, example_input, protocol, notes)
     layers = _layers(inner, found, dense, sparse, macs)
-    with in_floating_point(inner):
+    with without(inner, "active"):
         latencies = {batch: _latency(model, example_input, batch, protocol, notes) for batch in protocol.batches}
     notes += _remarks(inner, layers, dense, sparse, protocol) + remarks(inner)
     return Report(

@@ -27,31 +27,23 @@ def packed_bytes(model: nn.Module) -> int | None:
 
 
 @contextmanager
-def observing_nothing(model: nn.Module) -> Iterator[None]:
-    """With ranges that stay as they are: in the middle of a batch quantizers would learn from what is measured."""
+def without(model: nn.Module, what: str) -> Iterator[None]:
+    """With an attribute of the quantizers' mode switched off.
+
+    Args:
+        what: "active": in floating point, for quantizers imitate integers at a price that no deployed model pays;
+            "observing": in the middle of a batch they would learn from what is measured.
+    """
     quantized = quantized_of(model)
-    observing = quantized is not None and quantized.mode.observing
-    if quantized is not None:
-        quantized.mode.observing = False
+    if quantized is None:
+        yield
+        return
+    before = getattr(quantized.mode, what)
+    setattr(quantized.mode, what, False)
     try:
         yield
     finally:
-        if quantized is not None:
-            quantized.mode.observing = observing
-
-
-@contextmanager
-def in_floating_point(model: nn.Module) -> Iterator[None]:
-    """Without the quantizers, which imitate integers at a price that no deployed model pays."""
-    quantized = quantized_of(model)
-    active = quantized is not None and quantized.mode.active
-    if quantized is not None:
-        quantized.mode.active = False
-    try:
-        yield
-    finally:
-        if quantized is not None:
-            quantized.mode.active = active
+        setattr(quantized.mode, what, before)
 
 
 def remarks(model: nn.Module) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_compress.measure.latency import Latency
-from lightning_compress.report.course import Boundary, Phase, boundaries_of, phases_of, plain
+from lightning_compress.report.course import Boundary, Phase
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +140,7 @@ class Report:
         values["totals"] = {key: getattr(self, key) for key in self.TOTALS}
         values["metrics"] = {key: value if isfinite(value) else None for key, value in self.metrics.items()}
         values["history"] = {name: [list(point) for point in points] for name, points in self.history.items()}
-        values["phases"], values["boundaries"] = plain(self.phases), plain(self.boundaries)
+        values["phases"], values["boundaries"] = ([*map(vars, one)] for one in (self.phases, self.boundaries))
         values["size_bytes_exported"] = dict(self.size_bytes_exported)
         values["notes"], values["environment"] = list(self.notes), dict(self.environment)
         values["before"] = self.before.to_dict() if self.before else None
@@ -165,8 +165,8 @@ class Report:
                 known[key] = Latency(**known[key]) if known[key] else None
             known["metrics"] = {key: nan if value is None else value for key, value in known["metrics"].items()}
             known["history"] = {name: tuple((x, y) for x, y in points) for name, points in known["history"].items()}
-            known["phases"] = phases_of(known.get("phases", []))
-            known["boundaries"] = boundaries_of(known.get("boundaries", []))
+            known["phases"] = tuple(Phase(**one) for one in known.get("phases", ()))
+            known["boundaries"] = tuple(Boundary(**one) for one in known.get("boundaries", ()))
             known["notes"], known["environment"] = tuple(known["notes"]), dict(known["environment"])
             known["before"] = cls.from_dict(known["before"]) if known["before"] else None
             return cls(**known)

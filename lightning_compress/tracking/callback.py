@@ -58,6 +58,7 @@ class CompressionReport(CompressionCallback):
     """
 
     state_format = 2
+    has_phase = False
 
     def __init__(
         self,
@@ -194,8 +195,7 @@ class CompressionReport(CompressionCallback):
         return [*before, *((moment, "measures after") for moment, _ in end)]
 
     def _active(self, trainer: Trainer) -> dict[str, tuple[str, bool]]:
-        others = (one for one in ours(trainer) if not isinstance(one, CompressionReport) and one.has_phase)
-        return active(others, lambda hand: position(trainer, hand))
+        return active((one for one in ours(trainer) if one.has_phase), lambda hand: position(trainer, hand))
 
     def _log_step(self, trainer: Trainer) -> None:
         """Who is in its phase, and the learning rate: the bands and the line of a plot over all of the run."""

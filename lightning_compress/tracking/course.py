@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning_compress.core.duration import Window
 from lightning_compress.report import Boundary, Phase, Report
-from lightning_compress.report.course import boundaries_of, phases_of, plain
 
 
 @dataclass
@@ -58,12 +57,15 @@ class Course:
         return {key: float(value) for key, value in costs.items() if value is not None}
 
     def state(self) -> dict[str, Any]:
-        return {"phases": plain(tuple(self.phases.values())), "boundaries": plain(tuple(self.boundaries))}
+        return {
+            "phases": [dict(vars(one)) for one in self.phases.values()],
+            "boundaries": [dict(vars(one)) for one in self.boundaries],
+        }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Course":
-        phases = {one.name: one for one in phases_of(state["phases"])}
-        return cls(phases, list(boundaries_of(state["boundaries"])))
+        phases = (Phase(**one) for one in state["phases"])
+        return cls({one.name: one for one in phases}, [Boundary(**one) for one in state["boundaries"]])
 
 
 def active(callbacks: Iterable[Any], at: Callable[[str], int]) -> dict[str, tuple[str, bool]]:

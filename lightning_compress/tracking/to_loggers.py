@@ -27,7 +27,7 @@ SIZES = ("size_bytes", "size_bytes_sparse", "size_bytes_quantized")
 
 def send(trainer: Any, report: Report, files: Sequence[Path]) -> None:
     """Send a report to each logger of the Trainer; without one nothing happens."""
-    log_now(trainer, summary(report), but="WandbLogger")  # where these are a summary
+    log_now(trainer, summary(report))
     for run in wandb_runs(trainer):
         _to_wandb(run, report, files)
     for logger in loggers(trainer, "TensorBoardLogger"):

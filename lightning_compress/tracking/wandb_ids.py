@@ -24,8 +24,9 @@ def ids_of(checkpoint: str | Path) -> list[str]:
         FileNotFoundError, ValueError: if there is no such file, or it is no checkpoint that can be read safely.
     """
     read = load(checkpoint)
-    entries = read.get("callbacks", {}).values() if isinstance(read, dict) else ()
-    return [str(run) for entry in entries if isinstance(entry, dict) for run in entry.get("wandb", ())]
+    entries = read.get("callbacks", {}) if isinstance(read, dict) else {}
+    own = [entry for key, entry in entries.items() if str(key).startswith("lightning_compress/")]
+    return [str(run) for entry in own for run in entry.get("wandb", ())]
 
 
 def go_on(loggers: Sequence[Any], before: Sequence[str]) -> None:

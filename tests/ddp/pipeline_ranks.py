@@ -18,6 +18,7 @@ from lightning_compress import (
     QuantizationAwareTraining,
 )
 from lightning_compress.core.ranks import digest
+from lightning_compress.export.deploy import deployable
 
 NAME = "pipeline"
 
@@ -74,8 +75,6 @@ def off(module, path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     batch = torch.randn(16, 8, generator=torch.Generator().manual_seed(3))
     (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
-    from lightning_compress.export.deploy import deployable
-
     with torch.no_grad():
         expected = deployable(module).module(batch)
     return float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())

@@ -126,17 +126,9 @@ def test_a_module_whose_step_calls_a_part_of_it_is_measured_by_that_part(pl, mak
     assert callback.report.macs_nonzero == MACS - 132
 
 
-def test_what_cannot_be_measured_is_said_in_the_notes(make_module, make_trainer, loader):
-    class Parts(make_module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(3, 3)
-
-        def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(self.head(self.net(batch[0])), batch[1])
-
+def test_what_cannot_be_measured_is_said_in_the_notes(of_parts, make_trainer, loader):
     both, callback = callbacks()
-    make_trainer(both, max_epochs=1).fit(Parts(), loader)
+    make_trainer(both, max_epochs=1).fit(of_parts(), loader)
     assert callback.report.macs is None
     assert any("example_input" in note for note in callback.report.notes)
 

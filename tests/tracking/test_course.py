@@ -117,17 +117,9 @@ def test_the_learning_rate_is_that_of_each_step(pl, make_module, make_trainer, l
     assert rates == pytest.approx([0.4, 0.4, 0.2, 0.2, 0.03, 0.03, 0.05, 0.05])
 
 
-def test_where_nobody_knows_what_the_module_takes_there_are_sizes(make_module, make_trainer, loader):
-    class Parts(make_module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(3, 3)
-
-        def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(self.head(self.net(batch[0])), batch[1])
-
+def test_where_nobody_knows_what_the_module_takes_there_are_sizes(of_parts, make_trainer, loader):
     told = CompressionReport(**QUIET)
-    make_trainer([Pruning(0.75, begin=4, end=12), told], max_epochs=2).fit(Parts(), loader)
+    make_trainer([Pruning(0.75, begin=4, end=12), told], max_epochs=2).fit(of_parts(), loader)
     begun, ended = told.report.boundaries
     assert (begun.step, ended.step) == (4, 12)
     assert begun.macs is ended.macs is ended.latency_ms_batch_1 is None
