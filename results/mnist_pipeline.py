@@ -172,7 +172,7 @@ def report(runs: list[dict[str, Any]], path: Path) -> None:
         f"Each run on {runs[0]['device']}, while other work was running: time is that of the processor in "
         f"`trainer.fit`, without starting processes and reading data five times. In the one fit each method has a "
         f"fifth of the run, in which the learning rate goes through its cycle once. A first try with one cycle over "
-        f"all of the run, and its teacher where the learning rate is highest, had more than twice the validation "
+        f"all of the run, and its teacher where the learning rate is highest, had a much larger validation "
         f"error on seed 0, and was left; the other form was tried once before, on another seed."
     )
     lines += ["", f"{words} {numbers}.", ""]
