@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -42,11 +43,21 @@ def environment() -> dict[str, Any]:
     return {
         **{name: version(name) for name in names},
         "python": platform.python_version(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "instructions": sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True),
         "threads": torch.get_num_threads(),
         "load_average_1_minute": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def processor() -> str:
+    """Its name, family and model where Linux tells them: instructions alone do not say how wide they are computed."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor()
+    found = dict(re.findall(r"^(.+?)\s*: (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return ", ".join(f"{name} {found[name]}" for name in ("model name", "cpu family", "model") if name in found)
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
