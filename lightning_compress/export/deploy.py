@@ -15,25 +15,35 @@ from lightning_compress.quantization.modules import ActivationQuantizer
 from lightning_compress.quantization.quantized import QuantizedModel, quantized_of
 from lightning_compress.quantization.sites import Site
 
+# A power of two, and far below what numbers in a network are.
+NEXT_TO_NOTHING = 2.0**-40
+
 
 class OnGrid(nn.Module):
-    """Puts numbers on a grid of at most 8 bits from zero on, as `QuantizeLinear` and `DequantizeLinear` do."""
+    """Puts numbers on a grid of at most 8 bits from zero on, as `QuantizeLinear` and `DequantizeLinear` do.
+
+    Args:
+        scale: 0-d, the distance of neighbours.
+        zero_point: the whole number that stands for 0.
+        lowest, highest: whole numbers of the ends, within [0, 255].
+        signs: whether only the sign counts: what is not zero goes to one of the ends.
+    """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, scale: Tensor, zero_point: int, highest: int) -> None:
+    def __init__(self, scale: Tensor, zero_point: int, lowest: int, highest: int, signs: bool = False) -> None:
         super().__init__()
-        self.register_buffer("scale", scale.detach().clone().float())
+        # Steps of next to nothing take every number to an end, as kernels can; the gain gives the ends their size.
+        self.gain = 1 / NEXT_TO_NOTHING if signs else None
+        step = scale.detach().float() * (NEXT_TO_NOTHING if signs else 1.0)
+        self.register_buffer("scale", step)
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32, device=scale.device))
-        step = float(self.scale)
-        # Exporters know the whole of 8 bits only: what has fewer is clipped before.
-        self.limits = None if highest == 255 else (-zero_point * step, (highest - zero_point) * step)
+        self.lowest, self.highest = lowest, highest
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.limits is not None:
-            values = values.clamp(*self.limits)
-        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, 255)
+        steps = torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, self.lowest, self.highest)
+        return steps if self.gain is None else steps * self.gain
 
 
 class Chain(nn.Sequential):
@@ -64,7 +74,7 @@ def deployable(model: nn.Module) -> Deployable:
     Raises:
         ValueError: if the model was not quantized, or its grids are of a kind that nothing deployed computes with.
     """
-    quantized = _known(model)
+    quantized = known(model)
     copy = copied(model).eval().requires_grad_(False)
     modules = {shown(name): module for name, module in copy.named_modules(remove_duplicate=False)}
     with torch.no_grad():
@@ -104,7 +114,7 @@ def on_grids(model: nn.Module) -> OnGrids:
     Raises:
         ValueError: if the model was not quantized.
     """
-    quantized = _known(model)
+    quantized = known(model)
     state = {shown(name): value.detach() for name, value in model.state_dict().items()}
     own = dict(state)
     with torch.no_grad():
@@ -136,7 +146,12 @@ def is_float(model: nn.Module) -> bool:
     return quantized_of(model) is None and not any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
 
 
-def _known(model: nn.Module) -> QuantizedModel:
+def known(model: nn.Module) -> QuantizedModel:
+    """The quantizers of a model that is ready to be deployed.
+
+    Raises:
+        ValueError: if it was not quantized, its quantized phase was not reached, or a place has seen nothing.
+    """
     quantized = quantized_of(model)
     if quantized is None:
         raise ValueError(
@@ -225,7 +240,10 @@ def _add_sites(copy: nn.Module, modules: dict[str, nn.Module], quantized: Quanti
     if type(copy).forward is nn.Sequential.forward:
         copy.__class__ = Chain
     copy.quantizers = nn.ModuleDict(
-        {as_key(site.name): _deployed(quantized.activations[site.name], site) for site in quantized.layout.sites}
+        {
+            as_key(site.name): _deployed(quantized.activations[site.name], site, quantized.takers(site.name))
+            for site in quantized.layout.sites
+        }
     )
     for site in quantized.layout.sites:
         step = copy.quantizers[as_key(site.name)]
@@ -236,18 +254,26 @@ def _add_sites(copy: nn.Module, modules: dict[str, nn.Module], quantized: Quanti
             modules[site.module].register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _deployed(quantizer: ActivationQuantizer, site: Site) -> nn.Module:
+def _deployed(quantizer: ActivationQuantizer, site: Site, takers: list[str]) -> nn.Module:
     if quantizer.form.dtype is not None:
         return Rounded(quantizer.form.dtype)
+    if quantizer.high - quantizer.low > 255:
+        raise ValueError(f"'{site.name}' has {quantizer.form.bits} bits, but integer kernels take at most 8.")
     zeros = torch.zeros(1, device=quantizer.scale.device)
     _, scale, zero_point = quantizer.on_grid(zeros)
     if scale is None or zero_point is None:
         name = getattr(quantizer.function, "__name__", quantizer.function)
-        raise ValueError(f"'{site.name}' is quantized by {name}, whose values lie on no grid that a runtime knows.")
-    highest = quantizer.high - quantizer.low
-    if highest > 255:
-        raise ValueError(f"'{site.name}' has {quantizer.form.bits} bits, but integer kernels take at most 8.")
-    return OnGrid(scale.reshape(()), int(zero_point) - quantizer.low, highest)
+        raise ValueError(
+            f"'{site.name}' is quantized by {name}, whose values lie on no grid that a runtime knows. Take another "
+            f"method for the activations, or leave it out: ignore={takers}."
+        )
+    # Far beyond the ends, and so near to zero that rounding would take it there.
+    far = quantizer.high - quantizer.low + 1.0
+    probed = quantizer.on_grid(scale * scale.new_tensor([-far, -0.25, 0.25, far])).values / scale
+    offset = int(zero_point) - quantizer.low
+    lowest, below, above, highest = (int(one) for one in probed.round() + offset)
+    signs = below == lowest and above == highest
+    return OnGrid(scale.reshape(()), offset, lowest, highest, signs)
 
 
 def _at_door(step: nn.Module, position: int):  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ from torch import nn
 from lightning_compress._version import __version__
 from lightning_compress.core.lookup import near_miss
 from lightning_compress.export.deploy import deployable, is_float, on_grids
+from lightning_compress.export.faithful import refuse_unfaithful
 from lightning_compress.export.float_file import FloatReport, write_float_onnx
 from lightning_compress.export.onnx_file import OnnxReport, write_onnx
 from lightning_compress.export.packed import PackedReport, write_packed
@@ -67,6 +68,7 @@ def export(
     if path.suffix == ".onnx" and not in_integers:
         return write_float_onnx(model, path, example_input, dynamic_batch=dynamic_batch)
     made = deployable(model)
+    refuse_unfaithful(model, made, example_input)
     if path.suffix == ".pt2":
         return write_pt2(made, path, example_input, dynamic_batch=dynamic_batch)
     return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch, weight_type=weight_type)

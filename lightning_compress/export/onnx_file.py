@@ -111,7 +111,8 @@ def _refuse_without_gain(made: "Built") -> None:
         raise ValueError(
             f"Activations are quantized, but ONNX Runtime computes no layer with integers; in floating point stay "
             f"{', '.join(made.names(made.written.floating)) or 'all layers'}. Integer kernels take weights of at most "
-            f"8 bits with one scale per channel or tensor, and convolutions a quantizer on their output too."
+            f"8 bits, symmetric around zero, with one scale per channel or tensor, and convolutions a quantizer on "
+            f"their output too."
         )
     if made.model.ByteSize() >= made.float_size_bytes:
         raise ValueError(

@@ -48,6 +48,16 @@ def serves(*kinds: str) -> Callable[[Function], Function]:
     return mark
 
 
+def bounds(bound: Callable[[int], float]) -> Callable[[Function], Function]:
+    """Mark a quantizer whose weights are clipped after each update: to which size, by the largest whole number."""
+
+    def mark(function: Function) -> Function:
+        function.bound = bound  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 def straight_through(values: Tensor, result: Tensor, passes: Tensor | None = None) -> Tensor:
     """`result`, through which the gradient goes to `values` as if nothing had happened.
 

@@ -74,9 +74,35 @@ def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for one in [] if quantized.trained else learners(quantized, trainer.optimizers):
             stack.enter_context(joined(one.optimizer, _Schedulers(trainer), one.learned, one.like, **one.changed))
+        for optimizer in [] if quantized.trained else trainer.optimizers:
+            stack.enter_context(bounded(quantized, optimizer))
         quantized.trained = True
         stack.callback(setattr, quantized, "trained", False)
         yield
+
+
+@contextmanager
+def bounded(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
+    """Within the context, weights whose method has a bound are clipped to it after each update of the optimizer."""
+    own = {one for group in optimizer.param_groups for one in group["params"]}
+    weights = {
+        held.parameter: quantized.weights[name]
+        for name, held in quantized.held().items()
+        if held.parameter in own and quantized.weights[name].bound is not None
+    }
+
+    @torch.no_grad()
+    def clip(*_: Any) -> None:
+        for weight, quantizer in weights.items() if quantized.mode.active else ():
+            bound = quantizer.bound or 0.0
+            weight.clamp_(-bound, bound)
+
+    handle = optimizer.register_step_post_hook(clip) if weights else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @torch.no_grad()

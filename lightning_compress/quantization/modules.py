@@ -20,7 +20,7 @@ class Mode:
     Attributes:
         active: whether the quantized phase has begun.
         quantizing: whether values are put on their grids.
-        observing: whether the ranges of activations follow what comes.
+        observing: whether a batch of training is under way: ranges of activations follow what comes, and chance acts.
         frozen: whether no range changes any more.
         step: what is drawn depends on it, and on a seed, alone.
     """
@@ -86,7 +86,9 @@ class Quantizer(nn.Module):
         offered |= {"values": values, "low": self.low, "high": self.high, "dtype": self.form.dtype}
         offered |= {name: getattr(self, name) for name in self.learned}
         if "generator" in self.named:
-            offered["generator"] = self.mode.generator(self.seed, values.device)
+            # What is drawn keeps training from a bias; what is deployed draws nothing.
+            drawing = self.mode.observing
+            offered["generator"] = self.mode.generator(self.seed, values.device) if drawing else None
         found: Quantized = self.function(**{name: offered[name] for name in self.named if name in offered})
         return found
 
@@ -146,6 +148,12 @@ class WeightQuantizer(Quantizer):
             self.scale.copy_(scale)
             if not self.symmetric:
                 self.zero_point.copy_(zero_point)
+
+    @property
+    def bound(self) -> float | None:
+        """The largest size that the weight itself may have after an update, if its method has one."""
+        bound: Callable[[int], float] | None = getattr(self.function, "bound", None)
+        return None if bound is None else bound(self.high)
 
     def obstacle(self) -> str | None:
         """Why no grid fits to the weight, if so."""
@@ -277,6 +285,11 @@ class ActivationQuantizer(Quantizer):
         if self.learned and not self.non_negative and form.low == 0:
             half = (form.high + 1) // 2
             self.low, self.high = -half, half - 1
+        # Behind a ReLU levels below zero would be lost; and who rounds to whole numbers has but two of them in 0 and 1.
+        elif form.kind == "ternary" and self.non_negative:
+            self.low, self.high = 0, 2
+        elif form.kind == "binary" and (self.non_negative or "high" in self.named):
+            self.low = 0
 
 
 def _is_backward() -> bool:

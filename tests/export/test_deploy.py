@@ -82,7 +82,7 @@ def test_the_state_dict_on_grids_is_what_the_forward_uses():
 
 
 def test_fewer_bits_are_clipped_before_the_grid_of_8():
-    step = OnGrid(torch.tensor(0.5), 2, highest=7)
+    step = OnGrid(torch.tensor(0.5), 2, lowest=0, highest=7)
     numbers = torch.tensor([-9.0, -1.0, -0.2, 0.3, 2.4, 9.0])
     assert step(numbers).tolist() == [-1.0, -1.0, 0.0, 0.5, 2.5, 2.5]
 

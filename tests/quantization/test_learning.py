@@ -245,3 +245,53 @@ def test_damping_pulls_once_per_weight_and_only_inside_of_the_grid():
     assert torch.allclose(weight.grad, expected, atol=1e-7)
     assert weight.grad[0, 0] == 0
     assert not model.net[2].weight.grad.any()
+
+
+# Weights that are kept within bounds --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"weights": "binary", "method": "binary_connect"}, 1.0),  # Courbariaux et al., 2015, section 2.4
+        ({"weights": 2, "method": "wage"}, 0.5),  # 1 - 2 ** (1 - bits): Wu et al., 2018, section 3.3.4
+        ({"weights": 3, "activations": 4, "method": "wage"}, 0.75),
+    ],
+    ids=str,
+)
+def test_weights_of_methods_with_a_bound_are_clipped_after_each_update(
+    settings, bound, pl, make_module, make_trainer, loader
+):
+    module = far_out(make_module())
+    quantization = QuantizationAwareTraining(begin=3, first="same", last="same", **settings)
+    note = noted(pl, quantization, lambda _: size(module))
+    trainer = make_trainer([quantization, note], max_epochs=1)
+    trainer.fit(module, loader)
+    assert note.by_batch[2] > bound  # not before the quantized phase
+    assert max(note.by_batch[4:]) == bound
+    far_out(module)
+    trainer.optimizers[0].step()
+    assert size(module) > bound  # and not after the run
+
+
+def test_other_weights_and_biases_have_no_bound(make_module, make_trainer, loader):
+    module = far_out(make_module())
+    quantization = QuantizationAwareTraining(
+        begin=0, weights="binary", method="binary_connect", first="same", last="same", targets="net.0"
+    )
+    make_trainer([quantization], max_epochs=1).fit(module, loader)
+    assert float(module.net[0].weight.detach().abs().max()) <= 1.0
+    assert float(module.net[0].bias.detach().abs().max()) > 1.0
+    assert float(module.net[2].weight.detach().abs().max()) > 1.0
+
+
+def far_out(module):
+    """With weights and biases up to 3.5."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(3.5 / parameter.abs().max())
+    return module
+
+
+def size(module):
+    return max(float(module.net[place].weight.detach().abs().max()) for place in (0, 2))

@@ -10,6 +10,7 @@ from lightning_compress.export.qdq.capture import DOMAIN, MARKER
 from lightning_compress.export.qdq.graph import Graph
 
 LOWEST, HIGHEST = 0, 255
+SMALLEST_GAIN = 2.0**20
 CLIPS = ("Relu", "Clip")
 
 
@@ -20,35 +21,44 @@ class Place:
     Attributes:
         quantizer, number: its name, and how often it was called before.
         codes: name of the uint8 value.
-        scale, zero_point: what the codes stand for: `(codes - zero_point) * scale`.
+        step, zero_point: of the rounding: the code of `value` is `value / step + zero_point`, rounded and clipped.
         lowest, highest: of the codes that occur.
+        gain: what steps are multiplied with on the way back to floats; more than 1 where only a sign is kept.
     """
 
     quantizer: str
     number: int
     codes: str
-    scale: float
+    step: float
     zero_point: int
     lowest: int = LOWEST
     highest: int = HIGHEST
+    gain: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """What the codes stand for: `(codes - zero_point) * scale`."""
+        return self.step * self.gain
 
 
 @dataclass(frozen=True)
 class _Grid:
     quantizer: str
     number: int
-    scale: float
+    step: float
     zero_point: int
+    lowest: int
+    highest: int
 
     @classmethod
     def of(cls, marker: NodeProto) -> "_Grid":
         values: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in marker.attribute}
-        scale = float(numpy.float32(values["scale"]))
-        return cls(values["quantizer"].decode(), values["number"], scale, values["zero_point"])
+        numbers = [values[name] for name in ("zero_point", "lowest", "highest")]
+        return cls(values["quantizer"].decode(), values["number"], float(numpy.float32(values["scale"])), *numbers)
 
     def code(self, value: float) -> int:
         """The whole number of a value, as `QuantizeLinear` rounds it."""
-        return int(numpy.clip(numpy.rint(value / self.scale) + self.zero_point, LOWEST, HIGHEST))
+        return int(numpy.clip(numpy.rint(value / self.step) + self.zero_point, self.lowest, self.highest))
 
 
 def quantize_activations(graph: Graph) -> list[Place]:
@@ -63,9 +73,11 @@ def quantize_activations(graph: Graph) -> list[Place]:
     """
     places: list[Place] = []
     for marker, grids in _share(graph):
-        codes, lowest, highest = _quantize(graph, marker, grids[0])
+        gain = _take_gain(graph, marker)
+        codes, lowest, highest = _quantize(graph, marker, grids[0], gain)
         places += [
-            Place(grid.quantizer, grid.number, codes, grid.scale, grid.zero_point, lowest, highest) for grid in grids
+            Place(grid.quantizer, grid.number, codes, grid.step, grid.zero_point, lowest, highest, gain)
+            for grid in grids
         ]
     graph.drop_unused()
     if any(one.domain == DOMAIN for one in graph.model().opset_import):
@@ -77,10 +89,10 @@ def quantize_activations(graph: Graph) -> list[Place]:
 
 def _share(graph: Graph) -> list[tuple[NodeProto, list[_Grid]]]:
     """Let quantizers with equal grids that take one value be one; the markers that stay, with the grids of each."""
-    shared: dict[tuple[str, float, int], tuple[NodeProto, list[_Grid]]] = {}
+    shared: dict[tuple[Any, ...], tuple[NodeProto, list[_Grid]]] = {}
     for marker in [node for node in graph.nodes if node.domain == DOMAIN and node.op_type == MARKER]:
         grid = _Grid.of(marker)
-        key = (marker.input[0], grid.scale, grid.zero_point)
+        key = (marker.input[0], grid.step, grid.zero_point, grid.lowest, grid.highest)
         first, grids = shared.setdefault(key, (marker, []))
         grids.append(grid)
         if first is not marker:
@@ -89,7 +101,32 @@ def _share(graph: Graph) -> list[tuple[NodeProto, list[_Grid]]]:
     return list(shared.values())
 
 
-def _quantize(graph: Graph, marker: NodeProto, grid: _Grid) -> tuple[str, int, int]:
+def _take_gain(graph: Graph, marker: NodeProto) -> float:
+    """The number that all who take a quantizer's values multiply them with first; the marker then makes the product.
+
+    A grid that keeps no more than a sign has steps of next to nothing, and what it makes of them is of another size:
+    `DequantizeLinear` does both at once.
+    """
+    takers = graph.takers().get(marker.output[0], [])
+    gains = [_factor(graph, node, marker.output[0]) for node in takers]
+    if marker.output[0] in graph.outputs or not gains or None in gains or len(set(gains)) > 1:
+        return 1.0
+    for node in takers:
+        graph.replace(node, [helper.make_node("Identity", [marker.output[0]], list(node.output))])
+    drop_identities(graph)
+    return float(gains[0] or 1.0)
+
+
+def _factor(graph: Graph, node: NodeProto, value: str) -> float | None:
+    """What a node multiplies a value with, if that is one number, and large enough to be a gain."""
+    factors = [graph.constant(name) for name in node.input if name != value]
+    if node.op_type != "Mul" or len(factors) != 1 or factors[0] is None or factors[0].size != 1:
+        return None
+    factor = float(factors[0].item())
+    return factor if factor >= SMALLEST_GAIN else None
+
+
+def _quantize(graph: Graph, marker: NodeProto, grid: _Grid, gain: float) -> tuple[str, int, int]:
     source, lowest, highest = _without_clips(graph, marker.input[0], grid)
     parameters = _parameters(graph, grid)
     quantize = graph.make("QuantizeLinear", [source, *parameters], f"{grid.quantizer}.codes")
@@ -101,6 +138,8 @@ def _quantize(graph: Graph, marker: NodeProto, grid: _Grid) -> tuple[str, int, i
         ]
         nodes.append(graph.make("Clip", [codes, *limits], f"{grid.quantizer}.clipped"))
         codes = nodes[-1].output[0]
+    if gain != 1.0:
+        parameters = [_constant(graph, f"{grid.quantizer}.size", numpy.float32(grid.step * gain)), parameters[1]]
     nodes.append(helper.make_node("DequantizeLinear", [codes, *parameters], [marker.output[0]]))
     graph.replace(marker, nodes)
     return codes, lowest, highest
@@ -108,17 +147,17 @@ def _quantize(graph: Graph, marker: NodeProto, grid: _Grid) -> tuple[str, int, i
 
 def _parameters(graph: Graph, grid: _Grid) -> list[str]:
     """Names of scale and zero point, the same for every call of a quantizer."""
-    values = {"scale": numpy.float32(grid.scale), "zero_point": numpy.uint8(grid.zero_point)}
-    names = []
-    for part, value in values.items():
-        name = f"{grid.quantizer}.{part}"
-        names.append(name if graph.constant(name) is not None else graph.add_constant(name, value))
-    return names
+    values = {"scale": numpy.float32(grid.step), "zero_point": numpy.uint8(grid.zero_point)}
+    return [_constant(graph, f"{grid.quantizer}.{part}", value) for part, value in values.items()]
+
+
+def _constant(graph: Graph, name: str, value: Any) -> str:
+    return name if graph.constant(name) is not None else graph.add_constant(name, value)
 
 
 def _without_clips(graph: Graph, name: str, grid: _Grid) -> tuple[str, int, int]:
     """The value before the clips that lead to `name` alone, and the codes that they clip to."""
-    lowest, highest = LOWEST, HIGHEST
+    lowest, highest = grid.lowest, grid.highest
     makers, takers = graph.makers(), graph.takers()
     while (maker := makers.get(name)) is not None and maker.op_type in CLIPS:
         limits = _limits(graph, maker)

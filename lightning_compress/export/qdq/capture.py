@@ -68,6 +68,8 @@ def _marked(call: Call, values: Tensor) -> Tensor:
     attributes: dict[str, Any] = {
         "scale": call.scale,
         "zero_point": call.zero_point,
+        "lowest": call.lowest,
+        "highest": call.highest,
         "quantizer": call.quantizer,
         "number": call.number,
     }

@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 
 from lightning_compress.export.deployable import Deployable
-from lightning_compress.export.qdq.activations import HIGHEST, LOWEST, Place
+from lightning_compress.export.qdq.activations import Place
 from lightning_compress.export.qdq.graph import Array
 from lightning_compress.export.qdq.running import as_arrays, plainly, relative_difference, run, session
 from lightning_compress.export.qdq.watching import Call, watchable, watched
@@ -105,10 +105,10 @@ def _forced(places: Sequence[Place], shown: dict[str, Array], steps: dict[str, f
         called.add(call.quantizer)
         place = by_call.get((call.quantizer, call.number))
         if place is None:  # nothing in the graph needed it
-            return torch.fake_quantize_per_tensor_affine(values, call.scale, call.zero_point, LOWEST, HIGHEST)
+            return torch.fake_quantize_per_tensor_affine(values, call.scale, call.zero_point, call.lowest, call.highest)
         codes = torch.from_numpy(shown[place.codes])
         steps[call.name] = _beyond_rounding(codes, values, place)
-        return (codes.to(torch.float32) - place.zero_point) * place.scale
+        return (codes.to(torch.float32) - place.zero_point) * place.step
 
     return instead
 
@@ -116,6 +116,14 @@ def _forced(places: Sequence[Place], shown: dict[str, Array], steps: dict[str, f
 def _beyond_rounding(codes: Tensor, values: Tensor, place: Place) -> float:
     if codes.shape != values.shape:
         return numpy.inf
-    wanted = (values.double() / place.scale + place.zero_point).clamp(LOWEST, HIGHEST)
+    wanted = (values.double() / place.step + place.zero_point).clamp(place.lowest, place.highest)
+    if place.gain != 1.0:
+        return _wrong_signs(codes, values, wanted)
     distance = (codes.double() - wanted).abs() - 0.5
     return float(distance.max().clamp(min=0.0)) if distance.numel() else 0.0
+
+
+def _wrong_signs(codes: Tensor, values: Tensor, wanted: Tensor) -> float:
+    """How many numbers are on the wrong side of zero, but for those that are next to nothing: a step for each."""
+    enough = values.abs() > LARGEST_OUTPUT_DIFFERENCE * values.abs().max() if values.numel() else values.bool()
+    return float(((codes.double() != wanted.round()) & enough).sum())

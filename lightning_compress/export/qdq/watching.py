@@ -12,6 +12,9 @@ from torch.overrides import TorchFunctionMode
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.export.deployable import Deployable
 
+# Where the limits of the whole numbers stand among the arguments of that function.
+LIMITS = 3
+
 
 @dataclass(frozen=True)
 class Call:
@@ -21,12 +24,15 @@ class Call:
         quantizer: its name.
         number: how often it was called before.
         scale, zero_point: of its grid.
+        lowest, highest: of the whole numbers that it rounds to.
     """
 
     quantizer: str
     number: int
     scale: float
     zero_point: int
+    lowest: int
+    highest: int
 
     @property
     def name(self) -> str:
@@ -65,20 +71,20 @@ def _wrapper(
     name: str, numbers: tuple[float, int], counts: dict[str, int], instead: Callable[[Call, Tensor], Tensor]
 ) -> Callable[..., Any]:
     def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = Call(name, counts.get(name, 0), *numbers)
-        counts[name] = call.number + 1
-        with _Instead(lambda values: instead(call, values)):
+        number = counts.get(name, 0)
+        counts[name] = number + 1
+        with _Instead(lambda values, *limits: instead(Call(name, number, *numbers, *limits), values)):
             return original(*args, **kwargs)
 
     return wrapper
 
 
 class _Instead(TorchFunctionMode):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.fake_quantize_per_tensor_affine:
-            return self.function(args[0])
+            return self.function(args[0], *args[LIMITS:])
         return func(*args, **(kwargs or {}))

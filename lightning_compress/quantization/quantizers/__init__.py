@@ -10,7 +10,7 @@ A quantizer is a function that asks for what it needs by naming it:
 | `scale` | the distance of neighbours on the grid, above 0 | `(rows, 1)`, or 0-d for activations |
 | `zero_point` | the whole number that stands for 0, int32 | as `scale` |
 | `dtype` | of the format, if that is floating point | |
-| `generator` | a seeded random generator | |
+| `generator` | a seeded random generator; None in evaluation, which draws nothing | |
 
 and by the names of what it learns, which the decorator `learns` gives it together with how each begins. Its other
 parameters are options with a default.

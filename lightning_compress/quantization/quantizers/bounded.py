@@ -6,6 +6,7 @@ from torch import Tensor
 from lightning_compress.quantization.grid import (
     Quantized,
     above_zero,
+    bounds,
     no_offset,
     scale_of_rows,
     serves,
@@ -38,7 +39,7 @@ def dorefa_weights(values: Tensor, high: int) -> Quantized:
     return Quantized(straight_through(shares, rounded).to(values.dtype), scale, no_offset(scale))
 
 
-@serves("integer", "ternary")
+@serves("integer", "ternary", "binary")
 def dorefa_activations(values: Tensor, high: int, low: int = 0) -> Quantized:
     """Clip activations to [0, 1] and round to `high` steps. The gradient passes within the bounds.
 
@@ -58,12 +59,13 @@ def dorefa_activations(values: Tensor, high: int, low: int = 0) -> Quantized:
     return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, no_offset(scale))
 
 
+@bounds(lambda high: high / (high + 1))
 @serves("integer", "ternary")
 def wage_weights(values: Tensor, high: int) -> Quantized:
     """Round weights to multiples of `2 ** (1 - bits)` in (-1, 1). The gradient passes where `|values| <= 1`.
 
-    The paper clips the weights themselves to (-1, 1) after each update, draws them from +-max(1.5 * scale,
-    sqrt(6 / inputs)) and divides the layer's output by a power of two: all that is left to others.
+    The weights themselves are clipped to (-1, 1) after each update (`bounds`). The paper also draws them from
+    +-max(1.5 * scale, sqrt(6 / inputs)) and divides the layer's output by a power of two: that is left to others.
 
     Args:
         values: weights `(rows, elements)`.

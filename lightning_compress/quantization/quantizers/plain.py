@@ -37,15 +37,15 @@ def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: i
 
 @serves("integer", "ternary")
 def stochastic(
-    values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, generator: torch.Generator
+    values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, generator: torch.Generator | None
 ) -> Quantized:
     """As `uniform`, but round up with the probability of the fraction that rounding down would lose.
 
-    On average nothing is lost; what lies on the grid stays where it is.
+    On average nothing is lost; what lies on the grid stays where it is. Without a generator it is `uniform`.
 
     Reference: Gupta et al., 2015, section 3.1, https://arxiv.org/abs/1502.02551
     """
-    chances = drawn(values, generator)
+    chances = None if generator is None else drawn(values, generator)
     return Quantized(_on_grid(values, scale, zero_point, low, high, chances), scale, zero_point)
 
 

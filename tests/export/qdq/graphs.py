@@ -38,4 +38,5 @@ def node(operator, inputs, output, **attributes):
 
 def marker(source, target, scale, zero_point, quantizer="step", number=0):
     attributes = {"scale": scale, "zero_point": zero_point, "quantizer": quantizer, "number": number}
+    attributes |= {"lowest": 0, "highest": 255}
     return helper.make_node("FakeQuantize", [source], [target], domain="lightning_compress", **attributes)

@@ -23,6 +23,19 @@ def test_signs_by_hand(quantizer):
     assert values.grad.tolist() == [[0.0, 2.0, 4.0], [8.0, 16.0, 0.0]]
 
 
+@pytest.mark.parametrize(("quantizer", "size"), [(bnn, 1.0), (xnor_activations, 0.75)])
+def test_behind_a_relu_there_is_something_or_nothing(quantizer, size):
+    values = torch.tensor([[0.0, 0.5, 2.0, 0.5]], requires_grad=True)
+    found = quantizer(values, low=0)
+    assert found.values.tolist() == [[0.0, size, size, size]]
+    found.values.sum().backward()
+    assert values.grad.tolist() == [[size, size, 0.0, size]]
+
+
+def test_without_a_generator_stochastic_signs_are_those_of_the_values():
+    assert torch.equal(stochastic_binary(drawn(3, 5), None).values, binary_connect(drawn(3, 5)).values)
+
+
 @pytest.mark.parametrize(
     ("value", "share"), [(-2.0, 0.0), (-1.0, 0.0), (-0.5, 0.25), (0.0, 0.5), (0.6, 0.8), (1.0, 1.0), (3.0, 1.0)]
 )

@@ -104,6 +104,12 @@ def test_stochastic_rounding_depends_on_its_generator_alone():
     assert not torch.equal(rounded(values, seed=1), rounded(values, seed=2))
 
 
+def test_without_a_generator_stochastic_rounding_is_to_the_nearest():
+    values = torch.tensor([[-9.0, -0.26, 0.24, 0.26, 9.0]])
+    found = stochastic(values, torch.tensor(0.5), torch.tensor(0).int(), -4, 3, None)
+    assert found.values.tolist() == [[-2.0, -0.5, 0.0, 0.5, 1.5]]
+
+
 def test_stochastic_rounding_stops_the_gradient_outside_the_grid():
     values = torch.tensor([-5.0, 0.3, 5.0], requires_grad=True)
     stochastic(

@@ -1,0 +1,130 @@
+"""Whether what is deployed computes what the quantized model computes, place by place.
+
+Each quantizer of what is deployed is given what the model's own quantizer made there, so that a difference is named
+where it arises. Numbers may fall to the other side of an edge, when sums are ordered otherwise and BatchNorm is folded:
+so what the model has may be whatever lies between what is made of a little less and of a little more.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_compress.core.patching import wrapped_method
+from lightning_compress.export.deploy import as_key, known
+from lightning_compress.export.deployable import Deployable
+from lightning_compress.measure.example import call, copied, described
+from lightning_compress.measure.untouched import untouched
+from lightning_compress.quantization.quantized import QuantizedModel
+
+# Shares of the largest number at a place, and of the largest output.
+A_LITTLE, LARGEST_OUTPUT_DIFFERENCE = 1e-4, 1e-3
+
+Made = dict[str, list[Tensor]]
+
+
+def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) -> None:
+    """Run both on an input.
+
+    Args:
+        model: that was quantized; it is run in eval mode and left as it was.
+        deployable: made of it.
+        example: what the model is called with.
+
+    Raises:
+        ValueError: if it cannot be called so, or one makes something else than the other; the first place is named.
+    """
+    quantized = known(model)
+    names = {as_key(site): site for site in quantized.activations}
+    made: Made = defaultdict(list)
+    with untouched(model), _acting(model, quantized), _noted(quantized, names, made):
+        try:
+            wanted = _tensors(call(model, copied(example)))
+        except Exception as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be called with this example_input, {described(example)}: {error}"
+            ) from error
+    with untouched(deployable.module), _forced(deployable, names, made):
+        found = _tensors(call(deployable.module, copied(example)))
+    same = len(found) == len(wanted) and all(map(_near, found, wanted))
+    if not same:
+        raise ValueError(
+            f"What would be written computes something else than this {type(model).__name__}, behind its last "
+            f"quantizer. Does its forward draw random numbers in eval mode, or keep numbers from call to call?"
+        )
+
+
+@contextmanager
+def _acting(model: nn.Module, quantized: QuantizedModel) -> Iterator[None]:
+    """Within the context the quantizers are hooked into the model, as they are for good in what `quantize` made."""
+    hooks = (hook for one in model.modules() for hook in one._forward_hooks.values())
+    if any(getattr(hook, "is_a_quantizers", False) for hook in hooks):
+        yield
+    else:
+        with quantized.installed():
+            yield
+
+
+@contextmanager
+def _noted(quantized: QuantizedModel, names: dict[str, str], made: Made) -> Iterator[None]:
+    with ExitStack() as undo:
+        for key, site in names.items():
+            undo.enter_context(wrapped_method(quantized.activations[site], "forward", partial(_note, made[key])))
+        yield
+
+
+def _note(made: list[Tensor], original: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    made.append(original(values))
+    return made[-1]
+
+
+@contextmanager
+def _forced(deployable: Deployable, names: dict[str, str], made: Made) -> Iterator[None]:
+    with ExitStack() as undo:
+        for key, site in names.items():
+            undo.enter_context(
+                wrapped_method(deployable.quantizers[key], "forward", partial(_force, site, iter(made[key])))
+            )
+        yield
+
+
+def _force(site: str, made: Iterator[Tensor], original: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    on_grid = next(made, None)
+    if on_grid is None or not _between(original, values, on_grid):
+        raise ValueError(
+            f"What would be written computes something else than the quantized model, first at '{site}'. Leave out the "
+            f"layer before it or the one behind it: ignore=[...]."
+        )
+    return on_grid
+
+
+def _between(quantizer: Callable[[Tensor], Tensor], values: Tensor, on_grid: Tensor) -> bool:
+    """Whether a grid that never decreases makes this of these values, or of what is next to them."""
+    if not isinstance(values, Tensor) or values.is_nested:
+        return True
+    if values.shape != on_grid.shape:
+        return False
+    if not values.is_floating_point() or not values.numel():
+        return True
+    little = A_LITTLE * values.abs().max()
+    size = on_grid.abs().max() * A_LITTLE  # the last digits of a step times a whole number
+    above, below = quantizer(values + little) + size, quantizer(values - little) - size
+    return bool(((on_grid <= above) & (on_grid >= below)).all())
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return False
+    if not wanted.is_floating_point():
+        return True
+    allowed = LARGEST_OUTPUT_DIFFERENCE * wanted.abs().max() if wanted.numel() else 0.0
+    return torch.allclose(found, wanted, rtol=0.0, atol=float(allowed), equal_nan=True)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(output) if isinstance(one, Tensor)]

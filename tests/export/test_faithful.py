@@ -1,0 +1,113 @@
+"""What is deployed is what the model computed with its quantizers, whatever these do; else it is refused by place."""
+
+import copy
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress import QuantizationAwareTraining, export, quantize
+from lightning_compress.export.deploy import OnGrid, deployable
+from lightning_compress.export.faithful import refuse_unfaithful
+from lightning_compress.quantization.quantized import quantized_of
+
+SETTINGS = {
+    "W8A8": {},
+    "W4A4": {"weights": 4, "activations": 4},
+    "W3A2": {"weights": 3, "activations": 2, "first": "same", "last": "same"},
+    "ternary": {"weights": "ternary", "activations": "ternary"},
+    "binary": {"weights": "binary", "activations": "binary"},
+    "binary everywhere": {"weights": "binary", "activations": "binary", "first": "same", "last": "same"},
+    "bnn": {"weights": "binary", "activations": "binary", "method": "bnn"},
+    "pact": {"activations": 4, "method": {"activations": "pact"}},
+    "dorefa": {"weights": 4, "activations": 3, "method": "dorefa"},
+    "wage": {"weights": 4, "activations": 4, "method": "wage", "first": "same", "last": "same"},
+    "stochastic": {"weights": 4, "activations": 4, "method": "stochastic"},
+    "ttq": {"weights": "ternary", "method": "ttq"},
+}
+
+
+def network(signed):
+    """With a ReLU before each layer, or with BatchNorm alone, behind which both signs come."""
+    torch.manual_seed(0)
+    between = (lambda: nn.Identity()) if signed else nn.ReLU
+    model = nn.Sequential(
+        nn.Conv2d(2, 24, 3, padding=1), nn.BatchNorm2d(24), between(), nn.Conv2d(24, 24, 3, padding=1, bias=False),
+        nn.BatchNorm2d(24), between(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(384, 48), between(), nn.Linear(48, 10),
+    )  # fmt: skip
+    for place in (0, 3, 8, 10):
+        model[place].weight.data *= 3
+    for norm in (model[1], model[4]):
+        norm.running_mean.normal_(0, 0.2), norm.running_var.uniform_(0.2, 0.6)
+        nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias, 0, 0.3)
+    return model.eval()
+
+
+def images(count, seed=1):
+    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["relu", "signed"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_the_file_computes_what_the_quantized_model_computes(settings, signed, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = quantize(network(signed), [images(16)], progress=False, **settings)
+    assert export(model, tmp_path / "model.onnx", images(4)).integer_kernels["QLinearConv"] >= 1
+    with torch.no_grad():
+        wanted = model(images(100, seed=2)).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(100, seed=2).numpy()})
+    # Sums in another order take a number over an edge here and there, of some hundreds in each image.
+    assert numpy.abs(found - wanted).mean() < 0.2 * numpy.abs(wanted - wanted.mean(0)).mean()
+
+
+def test_signs_are_kept_by_steps_of_next_to_nothing():
+    numbers = torch.tensor([-3.0, -1e-6, 0.0, 1e-6, 0.4, 7.0])
+    assert OnGrid(torch.tensor(1.0), 1, 0, 2, signs=True)(numbers).tolist() == [-1.0, -1.0, 0.0, 1.0, 1.0, 1.0]
+    assert OnGrid(torch.tensor(0.5), 0, 0, 1, signs=True)(numbers.relu()).tolist() == [0.0, 0.0, 0.0, 0.5, 0.5, 0.5]
+
+
+def of_four_bits():
+    return quantize(network(signed=False), [images(16)], progress=False, weights=4, activations=4)
+
+
+def test_a_quantizer_that_does_something_else_is_refused_by_its_place():
+    model = of_four_bits()
+    made = deployable(model)
+    refuse_unfaithful(model, made, images(4))
+    made.quantizers["7_output"].highest -= 1
+    with pytest.raises(ValueError, match="something else than the quantized model, first at '7 output'"):
+        refuse_unfaithful(model, made, images(4))
+
+
+def test_a_layer_that_does_something_else_is_refused_by_the_place_behind_it():
+    model = of_four_bits()
+    made = deployable(model)
+    made.module[3].bias.data[7] += 0.05
+    with pytest.raises(ValueError, match="first at '7 output'"):
+        refuse_unfaithful(model, made, images(4))
+
+
+def test_the_last_layer_is_compared_by_the_output():
+    model = of_four_bits()
+    made = deployable(model)
+    made.module[10].bias.data[3] += 0.05
+    with pytest.raises(ValueError, match="behind its last quantizer"):
+        refuse_unfaithful(model, made, images(4))
+
+
+def test_an_input_of_another_shape_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"Sequential cannot be called with this example_input, tensor\(4, 3, 8, 8\)"):
+        export(of_four_bits(), "never.pt2", torch.zeros(4, 3, 8, 8))
+
+
+def test_a_trained_module_is_compared_with_its_quantizers_in_it_and_left_without(make_module, make_trainer, loader):
+    module = make_module()
+    make_trainer([QuantizationAwareTraining(begin=2, weights=4)], max_epochs=2).fit(module, loader)
+    numbers, made = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)), deployable(module)
+    before = copy.deepcopy(module.state_dict())
+    refuse_unfaithful(module, made, numbers)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not any("forward" in vars(one) for one in quantized_of(module).quantizers())
