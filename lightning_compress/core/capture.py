@@ -1,8 +1,9 @@
 """What modules are given and what they give, seen from outside while somebody else's code calls them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,6 +26,17 @@ class Call:
     output: Any
     layers: dict[str, Any] = field(default_factory=dict)
     older: bool = False
+
+
+def in_order(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What a module is called with, in the order of its forward's parameters, however the call is written."""
+    if not kwargs:
+        return list(args)
+    try:
+        places = {name: place for place, name in enumerate(signature(module.forward).parameters)}
+    except (TypeError, ValueError):  # what is compiled may not tell
+        places = {}
+    return [*args, *(kwargs[name] for name in sorted(kwargs, key=lambda name: places.get(name, len(places))))]
 
 
 class Capture:

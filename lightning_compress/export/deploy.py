@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.capture import shown
+from lightning_compress.core.capture import in_order, shown
 from lightning_compress.export.deployable import Deployable, WeightGrid
 from lightning_compress.quantization.copying import copied
 from lightning_compress.quantization.modules import ActivationQuantizer
@@ -278,7 +278,7 @@ def _deployed(quantizer: ActivationQuantizer, site: Site, takers: list[str]) -> 
 
 def _at_door(step: nn.Module, position: int):  # type: ignore[no-untyped-def]
     def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        values = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        values = [one for one in in_order(module, args, kwargs) if isinstance(one, Tensor)]
         on_grid = step(values[position])
         new_args = tuple(on_grid if one is values[position] else one for one in args)
         return new_args, {name: on_grid if one is values[position] else one for name, one in kwargs.items()}

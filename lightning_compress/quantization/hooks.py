@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.capture import in_order
 from lightning_compress.core.lookup import call_with_needs
 from lightning_compress.quantization.biases import IntegerBias
 from lightning_compress.quantization.gradients import quantize_gradient
@@ -62,7 +63,7 @@ class Entering:
             return None
         if self.swap is not None and self.mode.quantizing:
             self.swap.put(module)
-        return _with_quantized(args, kwargs, self.doors) if self.doors else None
+        return _with_quantized(module, args, kwargs, self.doors) if self.doors else None
 
 
 class Leaving:
@@ -118,9 +119,11 @@ def _flatten(module: nn.Module) -> None:
     module.__dict__["_flat_weights"] = [getattr(module, name) for name in names]
 
 
-def _with_quantized(args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer]) -> tuple[Any, Any]:
+def _with_quantized(
+    module: nn.Module, args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer]
+) -> tuple[Any, Any]:
     """The arguments with the tensors at these positions on their grids."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    given = [value for value in in_order(module, args, kwargs) if isinstance(value, Tensor)]
     # Attention asks whether its query, key and value are one tensor: they stay one.
     known = {
         id(given[position]): quantizer(given[position])

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_compress.core.flow import Flow, Operation
+from lightning_compress.core.flow import Flow, Operation, is_plain_norm
+from lightning_compress.quantization.tracks import Track, Tracks, Use, is_within
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Kind: TypeAlias = tuple[Any, ...]
 EDGE_BITS = 8
@@ -37,6 +37,8 @@ JOINS = {
     Tensor.__radd__, torch.mean, Tensor.mean, functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d,
     functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d,
 }  # fmt: skip
+SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
+PAD_VALUE = (3, "value")  # position and name of that argument
 # Kernels take these along: a clip is what a grid with its zero at one end does anyway.
 CLIPS = {functional.relu, functional.relu_, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 NON_NEGATIVE = CLIPS | {functional.softmax, torch.softmax, Tensor.softmax, torch.sigmoid, Tensor.sigmoid}
@@ -134,11 +136,12 @@ def lay_out(
 
 class _Planner:
     def __init__(self, flow: Flow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool) -> None:
-        self.flow, self.kinds, self.modules, self.joins = flow, kinds, modules, joins
+        self.flow, self.tracks, self.kinds, self.modules, self.joins = flow, Tracks(flow), kinds, modules, joins
         # What has more bits comes first: fewer may be made of those behind the shared place, but not more of fewer.
         self.layers = sorted(kinds, key=lambda name: -kinds[name][0])
+        self.leading = flow.sources(value for name in kinds for call in flow.given[name] for value in call)
         self.sites: dict[str, Site] = {}
-        self.site_of: dict[tuple[int, Kind], Site] = {}
+        self.site_of: dict[tuple[Track, Kind], Site] = {}
         self.floating: dict[str, str] = {}
 
     def place(self) -> dict[str, str]:
@@ -149,103 +152,100 @@ class _Planner:
         inputs = {}
         for layer in self.layers:
             width = 3 if isinstance(self.modules[layer], nn.MultiheadAttention) else 1
-            given = self.flow.given[layer][0][:width]
+            given = self.tracks.given(layer)[:width]
             # Attention is often given one tensor three times.
             found = [self.open(layer, given.index(value), value) for value in dict.fromkeys(given)]
             inputs[layer] = found[0].name
         return inputs
 
-    def open(self, layer: str, port: int, value: int) -> Site:
+    def open(self, layer: str, port: int, track: Track) -> Site:
         """The site of what a layer takes."""
-        way, kind = self.way_up(value), self.kinds[layer]
+        way, kind = self.way_up(track), self.kinds[layer]
         known = [self.site_of[one, kind] for one in way if (one, kind) in self.site_of]
         if known:
             return known[0]
-        if len(self.flow.given[layer]) == 1:
-            for one in self.before_dropouts(way):
-                place = self.place_of(one)
-                taken = place is not None and " ".join(place) in self.sites
-                if place is not None and not taken and all(self.suits(use) for use in self.leaf_uses(one)):
-                    return self.put(one, *place, kind)
-        return self.put(value, layer, f"input {port}", kind, shared=False)
+        for one in self.before_dropouts(way):
+            place, uses = self.place_of(one), self.leaf_uses(one)
+            free = place is not None and " ".join(place) not in self.sites
+            if place is not None and free and uses is not None and all(map(self.suits, uses)):
+                return self.put(one, *place, kind)
+        return self.put(track, layer, f"input {port}", kind, shared=False)
 
     def close(self, layer: str) -> None:
         """See to it that what a convolution makes gets a grid, so that an integer kernel can compute it."""
-        for value in self.flow.returned[layer]:
-            end = None if value is None else self.after_the_kernel(value)
-            uses = [] if end is None else self.leaf_uses(end)
-            place = None if end is None else self.place_of(end)
-            if end is None or not uses or any(use.module is None for use in uses):
-                # A grid on what leaves the network would cost accuracy to save time in one layer.
-                self.floating[layer] = "its output leaves the network"
-            elif all(use.module in self.layers for use in uses):
-                continue  # those who take it see to it
-            elif place is None:
-                self.floating[layer] = "its output is used in the middle of a forward, where no module begins or ends"
-            else:
-                # Of 8 bits; where the layers that take it have fewer, those have a coarser grid of their own.
-                self.put(end, *place, self.kinds[layer], shared=self.joins)
+        returned = self.tracks.returned(layer)
+        if returned is None:
+            self.floating[layer] = "it returns no single tensor"
+            return
+        end = self.after_the_kernel(returned)
+        uses, place = self.leaf_uses(end), self.place_of(end)
+        if uses is None:
+            self.floating[layer] = "what follows differs from call to call"
+        elif self.leading.isdisjoint(end) or any(use.module is None for use in uses):
+            # A grid on what leaves the network would cost accuracy to save time in one layer.
+            self.floating[layer] = "its output leaves the network"
+        elif all(use.module in self.layers for use in uses):
+            return  # those who take it see to it
+        elif place is None:
+            self.floating[layer] = "its output is used in the middle of a forward, where no module begins or ends"
+        else:
+            # Of 8 bits; where the layers that take it have fewer, those have a coarser grid of their own.
+            self.put(end, *place, self.kinds[layer], shared=self.joins)
 
-    def place_of(self, value: int) -> tuple[str, str] | None:
+    def place_of(self, track: Track) -> tuple[str, str] | None:
         """The module's end or door from which on all who use a value see it; never that of the whole model."""
-        if boundary := self.flow.boundary(value):
+        if boundary := self.tracks.boundary(track):
             return boundary, "output"
-        users = [f"{use.module}." for use in self.flow.uses(value)]
-        doors = [
-            name
-            for name, calls in self.flow.given.items()
-            if name
-            and len(calls) == 1
-            and value in calls[0][: self.flow.doors[name]]
-            and all(user.startswith(f"{name}.") for user in users)
-        ]
-        innermost = max(doors, key=len, default=None)
-        return None if innermost is None else (innermost, f"input {self.flow.given[innermost][0].index(value)}")
+        users = self.tracks.users(track)
+        doors = [door for door in self.tracks.doors(track) if all(is_within(user, door[0]) for user in users)]
+        module, position = max(doors, key=lambda door: len(door[0]), default=("", 0))
+        return (module, f"input {position}") if module else None
 
-    def put(self, value: int, module: str, port: str, kind: Kind, shared: bool = True) -> Site:
-        site = Site(module, port, self.is_non_negative(value))
+    def put(self, track: Track, module: str, port: str, kind: Kind, shared: bool = True) -> Site:
+        site = Site(module, port, all(map(self.is_non_negative, track)))
         site = self.sites.setdefault(site.name, site)
         if shared:
-            self.site_of[value, kind] = site
+            self.site_of[track, kind] = site
         return site
 
-    def suits(self, use: Operation) -> bool:
+    def suits(self, use: Use) -> bool:
         return use.module in self.layers or (self.joins and use.function in JOINS)
 
-    def after_the_kernel(self, value: int) -> int:
+    def after_the_kernel(self, track: Track) -> Track:
         """The value behind the BatchNorm and the clip that a kernel takes along."""
         for functions in ({functional.batch_norm}, CLIPS):
-            uses = self.flow.uses(value)
+            uses = self.tracks.uses(track) or []
             if len(uses) == 1 and uses[0].function in functions and len(uses[0].outputs) == 1:
-                value = uses[0].outputs[0]
-        return value
+                track = uses[0].outputs[0]
+        return track
 
-    def way_up(self, value: int) -> list[int]:
+    def way_up(self, track: Track) -> list[Track]:
         """The value, and what it was before it was moved about, nearest first."""
-        way = [value]
-        made = self.flow.made_by.get(value)
+        way = [track]
+        made = self.tracks.made_by(track)
         while made is not None and made.function in MOVES and made.inputs:
             way.append(made.inputs[0])
-            made = self.flow.made_by.get(made.inputs[0])
+            made = self.tracks.made_by(made.inputs[0])
         return way
 
-    def before_dropouts(self, way: list[int]) -> list[int]:
+    def before_dropouts(self, way: list[Track]) -> list[Track]:
         """Those of the way that no dropout has scaled yet: a deployed network has none."""
-        made = [self.flow.made_by.get(value) for value in way]
+        made = [self.tracks.made_by(track) for track in way]
         last = max((place for place, one in enumerate(made) if one and one.function in DROPOUTS), default=-1)
         return way[last + 1 :]
 
-    def leaf_uses(self, value: int) -> list[Operation]:
-        """Who computes with this value, moved about or not."""
-        found: list[Operation] = []
-        for use in self.flow.uses(value):
+    def leaf_uses(self, track: Track) -> list[Use] | None:
+        """Who computes with this value, moved about or not; None if the calls differ in that."""
+        found: list[Use] = []
+        uses = self.tracks.uses(track)
+        for use in uses or ():
             # What a quantized layer does with its own input is its own business.
-            if use.function in MOVES and use.module not in self.layers:
-                for output in use.outputs:
-                    found += self.leaf_uses(output)
-            else:
-                found.append(use)
-        return found
+            moved = use.function in MOVES and use.module not in self.layers
+            behind = [self.leaf_uses(output) for output in use.outputs] if moved else [[use]]
+            if None in behind:
+                return None
+            found += [one for several in behind for one in several or ()]
+        return None if uses is None else found
 
     def is_non_negative(self, value: int, depth: int = 64) -> bool:
         made = self.flow.made_by.get(value)
@@ -253,15 +253,30 @@ class _Planner:
             return False
         if made.function in NON_NEGATIVE:
             return True
-        keeps = made.function in KEEP_SIGN and bool(made.inputs)
+        keeps = made.function in KEEP_SIGN and bool(made.inputs) and not _brings_negative(made)
         return keeps and all(self.is_non_negative(one, depth - 1) for one in made.inputs)
 
 
+def _brings_negative(made: Operation) -> bool:
+    """Whether a number among the arguments may be what is added or padded with, and is below zero."""
+    numbers = made.numbers.values() if made.function in SUMS else [made.numbers.get(one, 0.0) for one in PAD_VALUE]
+    return made.function in SUMS | {functional.pad} and min(numbers, default=0.0) < 0
+
+
 def _norm_after(flow: Flow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The BatchNorm that alone takes the layer's output."""
-    values = flow.returned[layer]
-    uses = flow.uses(values[0]) if len(values) == 1 and values[0] is not None else []
-    if len(uses) != 1 or uses[0].function is not functional.batch_norm or uses[0].module is None:
+    """The BatchNorm that alone takes the layer's output, at each of its calls, channel by channel."""
+    returned = Tracks(flow).returned(layer)
+    uses = (Tracks(flow).uses(returned) if returned else None) or []
+    norm = uses[0].module if len(uses) == 1 and uses[0].function is functional.batch_norm else None
+    if returned is None or norm is None or len(flow.given[norm]) != len(returned) or norm not in modules:
         return None
-    norm = uses[0].module
-    return norm if len(flow.given[norm]) == 1 and isinstance(modules.get(norm), NORMS) else None
+    # BatchNorm's channels come second: a linear layer's too if there is nothing but samples before them.
+    dimensions = {flow.dimensions[value] for value in returned}
+    module = modules[layer]
+    by_channel = dimensions == {2} if isinstance(module, nn.Linear) else dimensions == {_dimensions(module)}
+    return norm if is_plain_norm(modules[norm]) and by_channel else None
+
+
+def _dimensions(module: nn.Module) -> int | None:
+    """Those of what a convolution gives for a batch."""
+    return len(module.kernel_size) + 2 if isinstance(module, CONVOLUTIONS) else None

@@ -62,18 +62,70 @@ def test_each_operation_knows_the_innermost_module_that_made_it():
     assert operation(flow, "cross_entropy").module is None
 
 
-def test_the_boundary_of_a_value_is_the_innermost_module_that_returned_it():
-    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Identity())
+def test_a_part_that_is_written_into_makes_another_value():
+    class Writing(nn.Module):
+        def forward(self, values):
+            values = values.relu()
+            values[:, 0] = -2.0
+            return values + 0
+
+    with watched(Writing()) as flow:
+        Writing()(torch.randn(2, 3))  # not the one that is watched: operations are seen all the same
+    write, add = (operation(flow, name) for name in ("__setitem__", "add"))
+    assert write.inputs == operation(flow, "relu").outputs
+    assert add.inputs == write.outputs != write.inputs
+
+
+def test_numbers_among_the_arguments_are_known():
+    with watched(nn.Identity()) as flow:
+        torch.add(torch.ones(2), torch.ones(2), alpha=-1)
+        functional.pad(torch.ones(2), (0, 1), value=-3.0)
+    assert operation(flow, "add").numbers == {"alpha": -1.0}
+    assert -3.0 in operation(flow, "pad").numbers.values()
+
+
+def test_a_norm_over_several_processes_is_one_operation_though_torch_does_not_show_it():
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values):
+            return values * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 2
+
+    norm = nn.SyncBatchNorm(2)
+    type(norm).forward, forward = lambda _self, values: Hidden.apply(values), type(norm).forward
+    try:
+        with watched(norm) as flow:
+            norm(torch.randn(2, 2, 4, 4).relu()).sigmoid()
+    finally:
+        type(norm).forward = forward
+    assert names(flow) == ["randn", "relu", "batch_norm", "sigmoid"]
+    _, relu, normed, sigmoid = flow.operations
+    assert (relu.outputs, normed.outputs) == (normed.inputs, sigmoid.inputs)
+
+
+def test_arguments_count_in_the_order_of_the_parameters_however_they_are_written():
+    class Scaled(nn.Module):
+        def forward(self, values, scale):
+            return values * scale
+
+    model, values, scale = Scaled(), torch.ones(2, 3), torch.ones(3)
     with watched(model) as flow:
-        model(torch.randn(1, 2))
-    assert flow.boundary(operation(flow, "linear").outputs[0]) == "0.0"
+        model(values, scale), model(scale=scale, values=values)
+    first, second = flow.given[""]
+    assert first == second
 
 
-def test_a_module_that_is_called_twice_is_no_boundary():
-    layer = nn.Linear(2, 2)
-    with watched(layer) as flow:
-        layer(layer(torch.randn(1, 2)))
-    assert {flow.boundary(value) for one in flow.operations for value in one.outputs} == {None}
+def test_the_sources_of_a_value_are_all_that_it_was_made_of():
+    with watched(nn.Identity()) as flow:
+        values = torch.ones(2)
+        (values.sigmoid() + values.tanh()).relu()
+        values.exp()
+    sources = flow.sources(operation(flow, "relu").outputs)
+    wanted = {operation(flow, name).outputs[0] for name in ("sigmoid", "tanh", "add", "relu")}
+    assert sources == wanted | set(operation(flow, "sigmoid").inputs)
 
 
 def test_watching_changes_no_number_and_leaves_no_hook():

@@ -170,6 +170,126 @@ def test_a_layer_that_is_called_twice_has_a_grid_of_its_own():
     assert layout(Model(), torch.randn(2, 4)).inputs == {"layer": "layer input 0", "head": "head input 0"}
 
 
+class Perceptron(nn.Module):
+    """Two layers, with what `between` does between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second, self.between = nn.Linear(4, 4), nn.Linear(4, 2), between
+
+    def forward(self, values):
+        return self.second(self.between(self.first(values)))
+
+
+def written(values):
+    values = values.relu()
+    values[:, 0] = -2.0
+    return values
+
+
+@pytest.mark.parametrize(
+    ("between", "non_negative"),
+    [
+        (lambda values: values.relu(), True),
+        (lambda values: values.relu() + 0.5, True),
+        (lambda values: values.relu() + (-0.5), False),
+        (lambda values: torch.add(values.relu(), values.sigmoid()), True),
+        (lambda values: torch.add(values.relu(), values.sigmoid(), alpha=-1), False),
+        (lambda values: functional.pad(values.relu(), (0, 0, 0, 1)), True),
+        (lambda values: functional.pad(values.relu(), (0, 0, 0, 1), value=-2.0), False),
+        (lambda values: torch.cat([values.relu(), values.sigmoid()], dim=-2), True),
+        (written, False),
+    ],
+)
+def test_no_number_is_taken_for_non_negative_that_is_not(between, non_negative):
+    model = Perceptron(between)
+    assert places(layout(model, torch.randn(2, 4)))["second input 0"] == non_negative
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_negative_in_one_call_of_a_layer_is_not_non_negative(turned):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, values):
+            values = self.layer(values)
+            both = [values, values.relu()]
+            return sum(self.head(one) for one in (reversed(both) if turned else both))
+
+    assert places(layout(Model(), torch.randn(2, 4))) == {"layer input 0": False, "head input 0": False}
+
+
+class Siamese(nn.Module):
+    """One network for two views."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Residual()
+
+    def forward(self, first, second):
+        return torch.cat([self.net(first), self.net(second)])
+
+
+def test_a_network_that_is_called_twice_has_its_grids_where_one_call_has_them():
+    once = layout(Residual(), torch.randn(2, 1, 4, 4))
+    twice = layout(Siamese(), torch.randn(2, 1, 4, 4), torch.randn(3, 1, 4, 4))
+    assert places(twice) == {f"net.{name}": sign for name, sign in places(once).items()}
+    assert twice.norms == {f"net.{layer}": f"net.{norm}" for layer, norm in once.norms.items()}
+    assert twice.inputs == {f"net.{layer}": f"net.{name}" for layer, name in once.inputs.items()}
+    assert twice.floating == {}
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), lambda found, wanted: (found - wanted).square().mean()])
+def test_what_only_a_loss_takes_leaves_the_network_though_the_loss_is_a_module(criterion):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.criterion = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3)), criterion
+
+        def forward(self, images):
+            return self.criterion(self.net(images), torch.zeros(2, 1, 2, 2))
+
+    found = layout(Model(), torch.randn(2, 1, 6, 6))
+    assert found.floating == {"net.2": "its output leaves the network"}
+    assert list(places(found)) == ["net.0 input 0", "net.1 output"]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_a_norm_over_several_processes_is_folded_too(norm):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), norm(2), nn.ReLU(), nn.Conv2d(2, 1, 3))
+    assert layout(model, torch.randn(2, 1, 6, 6)).norms == {"0": "1"}
+
+
+def test_a_norm_that_does_more_is_not_folded():
+    class NormAndReLU(nn.BatchNorm2d):
+        def forward(self, images):
+            return super().forward(images).relu()
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), NormAndReLU(2), nn.Conv2d(2, 1, 3))
+    assert layout(model, torch.randn(2, 1, 6, 6)).norms == {}
+
+
+@pytest.mark.parametrize(("shape", "norms"), [((5, 4), {"0": "1"}), ((5, 3, 4), {}), ((5, 4, 4), {})])
+def test_a_norm_along_another_axis_than_the_channels_is_not_folded(shape, norms):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(shape[1]), nn.ReLU(), nn.Linear(4, 2))
+    assert layout(model, torch.randn(shape)).norms == norms
+
+
+def test_query_key_and_value_are_found_however_attention_is_called():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, tokens, mask):
+            return self.attention(query=tokens, attn_mask=mask, key=tokens, value=tokens)[0]
+
+    found = layout(Model(), torch.randn(2, 3, 4), torch.zeros(3, 3))
+    assert list(places(found)) == ["attention input 0"]
+
+
 def test_a_layer_that_the_step_passes_by_is_refused_by_name():
     class Model(nn.Module):
         def __init__(self):
