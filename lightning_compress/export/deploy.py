@@ -1,8 +1,9 @@
 """From a quantized model to the plain module that is deployed: weights on their grids, BatchNorm folded in."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core.capture import in_order, shown
 from lightning_compress.export.deployable import Deployable, WeightGrid
-from lightning_compress.quantization.copying import copied
+from lightning_compress.quantization.copying import copied, without_compilers
 from lightning_compress.quantization.modules import ActivationQuantizer
 from lightning_compress.quantization.quantized import QuantizedModel, quantized_of
 from lightning_compress.quantization.sites import Site
@@ -46,12 +47,16 @@ class OnGrid(nn.Module):
         return steps if self.gain is None else steps * self.gain
 
 
+class Steps(nn.ModuleDict):
+    """The quantizers of a deployed model, by their keys."""
+
+
 class Chain(nn.Sequential):
     """A sequence that does not take the quantizers, which it holds for others, for a part of itself."""
 
     def forward(self, values: Any) -> Any:
-        for name, module in self.named_children():
-            if name != "quantizers":
+        for module in self._modules.values():  # children would leave out what comes a second time
+            if module is not None and not isinstance(module, Steps):
                 values = module(values)
         return values
 
@@ -75,7 +80,7 @@ def deployable(model: nn.Module) -> Deployable:
         ValueError: if the model was not quantized, or its grids are of a kind that nothing deployed computes with.
     """
     quantized = known(model)
-    copy = copied(model).eval().requires_grad_(False)
+    copy = without_compilers(copied(model)).eval().requires_grad_(False)
     modules = {shown(name): module for name, module in copy.named_modules(remove_duplicate=False)}
     with torch.no_grad():
         grids = {name: _grid(quantized, name) for name in quantized.held()}
@@ -87,10 +92,11 @@ def deployable(model: nn.Module) -> Deployable:
         for name in quantized.held():
             grid = grids[name]
             parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
-    _add_sites(copy, modules, quantized)
+    keys = keys_of(quantized)
+    held = _add_sites(copy, modules, quantized, keys)
     copy.eval()  # what was added is in training mode
-    inputs = {layer: as_key(site) for layer, site in quantized.layout.inputs.items()}
-    return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs)
+    inputs = {layer: keys[site] for layer, site in quantized.layout.inputs.items()}
+    return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs, held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +135,21 @@ def on_grids(model: nn.Module) -> OnGrids:
     return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, casts)
 
 
-def as_key(site: str) -> str:
-    """A site's name as that of a submodule.
+def keys_of(quantized: QuantizedModel) -> dict[str, str]:
+    """The names of submodules that stand for places, each for one."""
+    keys: dict[str, str] = {}
+    for site in quantized.layout.sites:
+        keys[site.name] = _free(re.sub(r"\W", "_", site.name), keys.values())
+    return keys
 
-    >>> as_key("blocks.0 input 0")
-    'blocks_0_input_0'
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, or with the first number behind it that is not taken.
+
+    >>> _free("block_0", ["block", "block_0", "block_0_2"])
+    'block_0_3'
     """
-    return re.sub(r"\W", "_", site)
+    return next(one for number in count(1) if (one := name if number == 1 else f"{name}_{number}") not in taken)
 
 
 def is_float(model: nn.Module) -> bool:
@@ -236,29 +250,38 @@ def _scaled(grid: WeightGrid, factor: Tensor) -> WeightGrid:
     return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group)
 
 
-def _add_sites(copy: nn.Module, modules: dict[str, nn.Module], quantized: QuantizedModel) -> None:
+def _add_sites(
+    copy: nn.Module, modules: dict[str, nn.Module], quantized: QuantizedModel, keys: Mapping[str, str]
+) -> str:
+    """Let the copy call the quantizers; the name under which it holds them."""
     if type(copy).forward is nn.Sequential.forward:
         copy.__class__ = Chain
-    copy.quantizers = nn.ModuleDict(
+    steps = Steps(
         {
-            as_key(site.name): _deployed(quantized.activations[site.name], site, quantized.takers(site.name))
+            keys[site.name]: _deployed(quantized.activations[site.name], site, quantized.takers(site.name))
             for site in quantized.layout.sites
         }
     )
+    held = _free("quantizers", dir(copy))
+    copy.add_module(held, steps)
     for site in quantized.layout.sites:
-        step = copy.quantizers[as_key(site.name)]
+        step = steps[keys[site.name]]
         if site.port == "output":
             modules[site.module].register_forward_hook(lambda _module, _args, output, step=step: step(output))
         else:
             hook = _at_door(step, int(site.port.split()[1]))
             modules[site.module].register_forward_pre_hook(hook, with_kwargs=True)
+    return held
 
 
 def _deployed(quantizer: ActivationQuantizer, site: Site, takers: list[str]) -> nn.Module:
     if quantizer.form.dtype is not None:
         return Rounded(quantizer.form.dtype)
     if quantizer.high - quantizer.low > 255:
-        raise ValueError(f"'{site.name}' has {quantizer.form.bits} bits, but integer kernels take at most 8.")
+        raise ValueError(
+            f"'{site.name}' has {quantizer.form.bits} bits, but what is written to .onnx or .pt2 has activations of at "
+            f"most 8. Take those, or None for the activations; .safetensors holds weights of any bits."
+        )
     zeros = torch.zeros(1, device=quantizer.scale.device)
     _, scale, zero_point = quantizer.on_grid(zeros)
     if scale is None or zero_point is None:

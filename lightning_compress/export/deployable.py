@@ -91,11 +91,13 @@ class Deployable:
         inputs: name of the quantizer of its input, by the name of the layer.
         quantizers: the quantizers of activations, by name: each computes `torch.fake_quantize_per_tensor_affine` from
             its buffers `scale` and `zero_point`.
+        held: under which name the module holds them.
     """
 
     module: nn.Module
     weights: Mapping[str, WeightGrid]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    held: str = "quantizers"
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
@@ -108,5 +110,5 @@ class Deployable:
     @property
     def quantizers(self) -> dict[str, nn.Module]:
         """The quantizers of activations, by their name."""
-        held = getattr(self.module, "quantizers", None)
+        held = getattr(self.module, self.held, None)
         return dict(held.named_children()) if isinstance(held, nn.Module) else {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.export.deploy import as_key, known
+from lightning_compress.export.deploy import keys_of, known
 from lightning_compress.export.deployable import Deployable
 from lightning_compress.measure.example import call, copied, described
 from lightning_compress.measure.untouched import untouched
@@ -40,7 +40,7 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
         ValueError: if it cannot be called so, or one makes something else than the other; the first place is named.
     """
     quantized = known(model)
-    names = {as_key(site): site for site in quantized.activations}
+    names = {key: site for site, key in keys_of(quantized).items()}
     made: Made = defaultdict(list)
     with untouched(model), _acting(model, quantized), _noted(quantized, names, made):
         try:

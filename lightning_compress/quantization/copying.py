@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,6 +26,15 @@ def copied(model: Model) -> Model:
                 ):
                     marks.pop(key, None)
     return copy
+
+
+def without_compilers(model: nn.Module) -> nn.Module:
+    """The model with its compiled parts in place of what compiles them, and itself too; it is changed."""
+    for module in list(model.modules()):
+        module._compiled_call_impl = None
+        for name, child in module.named_children():
+            setattr(module, name, _compiled(child) or child)
+    return _compiled(model) or model
 
 
 def uncompiled(model: Model) -> Model:
@@ -48,10 +57,21 @@ def _compiled(wrapper: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _alone(model: nn.Module) -> Iterator[None]:
-    """Without what Lightning ties to the module: a Trainer holds data, processes and files."""
-    tied = {name: vars(model)[name] for name in ("_trainer", "_fabric") if vars(model).get(name) is not None}
-    vars(model).update(dict.fromkeys(tied))
+    """Without what no copy is to have, or can: a Trainer holds data, processes and files, and results hold a graph."""
+    tied: list[tuple[nn.Module, str, Any]] = [
+        (model, name, vars(model)[name]) for name in ("_trainer", "_fabric") if vars(model).get(name) is not None
+    ]
+    # A weight that a hook computes anew at each call, as `weight_norm` does, is such a result.
+    made = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    for module, name, value in (*tied, *made):
+        vars(module)[name] = value.detach() if isinstance(value, Tensor) else None
     try:
         yield
     finally:
-        vars(model).update(tied)
+        for module, name, value in (*tied, *made):
+            vars(module)[name] = value
