@@ -42,7 +42,7 @@ class Layer:
 
 
 def layers_of(model: nn.Module, targets: Patterns = None, ignore: Patterns = ()) -> tuple[Selection, list[Layer]]:
-    """The layers whose weights are chosen, in the order of the model, and what is left out and why.
+    """The layers whose weights are chosen, frozen ones too, in the order of the model; what is left out and why.
 
     Args:
         model: the module to look through.
@@ -52,7 +52,8 @@ def layers_of(model: nn.Module, targets: Patterns = None, ignore: Patterns = ())
     Raises:
         ValueError: if nothing is left, or something is asked for that cannot be quantized.
     """
-    selection = select(model, targets if targets is not None else _is_weight_of(model), ignore)
+    # What is frozen while it is trained, or once it is, computes on its grid where it is deployed.
+    selection = select(model, targets if targets is not None else _is_weight_of(model), ignore, frozen=True)
     modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
     chosen, left_out = [], dict(selection.left_out)
     for candidate in selection.chosen:
