@@ -17,6 +17,7 @@ def joined(
     schedulers: Iterable[Any],
     parameters: Mapping[str, nn.Parameter],
     like: nn.Parameter,
+    place: int | None = None,
     **changed: Any,
 ) -> Iterator[None]:
     """Within the context, `optimizer` trains `parameters` too: a group of their own, set like the one of `like`.
@@ -29,27 +30,35 @@ def joined(
             alone.
         parameters: to train along, by name.
         like: a parameter whose group shows the way.
+        place: where among the groups the new one comes; None: behind them.
         changed: settings that the new group has instead, such as `weight_decay=0.0`, where the optimizer knows them.
     """
-    index = _group_of(optimizer, like)
+    index = group_of(optimizer, like)
     group = dict(optimizer.param_groups[index])
     named = group.pop("param_names", None) is not None
     group |= {name: value for name, value in changed.items() if name in group}
     before = len(optimizer.param_groups)
     optimizer.add_param_group({**group, "params": list(parameters.items() if named else parameters.values())})
+    place = before if place is None else min(place, before)
+    optimizer.param_groups.insert(place, optimizer.param_groups.pop())
     for entry in _per_group(optimizer, schedulers, before):
-        entry.append(entry[index])
+        entry.insert(place, entry[index])
     try:
         yield
     finally:
-        place = _group_of(optimizer, next(iter(parameters.values())))
+        place = group_of(optimizer, next(iter(parameters.values())))
         for entry in _per_group(optimizer, schedulers, len(optimizer.param_groups)):
             del entry[place]
         for parameter in optimizer.param_groups.pop(place)["params"]:
             optimizer.state.pop(parameter, None)
 
 
-def _group_of(optimizer: Optimizer, parameter: nn.Parameter) -> int:
+def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> int:
+    """The place of the group that the parameter is in.
+
+    Raises:
+        ValueError: if it is in none.
+    """
     for index, group in enumerate(optimizer.param_groups):
         if any(one is parameter for one in group["params"]):
             return index

@@ -73,13 +73,14 @@ def _owner_of(name: str) -> str:
     return name[: match.start()] if match else name.rpartition(".")[0]
 
 
-def select(model: nn.Module, targets: Patterns = None, ignore: Patterns = ()) -> Selection:
+def select(model: nn.Module, targets: Patterns = None, ignore: Patterns = (), frozen: bool = False) -> Selection:
     """Choose parameters of `model`.
 
     Args:
         model: the module to look through; nothing in it is changed.
         targets: one pattern or several; None means all trainable weights of two or more dimensions but embeddings.
         ignore: patterns of what to leave out, stronger than `targets`.
+        frozen: whether what is not trained is chosen too.
 
     A pattern is a string, matched with `*` wildcards against the parameter's name, the owning module's name and the
     owning module's class name ("net.0.weight", "backbone.*", "Conv*"); a string after "re:", a regular expression for
@@ -99,7 +100,7 @@ def select(model: nn.Module, targets: Patterns = None, ignore: Patterns = ()) ->
         elif asked and not any(matches(pattern, candidate) for pattern in asked):
             why = "not among the targets"
         else:
-            why = _obstacle(candidate, candidate.parameter in averages, by_default=not asked)
+            why = _obstacle(candidate, candidate.parameter in averages, by_default=not asked, frozen=frozen)
         if why is None:
             chosen.append(candidate)
         elif isinstance(candidate.parameter, UninitializedParameter) or candidate.parameter.ndim >= 2:
@@ -172,7 +173,7 @@ def _same(pattern: str, text: str) -> bool:
     return fnmatchcase(text, pattern)
 
 
-def _obstacle(candidate: Candidate, averaged: bool, by_default: bool) -> str | None:
+def _obstacle(candidate: Candidate, averaged: bool, by_default: bool, frozen: bool) -> str | None:
     """Why this parameter cannot, or by default should not, be worked on."""
     parameter = candidate.parameter
     if isinstance(parameter, UninitializedParameter):
@@ -186,7 +187,7 @@ def _obstacle(candidate: Candidate, averaged: bool, by_default: bool) -> str | N
         return "a copy that averages other weights; it follows them"
     if parameter.ndim < 2:
         return "fewer than two dimensions"
-    if not parameter.requires_grad:
+    if not parameter.requires_grad and not frozen:
         return "frozen"
     if not parameter.is_floating_point():
         return f"of type {parameter.dtype}"

@@ -99,8 +99,7 @@ def quantize(
     if isinstance(adaround, bool) or not isinstance(adaround, int) or adaround < 0:
         raise ValueError(f"adaround is a number of steps, such as 1000, or 0 for none, but is {adaround!r}.")
     copy = uncompiled(copied(model)).eval()
-    with _trainable(copy):
-        _, layers = layers_of(copy, targets, ignore)
+    _, layers = layers_of(copy, targets, ignore)
     plans = request.plan(layers)
     if loader is None:
         _refuse_without_data(plans, equalize=equalize, adaround=adaround, bias_correction=bias_correction)
@@ -173,19 +172,6 @@ def _refuse_without_data(plans: Mapping[str, LayerPlan], **wanted: int) -> None:
             f"loader=None, but {' and '.join(reasons)} cannot do without calibration data. Give a loader, or quantize "
             f"weights alone: activations=None."
         )
-
-
-@contextmanager
-def _trainable(model: nn.Module) -> Iterator[None]:
-    """With no parameter frozen: what is not trained any more is quantized all the same."""
-    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 @contextmanager

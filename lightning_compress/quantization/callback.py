@@ -1,6 +1,6 @@
 """Quantization-aware training while Lightning trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightning_compress.core.selection import Patterns, Selection, as_patterns
 from lightning_compress.quantization.arguments import check_training, claims_of, learned_by, moments_of
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
+from lightning_compress.quantization.frozen import apart, said_of_frozen
 from lightning_compress.quantization.layers import Layer, layers_of
 from lightning_compress.quantization.layout import layout_of
 from lightning_compress.quantization.learning import add_damping, quantize_gradients, training
@@ -65,7 +66,7 @@ class QuantizationAwareTraining(CompressionCallback):
         begin, end, every: first, last and pace of changes: "20%", "3 epochs", "500 steps", an int (optimizer steps) or
             a float (fraction of the run). From `begin` on the model is quantized to the end of the run, past `end` too.
         targets: which weights, as in `Pruning`; None: those of all convolutions, linear and recurrent layers, attention
-            projections and embeddings.
+            projections and embeddings. Frozen ones too, but for layers that have no part in what is trained.
         ignore: what to leave out, written like `targets`.
         seed: of methods that draw; the user's random stream is never touched.
         gate_best: let `ModelCheckpoint(monitor=...)` compare only quantized epochs, and `EarlyStopping` wait for them.
@@ -148,7 +149,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lay_out(pl_module)
-        rank_zero_info(f"'{self.name}' quantizes {self.selection}.")
+        rank_zero_info(f"'{self.name}' quantizes {self.selection}.{said_of_frozen(self.layers)}")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         carried = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
@@ -160,8 +161,17 @@ class QuantizationAwareTraining(CompressionCallback):
             state = carried.state() if carried is not None and not self.restored else None
         if state is not None and (quantized := self._take(pl_module, state)) and state["trained"]:
             # What was saved after a fit has no place for what is learned in its optimizers' states.
-            self.undo.enter_context(training(quantized, trainer))
+            late = partial(self._train_along, trainer, quantized)
+            self.undo.enter_context(wrapped_method(pl_module, "on_fit_start", late))
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
+
+    def _train_along(
+        self, trainer: Trainer, quantized: QuantizedModel, original: Callable[..., Any], *args: Any
+    ) -> Any:
+        """After the hooks of all callbacks: Lightning's `BaseFinetuning` makes the groups of optimizers anew in its."""
+        result = original(*args)
+        self.undo.enter_context(training(quantized, trainer))
+        return result
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._warn_of_averages(trainer, pl_module)
@@ -278,7 +288,16 @@ class QuantizationAwareTraining(CompressionCallback):
         self.selection, self.layers = layers_of(pl_module, self.targets, self.ignore)
         self.request.plan(self.layers)
 
+    def _leave_out(self, names: Iterable[str]) -> None:
+        self.layers = [layer for layer in self.layers if layer.name not in names]
+        if names:
+            rank_zero_info(
+                f"'{self.name}' leaves {', '.join(names)} in floating point: they are frozen, and neither take what is "
+                f"trained nor give to it."
+            )
+
     def _take(self, pl_module: LightningModule, state: Mapping[str, Any]) -> QuantizedModel:
+        self._leave_out(state.get("apart", ()))
         self.quantized = QuantizedModel(pl_module, self.layers, self.request, Layout.of(state["layout"]), self.seed)
         self.quantized.load(state)
         return self.quantized
@@ -294,9 +313,12 @@ class QuantizationAwareTraining(CompressionCallback):
         self._lay_out(pl_module)  # channels may have been cut since
         with watched(pl_module) as flow:
             result = original(*args, **kwargs)
+        left_out = apart(flow, pl_module, self.layers)
+        self._leave_out(left_out)
         layout = layout_of(flow, pl_module, self.layers, self.request)
         refuse_other_layouts(layout, pl_module.device)
         self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
+        self.quantized.apart = left_out
         self._advance(trainer)
         self.undo.enter_context(training(self.quantized, trainer))
         self.undo.enter_context(self.quantized.installed())

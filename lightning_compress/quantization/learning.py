@@ -1,5 +1,6 @@
 """Who trains what quantizers learn, and what is done to the gradients of weights before an optimizer gets them."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core.joining import joined
+from lightning_compress.core.joining import group_of, joined
 from lightning_compress.core.lookup import call_with_needs
 from lightning_compress.quantization.layers import Held
 from lightning_compress.quantization.quantized import QuantizedModel
@@ -24,18 +25,24 @@ class Learner:
 
     Attributes:
         like: a weight of the group.
-        learned: by name.
         changed: settings in which the learned differ from the group.
+        place: that of the learned among the optimizer's groups, in the run that is gone on with.
+        learned: by name.
     """
 
     optimizer: Optimizer
-    like: nn.Parameter
+    like: Held
     changed: dict[str, Any]
+    place: int | None = None
     learned: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
 def learners(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list[Learner]:
-    """What each group is to train: that in which a quantizer's own layer is, or else the first with any layer in it."""
+    """What each group is to train: that in which a quantizer's own layer is, or else the first with any layer in it.
+
+    What is learned for a frozen layer that no optimizer has stays as it began. A resumed run trains each as the run did
+    that it goes on with, whatever has joined the optimizers since.
+    """
     groups = {
         id(one): (optimizer, index)
         for optimizer in optimizers
@@ -43,19 +50,35 @@ def learners(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list
         for one in group["params"]
     }
     weights = [held for layer in quantized.layers.values() for held in layer.weights if id(held.parameter) in groups]
-    found: dict[tuple[int, int, bool], Learner] = {}
+    found: dict[tuple[Any, ...], Learner] = {}
     for name, parameter in quantized.learned().items() if weights else ():
-        place, leaf = name.split("/")[1:]
-        layer = next(iter(quantized.takers(place)), None)
-        near = [held for held in weights if held.name == place] or [
-            held for held in weights if layer is not None and held in quantized.layers[layer].weights
-        ]
-        like = (near or weights)[0].parameter
-        optimizer, index = groups[id(like)]
-        changed = {} if leaf in DECAYED else {"weight_decay": 0.0}
-        learner = found.setdefault((id(optimizer), index, leaf in DECAYED), Learner(optimizer, like, changed))
-        learner.learned[name] = parameter
-    return list(found.values())
+        like, place = _as_before(quantized, name, weights)
+        if like is not None:
+            optimizer, index = groups[id(like.parameter)]
+            decayed = name.rpartition("/")[2] in DECAYED
+            changed = {} if decayed else {"weight_decay": 0.0}
+            key = (id(optimizer), index, place, decayed)
+            found.setdefault(key, Learner(optimizer, like, changed, place)).learned[name] = parameter
+    return sorted(found.values(), key=lambda one: math.inf if one.place is None else one.place)
+
+
+def _as_before(quantized: QuantizedModel, name: str, weights: list[Held]) -> tuple[Held | None, int | None]:
+    """Like which weight something learned is trained, and where among the groups, if that was so before."""
+    if not quantized.joined:
+        return _like(quantized, name, weights), None
+    like, place = quantized.joined.get(name, (None, None))
+    return next((held for held in weights if held.name == like), None), place
+
+
+def _like(quantized: QuantizedModel, name: str, weights: list[Held]) -> Held | None:
+    """The weight like which something learned is trained; None if that is for frozen layers alone."""
+    place = name.split("/")[1]
+    takers = [held for layer in quantized.takers(place) for held in quantized.layers[layer].weights]
+    own = takers or [held for held in quantized.held().values() if held.name == place]
+    near = [held for held in own if held in weights]
+    if own and not near and not any(held.parameter.requires_grad for held in own):
+        return None
+    return (near or weights)[0]
 
 
 class _Schedulers:
@@ -72,13 +95,28 @@ class _Schedulers:
 def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
     """Within the context a Trainer's optimizers train what the quantizers learn, if they do not yet; see `joined`."""
     with ExitStack() as stack:
-        for one in [] if quantized.trained else learners(quantized, trainer.optimizers):
-            stack.enter_context(joined(one.optimizer, _Schedulers(trainer), one.learned, one.like, **one.changed))
-        for optimizer in [] if quantized.trained else trainer.optimizers:
-            stack.enter_context(bounded(quantized, optimizer))
+        if not quantized.trained:
+            _join(quantized, trainer, stack)
+            for optimizer in trainer.optimizers:
+                stack.enter_context(bounded(quantized, optimizer))
         quantized.trained = True
         stack.callback(setattr, quantized, "trained", False)
         yield
+
+
+def _join(quantized: QuantizedModel, trainer: Any, stack: ExitStack) -> None:
+    """Let optimizers train what is learned, and let the rest of it cost no gradient, until the stack is closed."""
+    places: dict[str, tuple[str, int]] = {}
+    for one in learners(quantized, trainer.optimizers):
+        like, schedulers = one.like.parameter, _Schedulers(trainer)
+        stack.enter_context(joined(one.optimizer, schedulers, one.learned, like, one.place, **one.changed))
+        place = group_of(one.optimizer, next(iter(one.learned.values())))
+        places |= dict.fromkeys(one.learned, (one.like.name, place))
+    quantized.joined = places
+    stack.callback(setattr, quantized, "joined", {})
+    for name, parameter in quantized.learned().items():
+        parameter.requires_grad_(name in places)
+        stack.callback(parameter.requires_grad_, True)
 
 
 @contextmanager
@@ -95,7 +133,8 @@ def bounded(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
     def clip(*_: Any) -> None:
         for weight, quantizer in weights.items() if quantized.mode.active else ():
             bound = quantizer.bound or 0.0
-            weight.clamp_(-bound, bound)
+            if weight.requires_grad and weight.grad is not None:
+                weight.clamp_(-bound, bound)
 
     handle = optimizer.register_step_post_hook(clip) if weights else None
     try:
@@ -128,7 +167,8 @@ def add_damping(quantized: QuantizedModel, strength: float, optimizer: Optimizer
 
 def _of_optimizer(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[tuple[str, Held, Tensor]]:
     """Each quantized weight that has a gradient for this optimizer, once, after the first of its layers."""
-    gradients = {one: one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None}
+    own = [one for group in optimizer.param_groups for one in group["params"]]
+    gradients = {one: one.grad for one in own if one.grad is not None and one.requires_grad}
     for layer in quantized.layers.values():
         for held in layer.weights:
             if held.name in quantized.weights and (gradient := gradients.pop(held.parameter, None)) is not None:

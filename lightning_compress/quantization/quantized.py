@@ -37,12 +37,16 @@ class QuantizedModel:
 
     Attributes:
         trained: whether optimizers train what is learned at the moment.
+        joined: what is learned, by name: like which weight, and in which of its optimizer's groups, it is trained.
+        apart: layers that were to be quantized and are not, because they have no part in the training.
     """
 
     def __init__(self, model: nn.Module, layers: list[Layer], request: Request, layout: Layout, seed: int = 0) -> None:
         self.layers = {layer.name: layer for layer in layers}
         self.request, self.layout, self.mode, self.seed = request, layout, Mode(), seed
         self._model, self.trained = ref(model), False
+        self.joined: dict[str, tuple[str, int]] = {}
+        self.apart: list[str] = []
         self.plans = request.plan(layers, layout.order)
         modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
         self.weights: dict[str, WeightQuantizer] = {}
@@ -154,6 +158,8 @@ class QuantizedModel:
             "active": self.mode.active,
             "step": self.mode.step,
             "trained": self.trained,
+            "joined": {name: list(place) for name, place in self.joined.items()},
+            "apart": list(self.apart),
             "plans": {name: plan.settings() for name, plan in self.plans.items()},
             "weights": {name: one.state() for name, one in self.weights.items()},
             "activations": {name: one.state() for name, one in self.activations.items()},
@@ -168,6 +174,8 @@ class QuantizedModel:
         refuse_other_plans(state["plans"], {name: plan.settings() for name, plan in self.plans.items()})
         self.mode.frozen, self.mode.active = bool(state["frozen"]), bool(state["active"])
         self.mode.quantizing, self.mode.step = self.mode.active, int(state["step"])
+        self.joined = {name: (str(like), int(place)) for name, (like, place) in state.get("joined", {}).items()}
+        self.apart = list(state.get("apart", ()))
         for name, weight in self.weights.items():
             weight.load(state["weights"][name])
         for name, activation in self.activations.items():

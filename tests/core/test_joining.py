@@ -76,6 +76,19 @@ def test_ours_has_no_decay_where_the_group_it_is_like_has():
         assert optimizer.param_groups[1]["weight_decay"] == 0.1
 
 
+def test_a_group_may_come_where_it_was_before_and_follows_its_own_all_the_same():
+    first, second = weights()
+    optimizer, ours = sgd(first, second), nn.Parameter(torch.ones(()))
+    scheduler = SCHEDULERS["lambda"](optimizer)
+    with joined(optimizer, [scheduler], {"step": ours}, second, place=1):
+        (rates,) = train(optimizer, scheduler, [first, second, ours], 1)
+        assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
+        assert optimizer.param_groups[1]["params"][0] is ours
+    assert rates == [0.1 * 0.9, 0.2 * 0.5, 0.2 * 0.5]
+    assert optimizer.param_groups[1]["params"][0] is second
+    assert len(scheduler.lr_lambdas) == len(scheduler.base_lrs) == 2
+
+
 def test_afterwards_optimizer_and_scheduler_are_as_they_were():
     parameters, ours = weights(), nn.Parameter(torch.ones(()))
     optimizer = sgd(*parameters)

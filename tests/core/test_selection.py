@@ -90,6 +90,7 @@ def test_frozen_weights_are_left_out_in_words():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].weight.requires_grad_(False)
     assert select(model).left_out == {"0.weight": "frozen"}
+    assert names(select(model, frozen=True)) == {"0.weight", "1.weight"}
 
 
 def test_lazy_weights_are_refused_in_words_unless_ignored():

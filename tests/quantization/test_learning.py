@@ -111,7 +111,7 @@ def test_each_group_trains_the_steps_of_its_own_layers_and_no_decay_pulls_at_the
     first, second = learners(found, [two_groups(model.parameters())])
     assert list(first.learned) == ["weights/net.0.weight/step", "activations/net.0 input 0/step"]
     assert list(second.learned) == ["weights/net.2.weight/step", "activations/net.1 output/step"]
-    assert (first.like, second.like) == (model.net[0].weight, model.net[2].weight)
+    assert (first.like.parameter, second.like.parameter) == (model.net[0].weight, model.net[2].weight)
     assert first.changed == second.changed == {"weight_decay": 0.0}
 
 
@@ -129,7 +129,7 @@ def test_steps_of_layers_that_nobody_trains_go_to_the_first_that_is_trained():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6), **LSQ)
     (only,) = learners(found, [sgd(model.net[2].parameters())])
-    assert only.like is model.net[2].weight
+    assert only.like.parameter is model.net[2].weight
     assert len(only.learned) == 4
     assert learners(found, [sgd([nn.Parameter(torch.ones(1))])]) == []
 
