@@ -10,11 +10,15 @@ to plain Lightning in the same round.
 Latency: the same network, calibrated by `quantize` on random images and written by `export`, beside its float32 file
 and eager torch; they take turns too, one thread each. Calibration: 512 images of 32 x 32.
 Weights of 8 bits are written as uint8 where int8 kernels would saturate on a CPU without VNNI; those of 7 bits
-(`reduce_range=True`) never do, and run in the faster kernels.
+(`reduce_range=True`) never do, and run in the faster kernels. On a CPU with VNNI all of it is timed once more with the
+kernels that ONNX Runtime and torch have for AVX2 alone (`_narrow.py`).
 """
 
+import argparse
+import json
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +31,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from _models import Block
+from _narrow import environment_without_avx512, is_wider, saturates
 from _results import arguments, be_quiet, environment, write
 from _sessions import session, write_float
 from _turns import Batches, Contestant, paired, take_turns
@@ -37,7 +42,7 @@ from torch import Tensor, nn
 from lightning_compress import QuantizationAwareTraining, export, quantize
 
 PLAIN, FAR = "plain Lightning", 10**9
-WIDTH, SHAPE = 32, (3, 32, 32)
+WIDTH, SHAPE, BATCHES = 32, (3, 32, 32), (1, 64)
 TARGETS = {"QuantizationAwareTraining, 8 bits": 1.30}
 SEVEN, EIGHT, FLOAT = "ONNX Runtime, 7-bit weights", "ONNX Runtime, 8-bit weights", "ONNX Runtime, float32"
 LATENCY_TARGET, CALIBRATION_TARGET_SECONDS = 1.7, 10.0
@@ -140,29 +145,63 @@ def step_times(rounds: int, clock: str = "wall") -> dict[str, dict[str, float]]:
 # What comes out ----------------------------------------------------------------------------------------------------
 
 
-def deployed(runs: int, count: int = 512) -> dict[str, Any]:
-    """Latencies at batch 1 and 64, files' bytes, seconds of calibration on `count` images."""
-    torch.manual_seed(0)
-    model = WideResNet20().eval()
-    images = torch.rand(count, *SHAPE)
+def deployed(runs: int, quick: bool = False) -> dict[str, Any]:
+    """Latencies at batch 1 and 64, files' bytes, seconds of calibration."""
+    model, images = network(quick)
     begin = time.perf_counter()
     quantized = quantize(model, images.split(64), progress=False)
     calibration = time.perf_counter() - begin
     narrow = quantize(model, images.split(64), reduce_range=True, progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{place}.onnx" for place, name in enumerate((SEVEN, EIGHT, FLOAT))}
+        paths = files_in(Path(folder))
         told = export(narrow, paths[SEVEN], images[:4])
         export(quantized, paths[EIGHT], images[:4])
         write_float(_Network(model), images[:4], paths[FLOAT])
-        found = {batch: latencies(model, paths, images[:batch], runs) for batch in (1, 64)}
+        found = {batch: latencies(model, paths, images[:batch], runs) for batch in BATCHES}
         sizes = {name: path.stat().st_size for name, path in paths.items()}
+        narrow_found = without_avx512(Path(folder), runs, quick) if is_wider() else None
     return {
-        "calibration_images": count,
+        "calibration_images": len(images),
         "calibration_seconds": calibration,
         "latency": found,
+        "latency_without_avx512": narrow_found,
         "bytes": sizes,
         "integer_kernels": told.integer_kernels,
     }
+
+
+def network(quick: bool) -> tuple[WideResNet20, Tensor]:
+    """The network, and images to calibrate it with; the same in each process."""
+    if quick:
+        WideResNet20.blocks_of_a_stage, WideResNet20.batch = 1, 8
+    torch.manual_seed(0)
+    return WideResNet20().eval(), torch.rand(64 if quick else 512, *SHAPE)
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{place}.onnx" for place, name in enumerate((SEVEN, EIGHT, FLOAT))}
+
+
+def without_avx512(folder: Path, runs: int, quick: bool) -> dict[int, dict[str, dict[str, float]]]:
+    """The latencies of the same files by a process that computes as on a CPU with AVX2 alone."""
+    environment = environment_without_avx512(folder)
+    command = [sys.executable, __file__, "--files", str(folder), str(runs), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"The process without AVX-512 ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return {int(batch): one for batch, one in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def tell_latencies(folder: Path, runs: int, quick: bool) -> None:
+    """Print them as JSON.
+
+    Raises:
+        RuntimeError: if ONNX Runtime computes with VNNI all the same.
+    """
+    if not saturates():
+        raise RuntimeError("ONNX Runtime still computes with VNNI.")
+    model, images = network(quick)
+    print(json.dumps({batch: latencies(model, files_in(folder), images[:batch], runs) for batch in BATCHES}))
 
 
 def latencies(model: nn.Module, paths: dict[str, Path], images: Tensor, runs: int) -> dict[str, dict[str, float]]:
@@ -204,13 +243,13 @@ def step_table(steps: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def latency_table(found: dict[str, Any]) -> Table:
-    table = Table("", title="Running the network, one thread", caption=f"bytes: {found['bytes']}")
-    for batch in found["latency"]:
+def latency_table(found: dict[str, Any], key: str, where: str) -> Table:
+    table = Table("", title=f"Running the network, one thread{where}", caption=f"bytes: {found['bytes']}")
+    for batch in found[key]:
         table.add_column(f"batch {batch}, ms", justify="right")
         table.add_column("over 7 bits", justify="right")
-    for name in found["latency"][1]:
-        cells = [(f"{one[name]['ms']:.2f}", f"{one[name]['over_seven']:.2f}") for one in found["latency"].values()]
+    for name in found[key][1]:
+        cells = [(f"{one[name]['ms']:.2f}", f"{one[name]['over_seven']:.2f}") for one in found[key].values()]
         table.add_row(name, *(cell for pair in cells for cell in pair))
     return table
 
@@ -221,17 +260,22 @@ def main() -> None:
         __doc__,
         threads={"type": int, "default": 1, "help": "of torch"},
         rounds={"type": int, "default": 25, "help": "in which each variant takes a turn of a few steps"},
+        files={"nargs": 2, "help": argparse.SUPPRESS},
     )
     be_quiet()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(read.threads)
+    if read.files:
+        tell_latencies(Path(read.files[0]), int(read.files[1]), read.quick)
+        return
     console = Console()
-    if read.quick:
-        WideResNet20.blocks_of_a_stage, WideResNet20.batch = 1, 8
+    network(read.quick)
     steps = step_times(2 if read.quick else read.rounds)
     console.print(step_table(steps))
-    found = deployed(3, count=64) if read.quick else deployed(60)
-    console.print(latency_table(found))
+    found = deployed(3 if read.quick else 60, read.quick)
+    console.print(latency_table(found, "latency", ""))
+    if found["latency_without_avx512"] is not None:
+        console.print(latency_table(found, "latency_without_avx512", ", with the kernels for AVX2 alone"))
     console.print(
         f"Calibration on {found['calibration_images']} images: {found['calibration_seconds']:.1f} s (target: "
         f"{CALIBRATION_TARGET_SECONDS:.0f}). Aim for int8 at batch 64: {LATENCY_TARGET} times as fast as float32.",

@@ -11,6 +11,7 @@ from lightning_compress.core.cut import Cut, part_of
 from lightning_compress.core.selection import canonical
 from lightning_compress.core.surgery import reshape
 from lightning_compress.pruning.masked import MaskedParameters
+from lightning_compress.quantization.quantized import await_quantized
 from lightning_compress.quantization.restoring import restored, within
 from lightning_compress.report.checkpoint import load, state_dict_of
 
@@ -42,6 +43,8 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
         _mask(module, entry, canonical(prefix), checkpoint)
         if entry.get("model") is not None:
             _quantize(module, entry["model"], canonical(prefix), checkpoint)
+        elif "model" in entry:
+            await_quantized(module)
     return module
 
 

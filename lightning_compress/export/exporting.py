@@ -13,6 +13,9 @@ from lightning_compress.export.float_file import FloatReport, write_float_onnx
 from lightning_compress.export.onnx_file import OnnxReport, write_onnx
 from lightning_compress.export.packed import PackedReport, write_packed
 from lightning_compress.export.pt2 import Pt2Report, write_pt2
+from lightning_compress.quantization.copying import copied, without_compilers
+from lightning_compress.quantization.quantized import is_awaited, owner_of, quantized_of
+from lightning_compress.quantization.restoring import restored, within
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
@@ -36,8 +39,9 @@ def export(
       `load_packed(module, path)`.
 
     Args:
-        model: trained, or made by `quantize` or `load_compressed`; it stays as it is. A copy of a model that was
-            trained with `QuantizationAwareTraining` does not know its grids, and is one that was never quantized.
+        model: trained, or made by `quantize` or `load_compressed`, or a part of such a model that holds all of its
+            quantized layers; it stays as it is. A copy of a model that was trained with `QuantizationAwareTraining`
+            does not know its grids, and is one that was never quantized.
         path: of the file; its suffix says which kind.
         example_input: what the model is called with: a tensor, a tuple of arguments, or a dict of keywords; not needed
             for packed weights.
@@ -54,6 +58,7 @@ def export(
     """
     path = Path(path)
     check_suffix(path)
+    model = _as_known(model)
     in_integers = path.suffix == ".onnx" and not is_float(model)
     if weight_type != "auto" and not in_integers:
         raise ValueError(
@@ -72,6 +77,26 @@ def export(
     if path.suffix == ".pt2":
         return write_pt2(made, path, example_input, dynamic_batch=dynamic_batch)
     return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch, weight_type=weight_type)
+
+
+def _as_known(model: nn.Module) -> nn.Module:
+    """The module whose grids are known: what was compiled, or a copy of a part of what was quantized, with its grids.
+
+    Raises:
+        ValueError: if its grids are not there yet, or more than this part is on grids.
+    """
+    model = getattr(model, "_orig_mod", model)
+    name, owned, owner = owner_of(model) or ("", None, model)
+    if is_awaited(model) or (owner is not model and is_awaited(owner)):
+        raise ValueError(
+            f"The quantized phase of this {type(owner).__name__} was not reached. Train longer, or let "
+            f"QuantizationAwareTraining begin earlier; in floating point export a copy, copy.deepcopy(model)."
+        )
+    if quantized_of(model) is not None or owned is None:
+        return model
+    part = without_compilers(copied(model))
+    restored(part, within(name, owned.state()))
+    return part
 
 
 def check_suffix(path: Path) -> None:

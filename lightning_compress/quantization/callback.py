@@ -28,7 +28,7 @@ from lightning_compress.quantization.layout import layout_of
 from lightning_compress.quantization.learning import add_damping, quantize_gradients, training
 from lightning_compress.quantization.methods import MethodName
 from lightning_compress.quantization.plan import Request
-from lightning_compress.quantization.quantized import QuantizedModel
+from lightning_compress.quantization.quantized import QuantizedModel, await_quantized
 from lightning_compress.quantization.sites import Layout
 from lightning_compress.quantization.together import (
     average_gradients,
@@ -181,6 +181,7 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.quantized is not None:
             self.undo.enter_context(training(self.quantized, trainer))
             self.undo.enter_context(self.quantized.installed())
+        await_quantized(pl_module)
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 

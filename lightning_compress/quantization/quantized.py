@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lightning_compress.quantization.rows import cut
 from lightning_compress.quantization.sites import Layout, Site
 
 _quantized: "WeakKeyDictionary[nn.Module, QuantizedModel]" = WeakKeyDictionary()
+_awaited: "WeakSet[nn.Module]" = WeakSet()
 
 
 class QuantizedModel:
@@ -305,6 +306,25 @@ def _count(quantizer: WeightQuantizer) -> int:
 def quantized_of(model: nn.Module) -> QuantizedModel | None:
     """The quantizers that were made for this very module, if any."""
     return _quantized.get(model)
+
+
+def await_quantized(model: nn.Module) -> None:
+    """From now on this model is one that is to be quantized, and is not yet."""
+    _awaited.add(model)
+
+
+def is_awaited(model: nn.Module) -> bool:
+    """Whether a model was to be quantized, and its quantized phase was not reached."""
+    return model in _awaited and quantized_of(model) is None
+
+
+def owner_of(part: nn.Module) -> tuple[str, QuantizedModel | None, nn.Module] | None:
+    """Of which model that is quantized, or was to be, a module is a part: its name there with a dot, and that model."""
+    for model in [*_quantized, *_awaited]:
+        for name, module in model.named_modules() if model is not part else ():
+            if module is part:
+                return f"{shown(name)}.", quantized_of(model), model
+    return None
 
 
 def _plain() -> tuple[Format, Method]:

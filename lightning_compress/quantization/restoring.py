@@ -43,7 +43,7 @@ def within(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
     def own(name: str) -> str:
         if not f"{name}.".startswith(prefix):
-            raise ValueError(f"'{name}' is quantized outside of '{prefix.removesuffix('.')}': load the whole module.")
+            raise ValueError(f"'{name}' is quantized outside of '{prefix.removesuffix('.')}': take the whole module.")
         return name[len(prefix) :]
 
     layout = Layout.of(state["layout"])

@@ -39,9 +39,16 @@ JOINS = {
 }  # fmt: skip
 SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
 PAD_VALUE = (3, "value")  # position and name of that argument
+# With the position and the name of their lower limit.
+CLAMPS: dict[Any, tuple[int, str]] = {
+    **dict.fromkeys((functional.hardtanh, functional.hardtanh_), (1, "min_val")),
+    **dict.fromkeys((torch.clamp, torch.clamp_, torch.clip, Tensor.clamp, Tensor.clamp_, Tensor.clip), (1, "min")),
+    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), (1, "min")),
+}
 # Kernels take these along: a clip is what a grid with its zero at one end does anyway.
-CLIPS = {functional.relu, functional.relu_, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-NON_NEGATIVE = CLIPS | {functional.softmax, torch.softmax, Tensor.softmax, torch.sigmoid, Tensor.sigmoid}
+RELUS = {functional.relu, functional.relu_, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+CLIPS = RELUS | set(CLAMPS)
+NON_NEGATIVE = RELUS | {functional.softmax, torch.softmax, Tensor.softmax, torch.sigmoid, Tensor.sigmoid}
 # What is made of non-negative numbers alone by these is not negative.
 KEEP_SIGN = MOVES | JOINS
 
@@ -251,10 +258,15 @@ class _Planner:
         made = self.flow.made_by.get(value)
         if made is None or not depth:
             return False
-        if made.function in NON_NEGATIVE:
+        if made.function in NON_NEGATIVE or _clamps_at_zero(made):
             return True
         keeps = made.function in KEEP_SIGN and bool(made.inputs) and not _brings_negative(made)
         return keeps and all(self.is_non_negative(one, depth - 1) for one in made.inputs)
+
+
+def _clamps_at_zero(made: Operation) -> bool:
+    """Whether there is a lower limit that is a number, and not below zero."""
+    return any(made.numbers.get(one, -1.0) >= 0 for one in CLAMPS.get(made.function, ()))
 
 
 def _brings_negative(made: Operation) -> bool:

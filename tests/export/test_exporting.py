@@ -88,3 +88,43 @@ def test_the_type_of_weights_is_refused_for_files_without_integer_kernels(traine
     with pytest.raises(ValueError, match="weight_type='int8' is about integer kernels"):
         export(nn.Linear(8, 8), tmp_path / "model.onnx", torch.zeros(2, 8), weight_type="int8")
     assert not (tmp_path / name).exists()
+
+
+def test_a_part_that_holds_all_quantized_layers_is_exported_on_its_grids(trained, tmp_path):
+    numbers = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
+    whole, part = (export(one, tmp_path / f"{place}.safetensors") for place, one in enumerate((trained, trained.net)))
+    assert part.size_bytes < whole.size_bytes + 100
+    export(trained, tmp_path / "whole.pt2", numbers)
+    export(trained.net, tmp_path / "part.pt2", numbers)
+    programs = [torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("whole", "part")]
+    assert torch.equal(*(program(numbers) for program in programs))
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in trained.modules())
+    with pytest.raises(ValueError, match=r"'net.head' is quantized outside of 'net.hidden': take the whole module"):
+        export(trained.net.hidden, tmp_path / "part.pt2", numbers)
+
+
+def test_what_compiles_a_model_is_not_in_the_way(trained, tmp_path):
+    numbers = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
+    export(trained, tmp_path / "plain.pt2", numbers)
+    export(torch.compile(trained, backend="eager"), tmp_path / "compiled.pt2", numbers)
+    programs = [torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("plain", "compiled")]
+    assert torch.equal(*(program(numbers) for program in programs))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
+def test_a_model_whose_quantized_phase_was_not_reached_is_refused(suffix, make_module, make_trainer, loader, tmp_path):
+    module = make_module(net=Wide)
+    trainer = make_trainer([QuantizationAwareTraining(begin=20)], max_epochs=5)
+    step = module.training_step
+
+    def stop(batch, batch_idx):
+        trainer.should_stop = True
+        return step(batch, batch_idx)
+
+    module.training_step = stop
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = load_compressed(type(module), tmp_path / "last.ckpt", net=Wide)
+    for one in (module, module.net, again):
+        with pytest.raises(ValueError, match="quantized phase of this Classifier was not reached"):
+            export(one, tmp_path / f"model{suffix}", torch.zeros(2, 8))

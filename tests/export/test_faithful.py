@@ -1,6 +1,7 @@
 """What is deployed is what the model computed with its quantizers, whatever these do; else it is refused by place."""
 
 import copy
+import warnings
 
 import numpy
 import pytest
@@ -60,6 +61,70 @@ def test_the_file_computes_what_the_quantized_model_computes(settings, signed, t
     (found,) = session.run(None, {session.get_inputs()[0].name: images(100, seed=2).numpy()})
     # Sums in another order take a number over an edge here and there, of some hundreds in each image.
     assert numpy.abs(found - wanted).mean() < 0.2 * numpy.abs(wanted - wanted.mean(0)).mean()
+
+
+def shared_activation():
+    act = nn.LeakyReLU()
+    return nn.Sequential(nn.Conv2d(2, 24, 3), act, nn.Conv2d(24, 24, 3), act, nn.Flatten(), nn.Linear(384, 10))
+
+
+class Names(nn.Module):
+    """Two names that are one if a dot is no dot, and one that we would like to have."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(128, 64)
+        self.block, self.block_0 = nn.ModuleList([nn.Linear(64, 64)]), nn.Linear(64, 64)
+        self.quantizers = nn.ModuleList([nn.Linear(64, 10)])
+
+    def forward(self, images):
+        hidden = self.stem(images.flatten(1)).relu()
+        hidden = self.block_0(10 * self.block[0](hidden).relu()).tanh()
+        return self.quantizers[0](hidden)
+
+
+def normed_weights():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would like parametrizations
+        normed = nn.utils.weight_norm(nn.Conv2d(2, 24, 3))
+    return nn.Sequential(normed, nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 10))
+
+
+def mobile():
+    """Depthwise and pointwise convolutions with ReLU6."""
+    return nn.Sequential(
+        nn.Conv2d(2, 24, 3), nn.BatchNorm2d(24), nn.ReLU6(), nn.Conv2d(24, 24, 3, groups=24, bias=False),
+        nn.BatchNorm2d(24), nn.ReLU6(), nn.Conv2d(24, 48, 1), nn.Flatten(), nn.Linear(768, 10),
+    )  # fmt: skip
+
+
+def compiled():
+    inner = nn.Sequential(nn.Conv2d(2, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU())
+    return nn.Sequential(torch.compile(inner, backend="eager"), nn.Flatten(), nn.Linear(384, 10))
+
+
+ODD = {one.__name__: one for one in (shared_activation, Names, normed_weights, mobile, compiled)}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_modules_that_are_written_in_odd_ways_are_computed_as_they_are(make, kind, tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = quantize(make().eval(), [images(16)], progress=False)
+    export(model, path := tmp_path / f"model.{kind}", images(4))
+    with torch.no_grad():
+        wanted = model(images(100, seed=2))
+        found = torch.export.load(path).module()(images(100, seed=2)) if kind == "pt2" else computed(path)
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def computed(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(100, seed=2).numpy()})
+    return torch.from_numpy(found)
 
 
 def test_signs_are_kept_by_steps_of_next_to_nothing():

@@ -191,6 +191,12 @@ def written(values):
     ("between", "non_negative"),
     [
         (lambda values: values.relu(), True),
+        (nn.ReLU6(), True),
+        (nn.Hardtanh(), False),
+        (lambda values: values.clamp(0, 6), True),
+        (lambda values: values.clamp(min=0.0), True),
+        (lambda values: values.clamp(-1, 1), False),
+        (lambda values: values.clamp(max=1), False),
         (lambda values: values.relu() + 0.5, True),
         (lambda values: values.relu() + (-0.5), False),
         (lambda values: torch.add(values.relu(), values.sigmoid()), True),
@@ -203,7 +209,7 @@ def written(values):
 )
 def test_no_number_is_taken_for_non_negative_that_is_not(between, non_negative):
     model = Perceptron(between)
-    assert places(layout(model, torch.randn(2, 4)))["second input 0"] == non_negative
+    assert list(places(layout(model, torch.randn(2, 4))).values()) == [False, non_negative]
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -219,6 +225,14 @@ def test_what_is_negative_in_one_call_of_a_layer_is_not_non_negative(turned):
             return sum(self.head(one) for one in (reversed(both) if turned else both))
 
     assert places(layout(Model(), torch.randn(2, 4))) == {"layer input 0": False, "head input 0": False}
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU6(), nn.Hardtanh(), nn.ReLU6(inplace=True)], ids=str)
+def test_a_clip_goes_along_with_the_convolution(clip):
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), clip, nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 2)
+    )
+    assert list(places(layout(model, torch.randn(2, 1, 6, 6)))) == ["0 input 0", "2 output", "4 output"]
 
 
 class Siamese(nn.Module):

@@ -1,0 +1,64 @@
+"""ONNX Runtime and torch with their kernels for AVX2 alone, on a CPU that has AVX-512 and VNNI.
+
+torch and oneDNN have variables for that. ONNX Runtime has none: it asks the CPU which registers are in use (the
+instruction `xgetbv`), and believes in AVX-512 or not by the answer. So a copy of its package, in a folder that is thrown
+away, is made to take the answer of a CPU without: `mov al, 7` in the place of that instruction. Whether it computes as
+such a CPU does is seen by a sum of products that saturates there, and nowhere else.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy
+import torch
+
+# `xor ecx, ecx` before both: so this is the instruction, and not a part of a longer one.
+ASKED, ANSWERED = bytes.fromhex("31c9 0f01d0"), bytes.fromhex("31c9 b00790")
+TORCHS_OWN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+def is_wider() -> bool:
+    """Whether this CPU has instructions to leave out, and runs a system on which we know how."""
+    return sys.platform == "linux" and platform.machine() == "x86_64" and torch.cpu.get_capabilities()["avx512_vnni"]
+
+
+def environment_without_avx512(folder: Path) -> dict[str, str]:
+    """Variables with which a process computes with AVX2 at most; what it needs lies in the folder.
+
+    Raises:
+        RuntimeError: if this build of ONNX Runtime asks in another way.
+    """
+    found = find_spec("onnxruntime")
+    if found is None or found.origin is None:
+        raise RuntimeError("onnxruntime is not installed: pip install 'lightning-compress[export]'.")
+    copy = shutil.copytree(Path(found.origin).parent, folder / "onnxruntime", ignore=shutil.ignore_patterns("tools"))
+    asked = 0
+    for library in copy.glob("capi/*.so*"):
+        content = library.read_bytes()
+        asked += content.count(ASKED)
+        library.write_bytes(content.replace(ASKED, ANSWERED))
+    if not asked:
+        raise RuntimeError("This build of ONNX Runtime does not ask for AVX-512 in the way that we know.")
+    return {**os.environ, **TORCHS_OWN, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def saturates() -> bool:
+    """Whether ONNX Runtime adds two products of 8 bits in 16, as it does on a CPU with AVX2 and without VNNI."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    given, made = (
+        helper.make_tensor_value_info("given", TensorProto.UINT8, [1, 64]),
+        helper.make_tensor_value_info("made", TensorProto.INT32, [1, 16]),
+    )
+    weight = numpy_helper.from_array(numpy.full((64, 16), 127, numpy.int8), "weight")
+    node = helper.make_node("MatMulInteger", ["given", "weight"], ["made"])
+    graph = helper.make_graph([node], "largest", [given], [made], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"given": numpy.full((1, 64), 255, numpy.uint8)})
+    return bool(found[0, 0] != 64 * 127 * 255)
