@@ -1,9 +1,9 @@
 """ONNX Runtime and torch with their kernels for AVX2 alone, on a CPU that has AVX-512 and VNNI.
 
 torch and oneDNN have variables for that. ONNX Runtime has none: it asks the CPU which registers are in use (the
-instruction `xgetbv`), and believes in AVX-512 or not by the answer. So a copy of its package, in a folder that is thrown
-away, is made to take the answer of a CPU without: `mov al, 7` in the place of that instruction. Whether it computes as
-such a CPU does is seen by a sum of products that saturates there, and nowhere else.
+instruction `xgetbv`), and believes in AVX-512 or not by the answer. So a copy of its package, in a folder that is
+thrown away, is made to take the answer of a CPU without: `mov al, 7` in the place of that instruction. Whether it
+computes as such a CPU does is seen by a sum of products that saturates there, and nowhere else.
 """
 
 import os
