@@ -15,6 +15,13 @@ COMPUTING = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 KNOWN = (*COMPUTING, *RECURRENT, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)
 
+# By what torch's hooks put behind the name of a weight that they compute.
+MADE_BY_HOOKS = {
+    "_g": "remove the weight norm by torch.nn.utils.remove_weight_norm",
+    "_v": "remove the weight norm by torch.nn.utils.remove_weight_norm",
+    "_orig": "remove the spectral norm by torch.nn.utils.remove_spectral_norm",
+}
+
 
 @dataclass(frozen=True)
 class Held:
@@ -92,13 +99,23 @@ def _obstacle(candidate: Candidate, asked: bool) -> str | None:
         reason = "computed by a parametrization; remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
     elif not isinstance(candidate.owner, KNOWN):
         reason = f"{type(candidate.owner).__name__} is no layer whose forward is known to read it"
-    elif candidate.name.rpartition(".")[2] in ("weight_g", "weight_v"):
-        reason = "computed by a weight norm; remove that first (torch.nn.utils.remove_weight_norm)"
+    elif made := _made_by_hook(candidate.owner, candidate.name.rpartition(".")[2]):
+        reason = f"what the layer computes with is made of it before each call; {made} first"
     else:
         return None
     if asked:
         raise ValueError(f"'{candidate.name}' cannot be quantized: {reason}.")
     return reason
+
+
+def _made_by_hook(owner: nn.Module, leaf: str) -> str | None:
+    """How to give a layer its own weight back, if a hook of torch's computes that from this one and others."""
+    for suffix, mend in MADE_BY_HOOKS.items():
+        weight = leaf.removesuffix(suffix)
+        if weight != leaf and hasattr(owner, weight) and weight not in owner._parameters:
+            pruned = hasattr(owner, f"{weight}_mask")
+            return f"make the pruning permanent by torch.nn.utils.prune.remove(layer, '{weight}')" if pruned else mend
+    return None
 
 
 def _held(name: str, candidate: Candidate, modules: dict[str, nn.Module]) -> tuple[str, Held]:
