@@ -111,6 +111,13 @@ def test_what_does_not_fall_says_when_it_begins():
     assert QuantizationAwareTraining(begin=6, calibrate_only=True).timeline(run_of_24_steps()) == [(6, "calibrates")]
 
 
+@pytest.mark.parametrize("begin", [100, "3 epochs"])
+def test_a_trial_run_of_lightning_may_end_before_it_begins(begin, make_module, make_trainer, loader):
+    quantization = QuantizationAwareTraining(begin=begin)
+    make_trainer([quantization], fast_dev_run=True).fit(make_module(), loader, loader)
+    assert quantization.quantized is None
+
+
 def test_a_run_that_is_stopped_before_the_phase_is_told_so(pl, make_module, make_trainer, loader):
     late = QuantizationAwareTraining(begin=100, end=200)
     stop = pl.callbacks.LambdaCallback(on_train_epoch_end=lambda trainer, _: setattr(trainer, "should_stop", True))
