@@ -321,6 +321,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self._lay_out(pl_module)  # channels may have been cut since
         with watched(pl_module) as flow:
             result = original(*args, **kwargs)
+        if not any(layer.name in flow.given for layer in self.layers):
+            return result  # the user has skipped this step: the next one is watched
         left_out = apart(flow, pl_module, self.layers)
         self._leave_out(left_out)
         layout = layout_of(flow, pl_module, self.layers, self.request)

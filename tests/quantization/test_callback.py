@@ -111,6 +111,17 @@ def test_what_does_not_fall_says_when_it_begins():
     assert QuantizationAwareTraining(begin=6, calibrate_only=True).timeline(run_of_24_steps()) == [(6, "calibrates")]
 
 
+def test_a_step_that_the_user_skips_is_not_the_watched_one(pl, make_module, make_trainer, loader):
+    class Skipping(make_module):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx in (2, 3) else super().training_step(batch, batch_idx)
+
+    quantization = QuantizationAwareTraining(begin=3)
+    note = noted(pl, quantization, lambda one: one.quantized is not None)
+    make_trainer([quantization, note], max_epochs=1).fit(Skipping(), loader)
+    assert note.by_batch == [False] * 4 + [True] * 4
+
+
 @pytest.mark.parametrize("begin", [100, "3 epochs"])
 def test_a_trial_run_of_lightning_may_end_before_it_begins(begin, make_module, make_trainer, loader):
     quantization = QuantizationAwareTraining(begin=begin)
