@@ -42,6 +42,7 @@ from lightning_compress.quantization.together import (
     share_learned,
     share_ranges,
 )
+from lightning_compress.quantization.unable import refuse_unable
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -182,6 +183,7 @@ class QuantizationAwareTraining(CompressionCallback):
         return result
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_unable(trainer.optimizers, self.layers, self.request)
         self._warn_of_averages(trainer, pl_module)
         self._freezes = moments_of(run_of(trainer, pl_module), {} if self.calibrate_only else self.freezes)
         self.norms = Norms.of(pl_module)
