@@ -68,6 +68,20 @@ def refuse_second(name: str, others: Iterable[str]) -> None:
         )
 
 
+def refuse_sparse(layers: Iterable[Layer]) -> None:
+    """Refuse to train layers on grids whose weights get sparse gradients: each gradient is changed on its way.
+
+    Raises:
+        ValueError: if there is one; it is named.
+    """
+    for layer in layers:
+        if getattr(layer.module, "sparse", False) and any(held.parameter.requires_grad for held in layer.weights):
+            raise ValueError(
+                f"'{layer.name}' is an {type(layer.module).__name__}(sparse=True), whose gradients cannot come through "
+                f"a grid. Write ignore=['{layer.name}'], or sparse=False."
+            )
+
+
 def claims_of(layers: list[Layer], request: Request) -> list[Claim]:
     """What is done to weights that cannot be pruned then: binary ones have no zero."""
     plans = request.plan(layers)

@@ -25,6 +25,7 @@ from lightning_compress.quantization.arguments import (
     learned_by,
     moments_of,
     refuse_second,
+    refuse_sparse,
 )
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
@@ -158,6 +159,7 @@ class QuantizationAwareTraining(CompressionCallback):
         others = [one.name for one in ours(trainer) if isinstance(one, QuantizationAwareTraining) and one is not self]
         refuse_second(self.name, others)
         self._lay_out(pl_module)
+        refuse_sparse(() if self.calibrate_only else self.layers)
         rank_zero_info(f"'{self.name}' quantizes {self.selection}.{said_of_frozen(self.layers)}")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers that cannot train what grids learn are refused before the first step; where nothing is learned they work."""
+"""Optimizers that cannot train what grids learn are refused before training; where nothing is learned they work."""
 
 import pytest
 import torch
