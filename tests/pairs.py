@@ -145,11 +145,8 @@ PAIRS = [
     # Quantization
     Pair(
         'QuantizationAwareTraining(targets="net.0", begin=4)',
-        'QuantizationAwareTraining(weights=4, targets="net.2", begin=6)', WORKS, "each has layers of its own",
-    ),
-    Pair(
-        INT8, 'QuantizationAwareTraining(weights=4, targets="net.2", begin=6)', REFUSED,
-        "would both quantize net.2.weight",
+        'QuantizationAwareTraining(weights=4, targets="net.2", begin=6)', REFUSED,
+        "but it is measured, exported and loaded with the grids of one",
     ),
     Pair(INT8, FREEZE, WORKS, "what is frozen is quantized, and does not train"),
     Pair(LEARNED, REWIND, WORKS, "the weights come back; what grids have learned stays"),

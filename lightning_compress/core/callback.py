@@ -301,6 +301,7 @@ def run_of(trainer: Trainer, pl_module: LightningModule) -> Run:
         accumulate=trainer.accumulate_grad_batches,
         automatic=pl_module.automatic_optimization and not changing,
         max_time=_is_timed(trainer),
+        trial=bool(trainer.fast_dev_run),
     )
 
 

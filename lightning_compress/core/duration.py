@@ -30,6 +30,7 @@ class Run:
         accumulate: batches per optimizer step.
         automatic: False under manual optimization, where only the user's code knows how many steps a batch takes.
         max_time: whether a time limit may end the run.
+        trial: whether it is a few batches of a longer run, to try the code: a phase may lie past its end.
     """
 
     epochs: int | None
@@ -38,6 +39,7 @@ class Run:
     accumulate: int = 1
     automatic: bool = True
     max_time: bool = False
+    trial: bool = False
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -214,11 +216,13 @@ def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration,
     if hand == "epochs" and not math.isinf(last):
         # The last moment that training sees on this hand is the start of its last epoch.
         last = max(math.floor(round(values["end"], 6)), first + 1)
-        if run.epochs is not None and first + 1 > run.epochs - 1:
+        if run.epochs is not None and first + 1 > run.epochs - 1 and not run.trial:
             raise ValueError(
                 f"begin={begin!r} to end={end!r} has no room in {run.epochs} epochs of unknown length. Write durations "
                 f"in steps, or give the Trainer max_steps or limit_train_batches."
             )
+    if first >= last and run.trial:
+        last = first + 1
     if first >= last:
         raise ValueError(
             f"begin={begin!r} is moment {first} and end={end!r} is moment {last} of this run, counted in {hand}: begin "

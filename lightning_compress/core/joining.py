@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-# What schedulers of torch keep for each group, beside what they write into the groups themselves.
-PER_GROUP = {"lr_lambdas", "_last_lr", "base_momentums", "max_momentums"}
+# What schedulers of torch, and of timm, keep for each group, beside what they write into the groups themselves.
+PER_GROUP = {"lr_lambdas", "_last_lr", "base_momentums", "max_momentums", "base_values"}
 
 
 @contextmanager

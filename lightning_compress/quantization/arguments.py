@@ -1,6 +1,6 @@
 """What does not go together: arguments of the callback, and it with other callbacks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_compress.core.duration import Duration, Run, Window, parse, resolve
@@ -54,17 +54,40 @@ def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, Wi
     return found
 
 
+def refuse_second(name: str, others: Iterable[str]) -> None:
+    """Refuse to quantize a model twice: what is measured, exported and loaded knows one set of grids.
+
+    Raises:
+        ValueError: if there are others; all are named.
+    """
+    for other in others:
+        raise ValueError(
+            f"'{other}' and '{name}' would both quantize this model, but it is measured, exported and loaded with the "
+            f"grids of one. Put both into one QuantizationAwareTraining: other bits or methods of some layers go into "
+            f"overrides, layers that stay in floating point into ignore."
+        )
+
+
+def refuse_sparse(layers: Iterable[Layer]) -> None:
+    """Refuse to train layers on grids whose weights get sparse gradients: each gradient is changed on its way.
+
+    Raises:
+        ValueError: if there is one; it is named.
+    """
+    for layer in layers:
+        if getattr(layer.module, "sparse", False) and any(held.parameter.requires_grad for held in layer.weights):
+            raise ValueError(
+                f"'{layer.name}' is an {type(layer.module).__name__}(sparse=True), whose gradients cannot come through "
+                f"a grid. Write ignore=['{layer.name}'], or sparse=False."
+            )
+
+
 def claims_of(layers: list[Layer], request: Request) -> list[Claim]:
-    """What quantizing does to which weights, and only one callback can do; binary ones cannot be pruned either."""
+    """What is done to weights that cannot be pruned then: binary ones have no zero."""
     plans = request.plan(layers)
     forms = {held.name: plans[layer.name].weights for layer in layers for held in layer.weights}
     binary = {one for one, form in forms.items() if form is not None and form.name == "binary"}
     return [
-        Claim(
-            "quantize",
-            frozenset(forms),
-            "Give each weight to one of them by targets and ignore; for other bits in some layers use overrides.",
-        ),
         Claim(
             "make binary",
             frozenset(binary),

@@ -1,7 +1,7 @@
 """Batches of a loader, and how a model is called with one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from itertools import chain, islice
 from typing import Any
@@ -52,13 +52,13 @@ class Batches:
         """What the model gives for a batch, which stays as it is."""
         return self.forward(model, _on_device_of(model, batch))
 
-    def run(self, model: nn.Module, what: str) -> None:
-        """Call the model with all batches, each until somebody has seen enough."""
+    def run(self, model: nn.Module, what: str, end_batch: Callable[[], None] | None = None) -> None:
+        """Call the model with all batches, each until somebody has seen enough; after each call `end_batch`."""
         for batch in self.progress.track(self.batches, what, self.count):
-            try:
+            with suppress(Enough):
                 self.call(model, batch)
-            except Enough:
-                continue
+            if end_batch is not None:
+                end_batch()
 
 
 def call_with(model: nn.Module, batch: Any) -> Any:

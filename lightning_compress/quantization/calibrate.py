@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import count
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,11 +21,11 @@ from lightning_compress.quantization.equalize import pairs_of
 from lightning_compress.quantization.formats import Bits, parse
 from lightning_compress.quantization.layers import Layer, layers_of
 from lightning_compress.quantization.layout import layout_of
+from lightning_compress.quantization.mean_ranges import MeanRanges
 from lightning_compress.quantization.methods import MethodName, default_name
 from lightning_compress.quantization.plan import LayerPlan, Request
 from lightning_compress.quantization.progress import PatientProgress
 from lightning_compress.quantization.quantized import QuantizedModel
-from lightning_compress.quantization.ranges import Interval, Range, averaged
 from lightning_compress.quantization.sites import Layout
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -138,16 +136,6 @@ class TrainedRequest(Request):
         return super()._planned({**settings, "method": _without_learning(settings)})
 
 
-@dataclass(frozen=True)
-class MeanRange(Range):
-    """A range that is the mean of those of all calls so far, each counted once."""
-
-    counted: Iterator[int] = field(default_factory=partial(count, 2))
-
-    def join(self, old: Interval, new: Interval) -> Interval:
-        return averaged(old, new, 1 / next(self.counted))
-
-
 def _without_learning(settings: Mapping[str, Any]) -> MethodName:
     method = settings["method"]
     if method is not None and not isinstance(method, Mapping):
@@ -212,12 +200,11 @@ def _refuse_other_outputs(model: nn.Module, given: Batches, outputs: list[Tensor
 
 def _watch_ranges(model: nn.Module, quantized: QuantizedModel, given: Batches) -> None:
     """Let all quantizers see the activations in floating point."""
-    for quantizer in quantized.activations.values():
-        if not quantizer.range.widens:
-            quantizer.range = MeanRange(quantizer.range.estimator, quantizer.range.momentum)
     quantized.draw_anew(0)
     quantized.mode.active, quantized.mode.observing = True, True
-    given.run(model, "Calibrating")
+    ranges = MeanRanges(quantized.activations.values())
+    with ranges.watched():
+        given.run(model, "Calibrating", ranges.end_batch)
     quantized.mode.observing = False
     if missing := quantized.unstarted():
         raise ValueError(

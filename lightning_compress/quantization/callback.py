@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now, run_of
+from lightning_compress.core.callback import CompressionCallback, now, ours, run_of
 from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.cut import Cut
@@ -19,7 +19,14 @@ from lightning_compress.core.norms import Norms
 from lightning_compress.core.order import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.selection import Patterns, Selection, as_patterns
-from lightning_compress.quantization.arguments import check_training, claims_of, learned_by, moments_of
+from lightning_compress.quantization.arguments import (
+    check_training,
+    claims_of,
+    learned_by,
+    moments_of,
+    refuse_second,
+    refuse_sparse,
+)
 from lightning_compress.quantization.fall import Fall
 from lightning_compress.quantization.formats import Bits
 from lightning_compress.quantization.frozen import apart, said_of_frozen
@@ -36,6 +43,7 @@ from lightning_compress.quantization.together import (
     share_learned,
     share_ranges,
 )
+from lightning_compress.quantization.unable import refuse_unable
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -70,7 +78,7 @@ class QuantizationAwareTraining(CompressionCallback):
         ignore: what to leave out, written like `targets`.
         seed: of methods that draw; the user's random stream is never touched.
         gate_best: let `ModelCheckpoint(monitor=...)` compare only quantized epochs, and `EarlyStopping` wait for them.
-        name: part of the logged keys and of the checkpoint's; two callbacks need two names.
+        name: part of the logged keys and of the checkpoint's. A run has one callback that quantizes.
 
     Raises:
         ValueError: at construction, before training, or in the first quantized step at the latest.
@@ -148,7 +156,10 @@ class QuantizationAwareTraining(CompressionCallback):
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        others = [one.name for one in ours(trainer) if isinstance(one, QuantizationAwareTraining) and one is not self]
+        refuse_second(self.name, others)
         self._lay_out(pl_module)
+        refuse_sparse(() if self.calibrate_only else self.layers)
         rank_zero_info(f"'{self.name}' quantizes {self.selection}.{said_of_frozen(self.layers)}")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,6 +185,7 @@ class QuantizationAwareTraining(CompressionCallback):
         return result
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_unable(trainer.optimizers, self.layers, self.request)
         self._warn_of_averages(trainer, pl_module)
         self._freezes = moments_of(run_of(trainer, pl_module), {} if self.calibrate_only else self.freezes)
         self.norms = Norms.of(pl_module)
@@ -314,6 +326,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self._lay_out(pl_module)  # channels may have been cut since
         with watched(pl_module) as flow:
             result = original(*args, **kwargs)
+        if not any(layer.name in flow.given for layer in self.layers):
+            return result  # the user has skipped this step: the next one is watched
         left_out = apart(flow, pl_module, self.layers)
         self._leave_out(left_out)
         layout = layout_of(flow, pl_module, self.layers, self.request)

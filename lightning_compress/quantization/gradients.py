@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.quantization.grid import drawn, sign, wide
+from lightning_compress.quantization.grid import drawn, sign, straight_through, wide
 
 
 def quantize_gradient(values: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -95,7 +95,8 @@ class _QuantizedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.quantizer(gradient), None
+        found = ctx.quantizer(gradient.detach())
+        return (straight_through(gradient, found) if gradient.requires_grad else found), None
 
 
 def _shifted(values: Tensor) -> Tensor:

@@ -109,10 +109,12 @@ def gradient_between_(gradient: Tensor, values: Tensor, lowest: Any, highest: An
     """The gradient where `lowest < values < highest`, else 0, written over `values` if that is possible.
 
     Args:
-        gradient, values: of one shape.
+        gradient, values: of one shape; no gradient comes to the values.
         lowest, highest: numbers, or tensors that broadcast to the shape.
     """
-    if isinstance(lowest, Tensor) or gradient.dtype != values.dtype or torch.compiler.is_compiling():
+    # What is written over has no gradient of its own, which penalties of gradients ask for.
+    kept = gradient.requires_grad or gradient.dtype != values.dtype
+    if isinstance(lowest, Tensor) or kept or torch.compiler.is_compiling():
         between: Tensor = (values > lowest) & (values < highest)
         return gradient * between
     # On a CPU masks of booleans take many times as long as this operator, and so do new tensors of this size.

@@ -14,6 +14,7 @@ from lightning_compress.core.joining import group_of, joined
 from lightning_compress.core.lookup import call_with_needs
 from lightning_compress.quantization.layers import Held
 from lightning_compress.quantization.quantized import QuantizedModel
+from lightning_compress.quantization.unable import refuse_unable
 
 # PACT's clips are pulled down by the decay of the weights, section 3 of the paper; other steps have none.
 DECAYED = {"clip"}
@@ -107,6 +108,7 @@ def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
 def _join(quantized: QuantizedModel, trainer: Any, stack: ExitStack) -> None:
     """Let optimizers train what is learned, and let the rest of it cost no gradient, until the stack is closed."""
     places: dict[str, tuple[str, int]] = {}
+    refuse_unable(trainer.optimizers, list(quantized.layers.values()), quantized.request)
     for one in learners(quantized, trainer.optimizers):
         like, schedulers = one.like.parameter, _Schedulers(trainer)
         stack.enter_context(joined(one.optimizer, schedulers, one.learned, like, one.place, **one.changed))

@@ -181,7 +181,8 @@ class ActivationQuantizer(Quantizer):
     """Puts what flows through a place on its grid, once it has seen what comes there.
 
     Attributes:
-        started: whether it has seen anything.
+        started: whether it has seen anything but zeros.
+        zeros: whether it has seen zeros, and nothing else yet.
         place: where that is, in words for errors.
     """
 
@@ -203,7 +204,7 @@ class ActivationQuantizer(Quantizer):
         device: torch.device | None = None,
     ) -> None:
         super().__init__(function, form, mode, seed)
-        self.range, self.non_negative, self.started = range_, non_negative, False
+        self.range, self.non_negative, self.started, self.zeros = range_, non_negative, False, False
         self._limit(form)
         # Where half or double precision is the default, ranges are still in single.
         for name in ("minimum", "maximum"):
@@ -232,6 +233,8 @@ class ActivationQuantizer(Quantizer):
 
     def obstacle(self, zeros: bool = True) -> str | None:
         """Why no grid fits to what has come, if so; `zeros`: whether nothing but those is a reason."""
+        if not self.started:
+            return "are all zero" if zeros and self.zeros else None
         if not self.follows:
             learned = [float(one.detach()) for one in self.parameters()]
             return None if all(map(math.isfinite, learned)) else f"have led to a step of {learned}"
@@ -242,7 +245,11 @@ class ActivationQuantizer(Quantizer):
 
     @torch.no_grad()
     def watch(self, values: Tensor) -> None:
-        """Let the range follow what comes; what is learned begins with the first of it."""
+        """Let the range follow what comes; it, and what is learned, begin with the first that is not all zero."""
+        if not self.started and (self.follows or self.learned) and not values.any():
+            # Zeros lie on every such grid, and tell of none: states of a recurrence, and padding, begin with them.
+            self.zeros = True
+            return
         if self.follows:
             found = self.range.estimate(values.float(), dim=None, low=self.low, high=self.high)
             if self.started:
@@ -253,7 +260,7 @@ class ActivationQuantizer(Quantizer):
             for name, initial in self.learned.items():
                 row = values.float().reshape(1, -1)
                 self.get_parameter(name).copy_(initial(row, self.low, self.high).reshape(()))
-        self.started = True
+        self.started, self.zeros = True, False
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -263,11 +270,11 @@ class ActivationQuantizer(Quantizer):
         self.scale.copy_(scale), self.zero_point.copy_(zero_point)
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "started": self.started}
+        return {**super().state(), "started": self.started, "zeros": self.zeros}
 
     def load(self, state: Mapping[str, Any]) -> None:
         super().load(state)
-        self.started = bool(state["started"])
+        self.started, self.zeros = bool(state["started"]), bool(state.get("zeros", False))
 
     def change_format(self, form: Format) -> None:
         """Go over to another number of bits; a learned step keeps its range."""

@@ -149,7 +149,7 @@ class QuantizedModel:
 
     def unstarted(self) -> list[str]:
         """Places of activations that have seen nothing yet."""
-        return [name for name, quantizer in self.activations.items() if not quantizer.started]
+        return [name for name, one in self.activations.items() if not (one.started or one.zeros)]
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values only."""
@@ -242,7 +242,7 @@ class QuantizedModel:
                     f"zero in the loss: a lower learning rate or float32 may help."
                 )
         for name, quantizer in self.activations.items():
-            if quantizer.started and (why := quantizer.obstacle(zeros=not early)):
+            if why := quantizer.obstacle(zeros=not early):
                 raise ValueError(
                     f"The activations at {self._in_words(name)} {why}, so there is no grid for them. Look at the "
                     f"batches and the layers before it, or leave it out: ignore={self.takers(name)}."

@@ -70,6 +70,13 @@ def test_says_that_one_epoch_of_unknown_length_has_no_room():
         resolve("10%", "70%", "1%", Run(epochs=1))
 
 
+@pytest.mark.parametrize(("begin", "moment"), [(100, 100), ("3 epochs", 3), ("50%", 0)])
+def test_a_trial_of_one_batch_may_end_before_a_phase_begins(begin, moment):
+    run = Run(epochs=1, batches_per_epoch=1, trial=True)
+    assert resolve(begin, "100%", "1%", run) == Window("steps", moment, moment + 1, 1)
+    assert resolve("10%", "70%", "1%", Run(epochs=1, trial=True)) == Window("epochs", 0, 1, 1)
+
+
 def test_refuses_mixed_units_in_the_wrong_order_once_they_can_be_compared():
     with pytest.raises(ValueError, match="begin='5 epochs' is moment 500 and end='300 steps' is moment 300"):
         resolve("5 epochs", "300 steps", 1, TEN_EPOCHS)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import QuantizationAwareTraining
@@ -109,6 +110,48 @@ def run_of_24_steps():
 def test_what_does_not_fall_says_when_it_begins():
     assert QuantizationAwareTraining(begin=6).timeline(run_of_24_steps()) == [(6, "quantizes")]
     assert QuantizationAwareTraining(begin=6, calibrate_only=True).timeline(run_of_24_steps()) == [(6, "calibrates")]
+
+
+def test_sparse_gradients_are_refused_before_training_unless_nothing_is_trained_on_grids(
+    make_module, make_trainer, loader
+):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(4, 6, sparse=True), nn.Linear(6, 3)
+
+        def forward(self, values):
+            return self.out(self.words((values[:, :3] > 0).long()).mean(1))
+
+    def fit(**settings):
+        module = make_module(lambda parameters: torch.optim.SGD(parameters, lr=0.1), net=Words)
+        quantization = QuantizationAwareTraining(begin=2, **settings)
+        trainer = make_trainer([quantization], max_epochs=1)
+        trainer.fit(module, loader)
+        return quantization.quantized.weights
+
+    with pytest.raises(ValueError, match=r"'net.words' is an Embedding\(sparse=True\).*ignore=\['net.words'\]"):
+        fit()
+    assert set(fit(ignore=["net.words"])) == {"net.out.weight"}
+    assert set(fit(calibrate_only=True)) == {"net.words.weight", "net.out.weight"}
+
+
+def test_a_step_that_the_user_skips_is_not_the_watched_one(pl, make_module, make_trainer, loader):
+    class Skipping(make_module):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx in (2, 3) else super().training_step(batch, batch_idx)
+
+    quantization = QuantizationAwareTraining(begin=3)
+    note = noted(pl, quantization, lambda one: one.quantized is not None)
+    make_trainer([quantization, note], max_epochs=1).fit(Skipping(), loader)
+    assert note.by_batch == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("begin", [100, "3 epochs"])
+def test_a_trial_run_of_lightning_may_end_before_it_begins(begin, make_module, make_trainer, loader):
+    quantization = QuantizationAwareTraining(begin=begin)
+    make_trainer([quantization], fast_dev_run=True).fit(make_module(), loader, loader)
+    assert quantization.quantized is None
 
 
 def test_a_run_that_is_stopped_before_the_phase_is_told_so(pl, make_module, make_trainer, loader):

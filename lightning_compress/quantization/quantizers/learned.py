@@ -88,9 +88,11 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, step = ctx.saved_tensors
+        # Left to autograd, with a rounding that passes gradients, the slope has none: its two parts cancel out.
+        values, step = (one.detach() for one in ctx.saved_tensors)
         ratio = wide(values) / step
         slope = ratio.clamp(ctx.low, ctx.high).round_().sub_(gradient_between_(ratio, ratio.clone(), ctx.low, ctx.high))
-        total = slope.mul_(gradient).sum() if step.ndim == 0 else slope.mul_(gradient).sum(1, keepdim=True)
+        moved = slope * gradient if gradient.requires_grad else slope.mul_(gradient)
+        total = moved.sum() if step.ndim == 0 else moved.sum(1, keepdim=True)
         passed = gradient_between_(gradient, ratio, ctx.low, ctx.high)
         return passed, (total * ctx.damping).to(step.dtype), None, None, None

@@ -93,7 +93,8 @@ class _Uniform(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        steps, (lowest, highest) = _steps(*ctx.saved_tensors), ctx.limits
+        values, scale, chances = ctx.saved_tensors
+        steps, (lowest, highest) = _steps(values.detach(), scale, chances), ctx.limits
         return gradient_between_(gradient, steps, lowest - 0.5, highest + 0.5), None, None, None, None, None
 
 
