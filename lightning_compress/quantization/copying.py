@@ -12,12 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def copied(model: Model) -> Model:
-    """A copy in the same modes, without quantizers' hooks, wrapped methods and Trainer.
-
-    Raises:
-        ValueError: if a module holds a tensor that it has computed, with a gradient: torch cannot copy those.
-    """
-    _refuse_computed(model)
+    """A copy in the same modes, without quantizers' hooks, wrapped methods and Trainer."""
     with _alone(model):
         copy = deepcopy(model)
     for module in copy.modules():
@@ -53,17 +48,6 @@ def uncompiled(model: Model) -> Model:
                 setattr(parent, name, torch.compiler.disable(inner))  # type: ignore[no-untyped-call]
     inner = _compiled(model)
     return model if inner is None else torch.compiler.disable(inner)  # type: ignore[no-untyped-call]
-
-
-def _refuse_computed(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        for leaf, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                raise ValueError(
-                    f"No copy can be made: '{path}' holds '{leaf}', which was computed and has a gradient. If a hook "
-                    f"of torch's computes it, make it permanent (torch.nn.utils.prune.remove, remove_weight_norm, "
-                    f"remove_spectral_norm); else keep {leaf}.detach()."
-                )
 
 
 def _compiled(wrapper: nn.Module) -> nn.Module | None:
