@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from onnx import ModelProto
 from torch import Tensor
+from torch.fx import Node
 
 from lightning_compress.export.deployable import Deployable
 from lightning_compress.export.qdq.watching import Call, watched
@@ -19,6 +20,7 @@ from lightning_compress.measure.example import batch_size, described, with_batch
 
 MARKER = "FakeQuantize"
 DOMAIN = "lightning_compress"
+LOOK_UPS = {torch.ops.aten.embedding.default}
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Captured:
     Attributes:
         model: with nodes `lightning_compress.FakeQuantize` for the quantizers.
         unused: names of parameters that the forward does not use.
+        looked_up: names of parameters of which the forward takes rows by their numbers, and nothing else.
     """
 
     model: ModelProto
     unused: frozenset[str]
+    looked_up: frozenset[str] = frozenset()
 
 
 def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool, opset: int) -> Captured:
@@ -61,7 +65,10 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
             raise ValueError(_told(deployable, error, example_input, dynamic_batch)) from error
     if program is None or program.exported_program is None:
         raise ValueError("torch.onnx.export gave no program.")
-    return Captured(program.model_proto, _unused(program.exported_program))
+    users = _users(program.exported_program)
+    unused = frozenset(name for name, nodes in users.items() if not nodes)
+    looked_up = frozenset(name for name, nodes in users.items() if {node.target for node in nodes} == LOOK_UPS)
+    return Captured(program.model_proto, unused, looked_up)
 
 
 def _marked(call: Call, values: Tensor) -> Tensor:
@@ -110,13 +117,11 @@ def _shapes(example: Any) -> Any:
     return of(keywords) if keywords else of(arguments)
 
 
-def _unused(program: torch.export.ExportedProgram) -> frozenset[str]:
+def _users(program: torch.export.ExportedProgram) -> dict[str, list[Node]]:
+    """The nodes that take each parameter, by its name in the module."""
     names = program.graph_signature.inputs_to_parameters
-    return frozenset(
-        names[node.name]
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in names and not node.users
-    )
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    return {names[node.name]: list(node.users) for node in inputs}
 
 
 @contextmanager

@@ -72,12 +72,15 @@ class Weights:
                 for row, numbers in enumerate(_matrix(values[name], table)):
                     self.rows.setdefault(numbers.tobytes(), []).append((name, row))
 
-    def locate(self, constants: Mapping[str, Array], unused: Iterable[str] = ()) -> dict[str, Located]:
+    def locate(
+        self, constants: Mapping[str, Array], unused: Iterable[str] = (), looked_up: Iterable[str] = ()
+    ) -> dict[str, Located]:
         """Find the constants that weights have become.
 
         Args:
             constants: all float constants of the graph by name.
             unused: names of weights that need not be there.
+            looked_up: names of weights of which a forward only takes rows, so that a part of them is enough.
 
         Raises:
             ValueError: if a weight is not found, or only a part of it.
@@ -90,7 +93,9 @@ class Weights:
         for name, value in plain.items():
             if name not in found and (one := self._of_rows(value, left)) is not None:
                 found[name] = one
-        self._check_all_found(seen, left, unused)
+        begun = {self.contents[name] for homes in self.rows.values() for name, row in homes if (name, row) not in left}
+        in_part = [name for name in looked_up if self.contents.get(name) in begun]
+        self._check_all_found(seen, left, [*unused, *in_part])
         return found
 
     def _check_all_found(self, seen: set[Content], left: set[Home], unused: Iterable[str]) -> None:

@@ -112,3 +112,15 @@ def test_rows_of_a_whole_tensor_share_one_scale():
     assert found.row_scales().ndim == 0
     with pytest.raises(ValueError, match="no scale of their own"):
         only({"a": grid(6, 8, group=4)}, {"a": array(grid(6, 8, group=4))}).row_scales()
+
+
+def test_of_a_weight_that_is_only_looked_up_a_part_is_enough_but_not_nothing():
+    positions, other = grid(16, 8, seed=1), grid(16, 8, seed=2)
+    constants = {"val_0": array(positions)[None, 3:12], "other": array(other)}
+    grids = {"positions": positions, "other": other}
+    with pytest.raises(ValueError, match="computed something with positions,"):
+        Weights(grids).locate(constants)
+    found = Weights(grids).locate(constants, looked_up=["positions", "a parameter without a grid"])
+    assert numpy.array_equal(values(found["val_0"]), constants["val_0"])
+    with pytest.raises(ValueError, match="computed something with positions,"):
+        Weights(grids).locate({"val_0": 2 * constants["val_0"], "other": array(other)}, looked_up=["positions"])
