@@ -268,3 +268,23 @@ def test_of_a_table_of_positions_the_file_holds_the_rows_that_are_used_as_intege
     more = tokens(batch=5)
     found = in_onnxruntime(tmp_path / "model.onnx", more)[0]
     torch.testing.assert_close(torch.from_numpy(found), made.module(more), rtol=1e-4, atol=1e-5)
+
+
+class Batch(nn.Module):
+    """Takes a dict as its one argument, as many a training step does."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(32, 64), nn.Linear(32, 64)
+
+    def forward(self, batch):
+        return self.left(batch["x"]) - 2 * self.right(batch["a"])
+
+
+def test_a_dict_may_be_an_argument_by_position(tmp_path):
+    made = deployable(Batch())
+    batch = {"x": torch.randn(4, 32), "a": torch.randn(4, 32)}
+    write_onnx(made, tmp_path / "model.onnx", (batch,))
+    more = {"x": torch.randn(7, 32), "a": torch.randn(7, 32)}
+    found = in_onnxruntime(tmp_path / "model.onnx", more["x"], more["a"])[0]
+    torch.testing.assert_close(torch.from_numpy(found), made.module(more), rtol=1e-4, atol=1e-5)

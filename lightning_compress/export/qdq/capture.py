@@ -53,7 +53,8 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
         try:
             program = torch.onnx.export(
                 deployable.module,
-                arguments,
+                # A dict at the end would be taken for keywords, unless an empty one stands behind it.
+                arguments if keywords else (*arguments, {}),
                 kwargs=keywords,
                 dynamo=True,
                 dynamic_shapes=shapes,
@@ -142,9 +143,9 @@ def _quiet() -> Iterator[None]:
 def _told(deployable: Deployable, error: Exception, example: Any, dynamic_batch: bool) -> str:
     """What went wrong, in few words: the exporter's own message is a page, with the cause at its end."""
     kind = type(deployable.module).__name__
-    causes = [str(one) for one in _chain(error)]
+    causes = [text for one in _chain(error) if (text := str(one).strip())] or [type(error).__name__]
     operators = [name for text in causes for name in re.findall(r"torch\.ops\.([\w.]+)|aten[.:]+(\w+)", text)]
-    cause = shorten(causes[-1], 300) or type(error).__name__
+    cause = shorten(causes[-1], 300)
     if any("No ONNX function found" in text or "No decompositions registered" in text for text in causes) and operators:
         operator = operators[0][0] or f"aten.{operators[0][1]}"
         return (
