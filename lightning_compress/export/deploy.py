@@ -90,7 +90,7 @@ def deployable(model: nn.Module) -> Deployable:
     _add_sites(copy, modules, quantized)
     copy.eval()  # what was added is in training mode
     inputs = {layer: as_key(site) for layer, site in quantized.layout.inputs.items()}
-    return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs)
+    return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs, _casts(quantized))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +125,7 @@ def on_grids(model: nn.Module) -> OnGrids:
             # A tied weight stands there under each of its names.
             tied = [one for one, value in own.items() if value.data_ptr() == weight.data_ptr()]
             state.update(dict.fromkeys(tied, values.to(weight.dtype)))
-    casts = {name: one.form.dtype for name, one in quantized.weights.items() if one.form.dtype is not None}
-    return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, casts)
+    return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, _casts(quantized))
 
 
 def as_key(site: str) -> str:
@@ -169,6 +168,10 @@ def known(model: nn.Module) -> QuantizedModel:
     if missing := quantized.unstarted():
         raise ValueError(f"No number has come to {', '.join(missing)} yet, so there is no grid. Train for a step.")
     return quantized
+
+
+def _casts(quantized: QuantizedModel) -> dict[str, torch.dtype]:
+    return {name: one.form.dtype for name, one in quantized.weights.items() if one.form.dtype is not None}
 
 
 def _values(quantized: QuantizedModel, name: str) -> Tensor:

@@ -89,6 +89,7 @@ class Deployable:
             quantizers of its activations are called in its forward.
         weights: grid of each quantized weight, by the parameter's name.
         inputs: name of the quantizer of its input, by the name of the layer.
+        casts: shorter dtypes that hold a weight without loss, by the parameter's name.
         quantizers: the quantizers of activations, by name: each computes `torch.fake_quantize_per_tensor_affine` from
             its buffers `scale` and `zero_point`.
     """
@@ -96,14 +97,20 @@ class Deployable:
     module: nn.Module
     weights: Mapping[str, WeightGrid]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    casts: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        for name, grid in self.weights.items():
+        for name in (*self.weights, *self.casts):
             if name not in parameters:
                 raise ValueError(f"The module has no parameter '{name}'; it has {', '.join(list(parameters)[:8])}.")
+        for name, grid in self.weights.items():
             if not torch.equal(parameters[name].detach().float(), grid.values().float()):
                 raise ValueError(f"'{name}' does not lie on its grid: fold and quantize it before the export.")
+        for name, dtype in self.casts.items():
+            weight = parameters[name].detach()
+            if name in self.weights or not torch.equal(weight.to(dtype).to(weight.dtype), weight):
+                raise ValueError(f"'{name}' has a grid, or values that {dtype} does not hold: leave it out of casts.")
 
     @property
     def quantizers(self) -> dict[str, nn.Module]:

@@ -107,6 +107,11 @@ def _warn_of_saturation(made: "Built") -> None:
 
 
 def _refuse_without_gain(made: "Built") -> None:
+    if not made.located:
+        raise ValueError(
+            "No weight lies on whole numbers, which is all that a quantized model is stored as in .onnx. Weights in "
+            "fp16, bf16 or fp8 go to .pt2 or .safetensors."
+        )
     if made.places and not made.layer_kernels:
         raise ValueError(
             f"Activations are quantized, but ONNX Runtime computes no layer with integers; in floating point stay "

@@ -1,6 +1,7 @@
-"""Weights as whole numbers within an exported program, which computes the floats from them."""
+"""Weights as whole numbers, or short floats, within an exported program, which computes the floats from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 
 import torch
@@ -14,7 +15,30 @@ WHOLE = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 UNPACKING_BYTES = 500
 
 
-class StoredWeight(nn.Module):
+class Stored(nn.Module):
+    """A weight in few bytes; called, it gives the floats."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What is stored of it."""
+        return sum(buffer.numel() * buffer.dtype.itemsize for buffer in self.buffers())
+
+
+class ShortWeight(Stored):
+    """A weight in a shorter dtype, which holds it without loss."""
+
+    short: Tensor
+
+    def __init__(self, dtype: torch.dtype, weight: Tensor) -> None:
+        super().__init__()
+        self.dtype = weight.dtype
+        self.register_buffer("short", weight.detach().to(dtype))
+
+    def forward(self) -> Tensor:
+        return self.short.to(self.dtype)
+
+
+class StoredWeight(Stored):
     """A weight as codes and scales or levels; called, it gives the floats, bit for bit those of the grid.
 
     Codes are int8 (or int16, if they need it); where it makes the file smaller, two or four to a byte.
@@ -53,11 +77,6 @@ class StoredWeight(nn.Module):
             values = values.contiguous(memory_format=self.memory_format)
         return values if values.dtype == self.dtype else values.to(self.dtype)
 
-    @property
-    def size_bytes(self) -> int:
-        """What is stored of it."""
-        return sum(buffer.numel() * buffer.dtype.itemsize for buffer in self.buffers())
-
     def _store(self, codes: Tensor) -> None:
         saved = codes.numel() * (8 - self.bits) // 8
         if self.bits >= 8 or saved < UNPACKING_BYTES:
@@ -91,31 +110,37 @@ class StoredWeight(nn.Module):
 
 
 def with_stored_weights(
-    graph_module: GraphModule, module: nn.Module, weights: Mapping[str, WeightGrid]
-) -> list[StoredWeight]:
+    graph_module: GraphModule,
+    module: nn.Module,
+    weights: Mapping[str, WeightGrid],
+    casts: Mapping[str, torch.dtype] | None = None,
+) -> list[Stored]:
     """Let a graph compute its quantized weights from what is stored of them; the parameters are gone from it.
 
     Args:
         graph_module: of a program that `module` was exported to; it is changed.
         module: whose parameters the graph holds.
         weights: the grid of each quantized weight, by the parameter's name in `module`.
+        casts: shorter dtypes that hold a weight without loss, by the parameter's name.
 
     Raises:
         ValueError: if the graph holds a weight as another tensor than the module's, so that it would stay as it is.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    grids = {_memory(parameters[name]): grid for name, grid in weights.items() if parameters[name].numel()}
+    ways: dict[str, Callable[[Tensor], Stored]] = {name: partial(StoredWeight, grid) for name, grid in weights.items()}
+    ways |= {name: partial(ShortWeight, dtype) for name, dtype in (casts or {}).items()}
+    by_place = {_memory(parameters[name]): way for name, way in ways.items() if parameters[name].numel()}
     held = dict(graph_module.named_parameters(remove_duplicate=False))
-    quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in grids}
-    for name in weights:
+    quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in by_place}
+    for name in ways:
         if name in held and name not in quantized and held[name].numel():
-            raise ValueError(f"torch.export made a copy of '{name}', so that it would not be stored as whole numbers.")
-    stored: dict[object, tuple[str, StoredWeight]] = {}
+            raise ValueError(f"torch.export made a copy of '{name}', so that it would be stored as it is, in full.")
+    stored: dict[object, tuple[str, Stored]] = {}
     for node in list(graph_module.graph.nodes):
         if node.op == "get_attr" and node.target in quantized:
             place = _memory(quantized[node.target])
             if place not in stored and node.users:
-                stored[place] = f"{node.target}_stored", StoredWeight(grids[place], quantized[node.target])
+                stored[place] = f"{node.target}_stored", by_place[place](quantized[node.target])
                 graph_module.add_submodule(*stored[place])
             if node.users:
                 with graph_module.graph.inserting_before(node):

@@ -60,3 +60,17 @@ def test_weights_must_be_there_and_lie_on_their_grid():
     assert Deployable(layer, {"weight": grid}).quantizers == {}
     with pytest.raises(ValueError, match="no parameter 'wight'; it has weight, bias"):
         Deployable(layer, {"wight": grid})
+
+
+def test_a_shorter_dtype_must_hold_the_weight_and_be_all_that_is_said_of_it():
+    layer = nn.Linear(6, 2)
+    layer.weight.data.fill_(0.5)
+    assert Deployable(layer, {}, casts={"weight": torch.float8_e4m3fn}).casts == {"weight": torch.float8_e4m3fn}
+    grid = WeightGrid(torch.ones(2, 6, dtype=torch.int32), torch.tensor(0.5), 8)
+    with pytest.raises(ValueError, match="'weight' has a grid, or values that torch.float16 does not hold"):
+        Deployable(layer, {"weight": grid}, casts={"weight": torch.float16})
+    with pytest.raises(ValueError, match="no parameter 'wight'; it has weight, bias"):
+        Deployable(layer, {}, casts={"wight": torch.float16})
+    layer.weight.data.fill_(0.1)
+    with pytest.raises(ValueError, match="'weight' has a grid, or values that torch.float16 does not hold"):
+        Deployable(layer, {}, casts={"weight": torch.float16})

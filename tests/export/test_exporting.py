@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress import QuantizationAwareTraining, export, load_compressed
+from lightning_compress import QuantizationAwareTraining, export, load_compressed, quantize
 from lightning_compress.export.packed import load_packed
 from lightning_compress.export.qdq.processor import may_saturate
 
@@ -88,3 +88,17 @@ def test_the_type_of_weights_is_refused_for_files_without_integer_kernels(traine
     with pytest.raises(ValueError, match="weight_type='int8' is about integer kernels"):
         export(nn.Linear(8, 8), tmp_path / "model.onnx", torch.zeros(2, 8), weight_type="int8")
     assert not (tmp_path / name).exists()
+
+
+def test_short_floats_are_short_in_a_program_and_refused_where_only_whole_numbers_are_stored(tmp_path):
+    torch.manual_seed(0)
+    net, numbers = Wide().eval(), torch.randn(5, 8)
+    quantized = quantize(net, [numbers], weights="fp8", activations=None, first="same", last="same", progress=False)
+    report = export(quantized, tmp_path / "model.pt2", numbers)
+    assert report.weights == 8 * 128 + 128 * 3
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(numbers), quantized(numbers))
+    pytest.importorskip("onnxruntime")
+    mixed = quantize(net, [numbers], weights="fp8", activations=8, first="same", last="same", progress=False)
+    for one in (quantized, mixed):
+        with pytest.raises(ValueError, match=r"No weight lies on whole numbers.*fp8 go to \.pt2 or \.safetensors"):
+            export(one, tmp_path / "model.onnx", numbers)
