@@ -105,8 +105,12 @@ class Deployable:
             if name not in parameters:
                 raise ValueError(f"The module has no parameter '{name}'; it has {', '.join(list(parameters)[:8])}.")
         for name, grid in self.weights.items():
-            if not torch.equal(parameters[name].detach().float(), grid.values().float()):
-                raise ValueError(f"'{name}' does not lie on its grid: fold and quantize it before the export.")
+            weight = parameters[name].detach()
+            if torch.equal(weight.float(), grid.values().float()):
+                continue
+            if weight.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(f"'{name}' is {weight.dtype}, too short for its grid: .float() the module first.")
+            raise ValueError(f"'{name}' does not lie on its grid: fold and quantize it before the export.")
         for name, dtype in self.casts.items():
             weight = parameters[name].detach()
             if name in self.weights or not torch.equal(weight.to(dtype).to(weight.dtype), weight):

@@ -117,10 +117,15 @@ def load_packed(module: Model, path: str | Path) -> Model:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if names or shapes are not the module's, or its dtypes would not hold the values.
+        ValueError: if names or shapes are not the module's, its dtypes would not hold the values, or it has no memory.
     """
     state, own = read_packed(path), module.state_dict()
     _check_names(state, own, module, path)
+    if empty := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise ValueError(
+            f"'{empty[0]}' of {type(module).__name__} is on the meta device, where nothing can be loaded. Build the "
+            f"module on the CPU or a GPU."
+        )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.export.deployable import WeightGrid
-from lightning_compress.export.packed_file import DTYPES, NAMES, brief, is_shape, is_whole, strict_json
+from lightning_compress.export.packed_file import DTYPES, NAMES, brief, damaged, is_shape, is_whole, strict_json
 from lightning_compress.export.packing import LARGEST_CODE, MOST_BITS, Packing
 
 FORMAT, DIGEST = "lightning_compress", "lightning_compress.sha256"
@@ -108,14 +108,17 @@ def check_kind(metadata: Mapping[str, str], path: str | Path) -> None:
     """Refuse files of others, and of later versions.
 
     Raises:
-        ValueError: if it is such a one.
+        ValueError: if it is such a one, or damaged where it would tell.
     """
     if FORMAT not in metadata or DIGEST not in metadata:
         raise ValueError(
             f"{path} was not written by write_packed: its metadata have no '{FORMAT}' and '{DIGEST}'. "
             f"An ordinary safetensors file is read by safetensors.torch.load_file."
         )
-    told = strict_json(metadata[FORMAT])
+    try:
+        told = strict_json(metadata[FORMAT])
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
     version = told.get("version") if isinstance(told, dict) else None
     if type(version) is not int or version != VERSION:
         raise ValueError(

@@ -74,3 +74,11 @@ def test_a_shorter_dtype_must_hold_the_weight_and_be_all_that_is_said_of_it():
     layer.weight.data.fill_(0.1)
     with pytest.raises(ValueError, match="'weight' has a grid, or values that torch.float16 does not hold"):
         Deployable(layer, {}, casts={"weight": torch.float16})
+
+
+def test_a_weight_that_is_too_short_for_its_grid_is_to_be_made_longer():
+    layer = nn.Linear(6, 2)
+    grid = WeightGrid(torch.ones(2, 6, dtype=torch.int32), torch.tensor(0.1), 8)
+    layer.weight.data.copy_(grid.values())
+    with pytest.raises(ValueError, match=r"'weight' is torch.bfloat16, too short for its grid: .float\(\) the module"):
+        Deployable(layer.bfloat16(), {"weight": grid})

@@ -102,3 +102,24 @@ def test_short_floats_are_short_in_a_program_and_refused_where_only_whole_number
     for one in (quantized, mixed):
         with pytest.raises(ValueError, match=r"No weight lies on whole numbers.*fp8 go to \.pt2 or \.safetensors"):
             export(one, tmp_path / "model.onnx", numbers)
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_model_of_another_dtype_is_to_be_made_float32(tmp_path, name, dtype):
+    torch.manual_seed(0)
+    numbers = torch.randn(5, 8, dtype=dtype)
+    quantized = quantize(Wide().eval().to(dtype), [numbers], progress=False)
+    with pytest.raises(ValueError, match=rf"is {dtype}, .*\.float\(\) the module first"):
+        export(quantized, tmp_path / name, numbers)
+    if name == "model.pt2":
+        assert export(quantized.float(), tmp_path / name, numbers.float()).weights
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_an_example_that_is_no_tensor_is_refused_with_what_is_wanted(trained, tmp_path, name):
+    for example in (torch.zeros(5, 8).numpy(), "five rows"):
+        with pytest.raises(ValueError, match=f"a tensor, a tuple .*this {type(example).__name__} holds no tensor"):
+            export(trained, tmp_path / name, example)
+    with pytest.raises(ValueError, match="this ndarray holds no tensor"):
+        export(Wide(), tmp_path / "model.onnx", torch.zeros(5, 8).numpy())

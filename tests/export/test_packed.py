@@ -273,6 +273,12 @@ def test_a_file_is_loaded_into_a_wider_dtype_but_not_into_a_narrower_one(tmp_pat
         load_packed(nn.Linear(6, 4).bfloat16(), tmp_path / "file")
 
 
+def test_a_module_without_memory_is_refused(tmp_path):
+    write_packed(tmp_path / "file", nn.Linear(6, 4).state_dict(), {})
+    with pytest.raises(ValueError, match="'weight' of Linear is on the meta device, where nothing can be loaded"):
+        load_packed(nn.Linear(6, 4, device="meta"), tmp_path / "file")
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [

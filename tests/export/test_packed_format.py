@@ -132,3 +132,12 @@ def test_twins_casts_and_weights_that_are_not_there_are_refused(tmp_path, change
     write_tensors(tmp_path / "file", *with_told(tensors, {**told, "lightning_compress": lie}))
     with pytest.raises(ValueError, match="file is damaged"):
         read_packed(tmp_path / "file")
+
+
+@pytest.mark.parametrize("text", ['{"version', "[" * 10**5, "NaN"], ids=["cut", "nested", "no number"])
+def test_metadata_that_are_no_json_are_damage_of_that_file(tmp_path, text):
+    write_packed(tmp_path / "file", *small())
+    tensors, told = read_tensors(tmp_path / "file")
+    write_tensors(tmp_path / "file", *with_told(tensors, {**told, "lightning_compress": text}))
+    with pytest.raises(ValueError, match=r"file is damaged.*(Unterminated|nested too deeply|NaN).*fetch it again"):
+        read_packed(tmp_path / "file")

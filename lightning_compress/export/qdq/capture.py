@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from lightning_compress.export.deployable import Deployable
 from lightning_compress.export.qdq.watching import Call, watched
-from lightning_compress.measure.example import batch_size, described, with_batch
+from lightning_compress.measure.example import batch_size, check_example, described, with_batch
 
 MARKER = "FakeQuantize"
 DOMAIN = "lightning_compress"
@@ -44,6 +44,7 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
     Raises:
         ValueError: if it is not in float32 on the CPU, or an operator or a control flow cannot be exported.
     """
+    check_example(example_input)
     _check_dtypes(deployable)
     # The exporter may take a batch of one sample for a constant.
     example = with_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
