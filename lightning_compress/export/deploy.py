@@ -189,8 +189,10 @@ def _grid(quantized: QuantizedModel, name: str) -> WeightGrid | None:
     if scale is None:
         levels, codes = torch.unique(values.float(), return_inverse=True)
         return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), rows.axis, levels=levels)
-    codes = rows.join((rows.split(values.float()) / scale).round().to(torch.int32))
-    return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0))
+    codes = (rows.split(values.float()) / scale).round().to(torch.int32)
+    zero_point = None if quantizer.symmetric else rows.scale(quantizer.zero_point)
+    codes = rows.join(codes if quantizer.symmetric else codes + quantizer.zero_point)
+    return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0), zero_point=zero_point)
 
 
 def _fold(
@@ -235,8 +237,10 @@ def _scaled(grid: WeightGrid, factor: Tensor) -> WeightGrid:
         return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), grid.axis, levels=levels)
     sign = factor.sign().to(grid.codes.dtype).reshape(along)
     size = torch.where(factor == 0, 1.0, factor.abs())
-    scale = grid.scale * (size[:, None] if grid.group else size.reshape(along))
-    return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group)
+    shape = (-1, 1) if grid.group else along
+    scale = grid.scale * size.reshape(shape)
+    zero_point = None if grid.zero_point is None else grid.zero_point * sign.reshape(shape)
+    return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group, zero_point=zero_point)
 
 
 def _add_sites(copy: nn.Module, modules: dict[str, nn.Module], quantized: QuantizedModel) -> None:

@@ -19,6 +19,7 @@ class WeightGrid:
         axis: along which the channels lie; 1 for transposed convolutions, else 0.
         group: how many inputs of a channel share a scale, counted over its flattened inputs; 0 for all of them.
         levels: floats that the codes are indices of, if the grid is not affine; then there is no scale.
+        zero_point: codes that stand for 0, whole numbers in the scale's shape; None: 0 does.
 
     Raises:
         ValueError: if these do not fit together.
@@ -30,6 +31,7 @@ class WeightGrid:
     axis: int = 0
     group: int = 0
     levels: Tensor | None = None
+    zero_point: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codes.is_floating_point():
@@ -40,6 +42,11 @@ class WeightGrid:
             raise ValueError(
                 f"scale has shape {tuple(self.scale.shape)}, but for codes of shape {tuple(self.codes.shape)}, axis "
                 f"{self.axis} and group {self.group} it is one of {self._fitting_shapes()}."
+            )
+        if self.zero_point is not None and (self.scale is None or self.zero_point.shape != self.scale.shape):
+            raise ValueError(
+                f"zero_point has shape {tuple(self.zero_point.shape)}, but it has that of the scale, "
+                f"{None if self.scale is None else tuple(self.scale.shape)}; a table of levels has none."
             )
         if self.levels is not None and not bool(((self.codes >= 0) & (self.codes < len(self.levels))).all()):
             raise ValueError(
@@ -57,7 +64,8 @@ class WeightGrid:
         if self.levels is not None:
             return self.levels[self.codes.long()]
         scale = self.full_scale()
-        return self.codes.to(scale.dtype) * scale
+        codes = self.codes if self.zero_point is None else self.codes - self._full(self.zero_point)
+        return codes.to(scale.dtype) * scale
 
     def full_scale(self) -> Tensor:
         """The scale, shaped to broadcast to the weight also where it is by group.
@@ -67,11 +75,14 @@ class WeightGrid:
         """
         if self.scale is None:
             raise ValueError("A grid with a table of levels has no scale: look its codes up in the table.")
+        return self._full(self.scale)
+
+    def _full(self, steps: Tensor) -> Tensor:
         if not self.group:
-            return self.scale
+            return steps
         swapped = list(self.codes.shape)
         swapped[0], swapped[self.axis] = swapped[self.axis], swapped[0]
-        return self.scale.repeat_interleave(self.group, dim=1).reshape(swapped).transpose(0, self.axis)
+        return steps.repeat_interleave(self.group, dim=1).reshape(swapped).transpose(0, self.axis)
 
     def _fitting_shapes(self) -> list[tuple[int, ...]]:
         if self.group:

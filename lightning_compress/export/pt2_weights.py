@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from lightning_compress.export.deployable import WeightGrid
 
 WHOLE = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+DIFFERENCES = {8: torch.int16, 16: torch.int32, 32: torch.int64}
 # A file grows by less than this where its program unpacks numbers of fewer than eight bits.
 UNPACKING_BYTES = 500
 
@@ -51,6 +52,7 @@ class StoredWeight(Stored):
     codes: Tensor
     shifts: Tensor
     scale: Tensor
+    zero_point: Tensor
     levels: Tensor
 
     def __init__(self, grid: WeightGrid, weight: Tensor) -> None:
@@ -65,11 +67,15 @@ class StoredWeight(Stored):
         if grid.levels is not None:
             self.register_buffer("levels", grid.levels.detach().clone())
         if grid.scale is not None:
-            scale = grid.scale.unsqueeze(-1) if grid.group else grid.scale
-            self.register_buffer("scale", scale.detach().clone())
+            self.register_buffer("scale", _by_row(grid.scale, grid).detach().clone())
+        self.shifted = grid.zero_point is not None and bool(grid.zero_point.any())
+        if grid.zero_point is not None and self.shifted:
+            # Wider than the codes, so that the difference does not overflow; 0-d it would take the dtype of these.
+            zero_point = _by_row(grid.zero_point, grid).to(DIFFERENCES[max(self.bits, 8)])
+            self.register_buffer("zero_point", zero_point if zero_point.ndim else zero_point.expand([1] * codes.ndim))
 
     def forward(self) -> Tensor:
-        values = self.levels[self._codes().long()] if self.table else self._codes() * self.scale
+        values = self.levels[self._codes().long()] if self.table else self._steps() * self.scale
         if self.swapped is not None:
             values = values.reshape(self.swapped).transpose(0, self.axis)
         # Each call that is left out makes the program shorter.
@@ -99,6 +105,9 @@ class StoredWeight(Stored):
         codes = self._unsigned() if self.table else (self.codes << self.shifts) >> (8 - self.bits)
         count = prod(self.shape)
         return (codes if codes.numel() == count else codes.reshape(-1)[:count]).reshape(self.shape)
+
+    def _steps(self) -> Tensor:
+        return self._codes() - self.zero_point if self.shifted else self._codes()
 
     def _unsigned(self) -> Tensor:
         return (self.codes >> self.shifts) & self.highest
@@ -161,6 +170,10 @@ def _shape(grid: WeightGrid) -> tuple[int, ...]:
     if not grid.group:
         return tuple(grid.codes.shape)
     return grid.channels, grid.codes.numel() // grid.channels // grid.group, grid.group
+
+
+def _by_row(steps: Tensor, grid: WeightGrid) -> Tensor:
+    return steps.unsqueeze(-1) if grid.group else steps
 
 
 def _swapped(grid: WeightGrid) -> tuple[int, ...]:

@@ -82,3 +82,17 @@ def test_a_weight_that_is_too_short_for_its_grid_is_to_be_made_longer():
     layer.weight.data.copy_(grid.values())
     with pytest.raises(ValueError, match=r"'weight' is torch.bfloat16, too short for its grid: .float\(\) the module"):
         Deployable(layer.bfloat16(), {"weight": grid})
+
+
+def test_a_code_other_than_0_may_stand_for_zero():
+    codes = torch.tensor([[-7, 0, 7, 3], [1, 2, 3, 4]], dtype=torch.int32)
+    zero_point = torch.tensor([[-7], [3]], dtype=torch.int32)
+    found = WeightGrid(codes, torch.tensor([[0.5], [2.0]]), 4, zero_point=zero_point).values()
+    assert found.tolist() == [[0.0, 3.5, 7.0, 5.0], [-4.0, -2.0, 0.0, 2.0]]
+    groups = torch.tensor([[0, 1], [2, 3]])
+    found = WeightGrid(codes, torch.ones(2, 2), 4, group=2, zero_point=groups).values()
+    assert found.tolist() == [[-7.0, 0.0, 6.0, 2.0], [-1.0, 0.0, 0.0, 1.0]]
+    with pytest.raises(ValueError, match=r"zero_point has shape \(2, 1\), but it has that of the scale, \(\)"):
+        WeightGrid(codes, torch.tensor(1.0), 4, zero_point=zero_point)
+    with pytest.raises(ValueError, match="a table of levels has none"):
+        WeightGrid(codes.abs(), None, 4, levels=torch.arange(8.0), zero_point=zero_point)

@@ -123,3 +123,59 @@ def test_an_example_that_is_no_tensor_is_refused_with_what_is_wanted(trained, tm
             export(trained, tmp_path / name, example)
     with pytest.raises(ValueError, match="this ndarray holds no tensor"):
         export(Wide(), tmp_path / "model.onnx", torch.zeros(5, 8).numpy())
+
+
+def shifted(net):
+    """All weights far from zero, so that a grid around zero would waste half of its numbers."""
+    for layer in net.modules():
+        if hasattr(layer, "weight"):
+            layer.weight.data += layer.weight.data.std() * torch.rand(len(layer.weight), *[1] * (layer.weight.ndim - 1))
+    return net.eval()
+
+
+@pytest.mark.parametrize(("bits", "activations"), [(4, None), (8, None), (8, 8)], ids=str)
+def test_grids_that_are_not_symmetric_take_no_more_bits(tmp_path, bits, activations):
+    torch.manual_seed(0)
+    numbers, sizes = torch.randn(32, 8), {}
+    for symmetric in (True, False):
+        net = shifted(nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 3)))
+        settings = {"weights": bits, "activations": activations, "first": "same", "last": "same"}
+        quantized = quantize(net, [numbers], symmetric=symmetric, progress=False, **settings)
+        packed = export(quantized, tmp_path / "model.safetensors")
+        program = export(quantized, tmp_path / "model.pt2", numbers)
+        sizes[symmetric] = packed.codes, program.weights
+        assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(numbers), quantized(numbers))
+        if activations is None:
+            assert torch.equal(load_packed(net, tmp_path / "model.safetensors")(numbers), quantized(numbers))
+    assert sizes[False] == (sizes[True][0], sizes[True][1] + 2 * (256 + 3))  # a zero point of two bytes for each row
+    assert sizes[True][0] == (8 * 256 + 256 * 3) * bits // 8
+
+
+@pytest.mark.parametrize(
+    ("granularity", "kernels"), [("channel", {"QGemm": 1}), ("tensor", {"QLinearConv": 2, "QGemm": 1})]
+)
+def test_integer_kernels_take_zero_points_where_they_can(tmp_path, granularity, kernels):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10)
+    )
+    images = torch.randn(16, 3, 8, 8)
+    quantized = quantize(shifted(net), [images], symmetric=False, granularity=granularity, progress=False)
+    report = export(quantized, tmp_path / "model.onnx", images[:4])
+    assert {name: count for name, count in report.integer_kernels.items() if name in kernels} == kernels
+    assert len(report.float_layers) == 3 - sum(kernels.values())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), quantized(images), rtol=0.0, atol=1e-3)
+
+
+def test_embeddings_take_their_zero_points_row_by_row(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net, words = shifted(nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 8))), torch.randint(50, (4, 9))
+    quantized = quantize(net, [words], symmetric=False, activations=None, progress=False)
+    export(quantized, tmp_path / "model.onnx", words)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: words.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), quantized(words), rtol=1e-5, atol=1e-5)

@@ -167,3 +167,18 @@ def test_weights_in_short_floating_point_lie_there_in_it_and_are_read_as_they_ar
     assert report.weights == (16 * 3 * 9 + 5 * 16 * 16) * dtype.itemsize
     assert report.others == (16 + 5) * 4
     assert torch.equal(loaded(tmp_path / "model.pt2")(random(3, 3, 6, 6)), module(random(3, 3, 6, 6)))
+
+
+@pytest.mark.parametrize("low", [-7, -127, -32767])
+@pytest.mark.parametrize("granularity", ["channel", "tensor", "group"])
+def test_zero_points_lie_beside_the_codes(low, granularity):
+    shape = {"channel": (6, 1), "tensor": (), "group": (6, 4)}[granularity]
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(low, -low + 1, (6, 400), generator=draw, dtype=torch.int32)
+    zero_point = torch.randint(low, -low + 1, shape, generator=draw, dtype=torch.int32)
+    zero_point.view(-1)[0] = low  # the farthest codes are twice as far away as a code may be
+    scale = torch.rand(shape, generator=draw)
+    grid = WeightGrid(codes, scale, 16, group=100 * (granularity == "group"), zero_point=zero_point)
+    spread = (one.repeat_interleave(100, 1) if granularity == "group" else one for one in (zero_point, scale))
+    wanted = (codes - next(spread)) * next(spread)
+    assert torch.equal(StoredWeight(grid, wanted)(), wanted)
