@@ -96,7 +96,8 @@ def deployable(model: nn.Module) -> Deployable:
     held = _add_sites(copy, modules, quantized, keys)
     copy.eval()  # what was added is in training mode
     inputs = {layer: keys[site] for layer, site in quantized.layout.inputs.items()}
-    return Deployable(copy, {name: grid for name, grid in grids.items() if grid is not None}, inputs, held)
+    known_grids = {name: grid for name, grid in grids.items() if grid is not None}
+    return Deployable(copy, known_grids, inputs, _casts(quantized), held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +132,7 @@ def on_grids(model: nn.Module) -> OnGrids:
             # A tied weight stands there under each of its names.
             tied = [one for one, value in own.items() if value.data_ptr() == weight.data_ptr()]
             state.update(dict.fromkeys(tied, values.to(weight.dtype)))
-    casts = {name: one.form.dtype for name, one in quantized.weights.items() if one.form.dtype is not None}
-    return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, casts)
+    return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, _casts(quantized))
 
 
 def keys_of(quantized: QuantizedModel) -> dict[str, str]:
@@ -185,6 +185,10 @@ def known(model: nn.Module) -> QuantizedModel:
     return quantized
 
 
+def _casts(quantized: QuantizedModel) -> dict[str, torch.dtype]:
+    return {name: one.form.dtype for name, one in quantized.weights.items() if one.form.dtype is not None}
+
+
 def _values(quantized: QuantizedModel, name: str) -> Tensor:
     values: Tensor = quantized.weights[name](quantized.held()[name].parameter.detach())
     return values
@@ -200,8 +204,10 @@ def _grid(quantized: QuantizedModel, name: str) -> WeightGrid | None:
     if scale is None:
         levels, codes = torch.unique(values.float(), return_inverse=True)
         return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), rows.axis, levels=levels)
-    codes = rows.join((rows.split(values.float()) / scale).round().to(torch.int32))
-    return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0))
+    codes = (rows.split(values.float()) / scale).round().to(torch.int32)
+    zero_point = None if quantizer.symmetric else rows.scale(quantizer.zero_point)
+    codes = rows.join(codes if quantizer.symmetric else codes + quantizer.zero_point)
+    return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0), zero_point=zero_point)
 
 
 def _fold(
@@ -246,8 +252,10 @@ def _scaled(grid: WeightGrid, factor: Tensor) -> WeightGrid:
         return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), grid.axis, levels=levels)
     sign = factor.sign().to(grid.codes.dtype).reshape(along)
     size = torch.where(factor == 0, 1.0, factor.abs())
-    scale = grid.scale * (size[:, None] if grid.group else size.reshape(along))
-    return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group)
+    shape = (-1, 1) if grid.group else along
+    scale = grid.scale * size.reshape(shape)
+    zero_point = None if grid.zero_point is None else grid.zero_point * sign.reshape(shape)
+    return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group, zero_point=zero_point)
 
 
 def _add_sites(

@@ -19,6 +19,7 @@ class WeightGrid:
         axis: along which the channels lie; 1 for transposed convolutions, else 0.
         group: how many inputs of a channel share a scale, counted over its flattened inputs; 0 for all of them.
         levels: floats that the codes are indices of, if the grid is not affine; then there is no scale.
+        zero_point: codes that stand for 0, whole numbers in the scale's shape; None: 0 does.
 
     Raises:
         ValueError: if these do not fit together.
@@ -30,6 +31,7 @@ class WeightGrid:
     axis: int = 0
     group: int = 0
     levels: Tensor | None = None
+    zero_point: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codes.is_floating_point():
@@ -40,6 +42,11 @@ class WeightGrid:
             raise ValueError(
                 f"scale has shape {tuple(self.scale.shape)}, but for codes of shape {tuple(self.codes.shape)}, axis "
                 f"{self.axis} and group {self.group} it is one of {self._fitting_shapes()}."
+            )
+        if self.zero_point is not None and (self.scale is None or self.zero_point.shape != self.scale.shape):
+            raise ValueError(
+                f"zero_point has shape {tuple(self.zero_point.shape)}, but it has that of the scale, "
+                f"{None if self.scale is None else tuple(self.scale.shape)}; a table of levels has none."
             )
         if self.levels is not None and not bool(((self.codes >= 0) & (self.codes < len(self.levels))).all()):
             raise ValueError(
@@ -57,7 +64,8 @@ class WeightGrid:
         if self.levels is not None:
             return self.levels[self.codes.long()]
         scale = self.full_scale()
-        return self.codes.to(scale.dtype) * scale
+        codes = self.codes if self.zero_point is None else self.codes - self._full(self.zero_point)
+        return codes.to(scale.dtype) * scale
 
     def full_scale(self) -> Tensor:
         """The scale, shaped to broadcast to the weight also where it is by group.
@@ -67,11 +75,14 @@ class WeightGrid:
         """
         if self.scale is None:
             raise ValueError("A grid with a table of levels has no scale: look its codes up in the table.")
+        return self._full(self.scale)
+
+    def _full(self, steps: Tensor) -> Tensor:
         if not self.group:
-            return self.scale
+            return steps
         swapped = list(self.codes.shape)
         swapped[0], swapped[self.axis] = swapped[self.axis], swapped[0]
-        return self.scale.repeat_interleave(self.group, dim=1).reshape(swapped).transpose(0, self.axis)
+        return steps.repeat_interleave(self.group, dim=1).reshape(swapped).transpose(0, self.axis)
 
     def _fitting_shapes(self) -> list[tuple[int, ...]]:
         if self.group:
@@ -89,6 +100,7 @@ class Deployable:
             quantizers of its activations are called in its forward.
         weights: grid of each quantized weight, by the parameter's name.
         inputs: name of the quantizer of its input, by the name of the layer.
+        casts: shorter dtypes that hold a weight without loss, by the parameter's name.
         quantizers: the quantizers of activations, by name: each computes `torch.fake_quantize_per_tensor_affine` from
             its buffers `scale` and `zero_point`.
         held: under which name the module holds them.
@@ -97,15 +109,25 @@ class Deployable:
     module: nn.Module
     weights: Mapping[str, WeightGrid]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    casts: Mapping[str, torch.dtype] = field(default_factory=dict)
     held: str = "quantizers"
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        for name, grid in self.weights.items():
+        for name in (*self.weights, *self.casts):
             if name not in parameters:
                 raise ValueError(f"The module has no parameter '{name}'; it has {', '.join(list(parameters)[:8])}.")
-            if not torch.equal(parameters[name].detach().float(), grid.values().float()):
-                raise ValueError(f"'{name}' does not lie on its grid: fold and quantize it before the export.")
+        for name, grid in self.weights.items():
+            weight = parameters[name].detach()
+            if torch.equal(weight.float(), grid.values().float()):
+                continue
+            if weight.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(f"'{name}' is {weight.dtype}, too short for its grid: .float() the module first.")
+            raise ValueError(f"'{name}' does not lie on its grid: fold and quantize it before the export.")
+        for name, dtype in self.casts.items():
+            weight = parameters[name].detach()
+            if name in self.weights or not torch.equal(weight.to(dtype).to(weight.dtype), weight):
+                raise ValueError(f"'{name}' has a grid, or values that {dtype} does not hold: leave it out of casts.")
 
     @property
     def quantizers(self) -> dict[str, nn.Module]:

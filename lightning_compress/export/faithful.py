@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.export.deploy import keys_of, known
 from lightning_compress.export.deployable import Deployable
-from lightning_compress.measure.example import call, copied, described
+from lightning_compress.measure.example import call, check_example, copied, described
 from lightning_compress.measure.untouched import untouched
 from lightning_compress.quantization.quantized import QuantizedModel
 
@@ -39,6 +39,8 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
     Raises:
         ValueError: if it cannot be called so, or one makes something else than the other; the first place is named.
     """
+    check_example(example)
+    _check_dtypes(model, deployable)
     quantized = known(model)
     names = {key: site for site, key in keys_of(quantized).items()}
     made: Made = defaultdict(list)
@@ -56,6 +58,16 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
         raise ValueError(
             f"What would be written computes something else than this {type(model).__name__}, behind its last "
             f"quantizer. Does its forward draw random numbers in eval mode, or keep numbers from call to call?"
+        )
+
+
+def _check_dtypes(model: nn.Module, deployable: Deployable) -> None:
+    """Folding, and biases on the grid of a sum, are in float32."""
+    own, deployed = ({one.dtype for one in module.parameters()} for module in (model, deployable.module))
+    if new := deployed - own:
+        raise ValueError(
+            f"{type(model).__name__} is {', '.join(map(str, own))}, but parts of what is deployed are {new.pop()}: "
+            f".float() the module first."
         )
 
 

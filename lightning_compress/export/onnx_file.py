@@ -107,12 +107,17 @@ def _warn_of_saturation(made: "Built") -> None:
 
 
 def _refuse_without_gain(made: "Built") -> None:
+    if not made.located:
+        raise ValueError(
+            "No weight lies on whole numbers, which is all that a quantized model is stored as in .onnx. Weights in "
+            "fp16, bf16 or fp8 go to .pt2 or .safetensors."
+        )
     if made.places and not made.layer_kernels:
         raise ValueError(
             f"Activations are quantized, but ONNX Runtime computes no layer with integers; in floating point stay "
             f"{', '.join(made.names(made.written.floating)) or 'all layers'}. Integer kernels take weights of at most "
-            f"8 bits, symmetric around zero, with one scale per channel or tensor, and convolutions a quantizer on "
-            f"their output too."
+            f"8 bits with one scale per channel or tensor; convolutions need a quantizer on their output too, and "
+            f"weights that are symmetric around zero, or share one zero point."
         )
     if made.model.ByteSize() >= made.float_size_bytes:
         raise ValueError(

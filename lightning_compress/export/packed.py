@@ -1,8 +1,9 @@
 """Weights as packed whole numbers in a safetensors file, and back to floats that are the same bit for bit.
 
 A quantized weight `name` is two tensors: `name.codes`, bytes as `packing` lays them out, and either `name.scale`, one
-float for the tensor, a channel or a group, or `name.levels`, a table that the codes are indices of. Everything else
-lies there under its own name. How codes are packed stands in the metadata, as JSON under "lightning_compress": a code
+float for the tensor, a channel or a group, or `name.levels`, a table that the codes are indices of. Where another code
+than 0 stands for zero, it is in `name.zero_point`, in the shape of the scale. Everything else lies there under its own
+name. How codes are packed stands in the metadata, as JSON under "lightning_compress": a code
 is `packed * step + offset`. A SHA-256 of all content is beside it, so that damage does not go unseen.
 """
 
@@ -21,6 +22,7 @@ from lightning_compress.export.packed_format import (
     FLOATS,
     FORMAT,
     PARTS,
+    ZERO_POINTS,
     Content,
     PackedWeight,
     check_kind,
@@ -38,7 +40,7 @@ class PackedReport:
 
     Attributes:
         codes: packed whole numbers of quantized weights.
-        scales: their steps.
+        scales: their steps and zero points.
         levels: their tables.
         others: all other tensors.
         header: names, shapes and metadata.
@@ -117,10 +119,15 @@ def load_packed(module: Model, path: str | Path) -> Model:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if names or shapes are not the module's, or its dtypes would not hold the values.
+        ValueError: if names or shapes are not the module's, its dtypes would not hold the values, or it has no memory.
     """
     state, own = read_packed(path), module.state_dict()
     _check_names(state, own, module, path)
+    if empty := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise ValueError(
+            f"'{empty[0]}' of {type(module).__name__} is on the meta device, where nothing can be loaded. Build the "
+            f"module on the CPU or a GPU."
+        )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
@@ -192,8 +199,18 @@ def _packed(name: str, grid: WeightGrid, weight: Tensor) -> PackedWeight:
         packing = tightest(grid.codes)
     except ValueError as error:
         raise ValueError(f"'{name}': {error}") from error
-    levels = grid.levels
-    return PackedWeight(packing.pack(grid.codes), packing, weight.dtype, grid.scale, levels, grid.axis, grid.group)
+    codes, zero_point = packing.pack(grid.codes), _short(name, grid.zero_point)
+    return PackedWeight(codes, packing, weight.dtype, grid.scale, grid.levels, grid.axis, grid.group, zero_point)
+
+
+def _short(name: str, zero_point: Tensor | None) -> Tensor | None:
+    """Zero points in few bytes; None where all are 0."""
+    if zero_point is None or not zero_point.any():
+        return None
+    for dtype in ZERO_POINTS:
+        if torch.equal(zero_point.to(dtype).to(zero_point.dtype), zero_point):
+            return zero_point.to(dtype)
+    raise ValueError(f"'{name}' has zero points up to {int(zero_point.abs().max())}, but they are packed in 16 bits.")
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -221,7 +238,8 @@ def _report(content: Content, header: int) -> PackedReport:
         for part in PARTS
     }
     others = sum(map(_size_bytes, content.others.values()))
-    return PackedReport(by_part["codes"], by_part["scale"], by_part["levels"], others, header)
+    scales = by_part["scale"] + by_part["zero_point"]
+    return PackedReport(by_part["codes"], scales, by_part["levels"], others, header)
 
 
 def _size_bytes(tensor: Tensor) -> int:

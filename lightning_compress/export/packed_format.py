@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_compress.export.deployable import WeightGrid
-from lightning_compress.export.packed_file import DTYPES, NAMES, brief, is_shape, is_whole, strict_json
+from lightning_compress.export.packed_file import DTYPES, NAMES, brief, damaged, is_shape, is_whole, strict_json
 from lightning_compress.export.packing import LARGEST_CODE, MOST_BITS, Packing
 
 FORMAT, DIGEST = "lightning_compress", "lightning_compress.sha256"
-VERSION = 1
-PARTS = ("codes", "scale", "levels")
+VERSION = 2
+PARTS = ("codes", "scale", "zero_point", "levels")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ZERO_POINTS = (torch.int8, torch.int16)
 WEIGHT_KEYS = {"bits", "offset", "step", "shape", "dtype", "axis", "group"}
 
 
@@ -29,7 +30,7 @@ class PackedWeight:
         codes: the packed bytes.
         packing: how they are packed.
         dtype: of the weight that is read.
-        scale, levels, axis, group: as in `WeightGrid`.
+        scale, levels, axis, group, zero_point: as in `WeightGrid`.
     """
 
     codes: Tensor
@@ -39,16 +40,17 @@ class PackedWeight:
     levels: Tensor | None
     axis: int
     group: int
+    zero_point: Tensor | None = None
 
     def values(self) -> Tensor:
         """The weight in its own dtype."""
         codes = self.packing.unpack(self.codes)
-        grid = WeightGrid(codes, self.scale, self.packing.bits, self.axis, self.group, self.levels)
+        grid = WeightGrid(codes, self.scale, self.packing.bits, self.axis, self.group, self.levels, self.zero_point)
         return grid.values().to(self.dtype).contiguous()
 
     def parts(self) -> dict[str, Tensor]:
         """The tensors of the file, by what follows the weight's name."""
-        told = {"codes": self.codes, "scale": self.scale, "levels": self.levels}
+        told = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point, "levels": self.levels}
         return {name: tensor for name, tensor in told.items() if tensor is not None}
 
 
@@ -108,14 +110,17 @@ def check_kind(metadata: Mapping[str, str], path: str | Path) -> None:
     """Refuse files of others, and of later versions.
 
     Raises:
-        ValueError: if it is such a one.
+        ValueError: if it is such a one, or damaged where it would tell.
     """
     if FORMAT not in metadata or DIGEST not in metadata:
         raise ValueError(
             f"{path} was not written by write_packed: its metadata have no '{FORMAT}' and '{DIGEST}'. "
             f"An ordinary safetensors file is read by safetensors.torch.load_file."
         )
-    told = strict_json(metadata[FORMAT])
+    try:
+        told = strict_json(metadata[FORMAT])
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
     version = told.get("version") if isinstance(told, dict) else None
     if type(version) is not int or version != VERSION:
         raise ValueError(
@@ -148,7 +153,7 @@ def _parsed(name: str, told: object, tensors: Mapping[str, Tensor]) -> PackedWei
     if not isinstance(told, dict) or told.keys() != WEIGHT_KEYS or name in tensors or not _fits_itself(told):
         raise ValueError(f"'{name}' is described as {brief(told)}")
     shape, bits = tuple(told["shape"]), told["bits"]
-    codes, scale, levels = (tensors.get(f"{name}.{part}") for part in PARTS)
+    codes, scale, zero_point, levels = (tensors.get(f"{name}.{part}") for part in PARTS)
     if codes is None or codes.dtype != torch.uint8 or codes.shape != (-(-prod(shape) * bits // 8),):
         raise ValueError(f"'{name}.codes' is not the bytes of shape {shape} in {bits} bits")
     table = scale if levels is None else levels
@@ -156,8 +161,10 @@ def _parsed(name: str, told: object, tensors: Mapping[str, Tensor]) -> PackedWei
         raise ValueError(f"'{name}' has not just a scale, or just levels, of floating point")
     if levels is not None and levels.ndim != 1:
         raise ValueError(f"'{name}.levels' has shape {tuple(levels.shape)}")
-    packing = Packing(shape, bits, told["offset"], told["step"])
-    return PackedWeight(codes, packing, DTYPES[told["dtype"]], scale, levels, told["axis"], told["group"])
+    if zero_point is not None and zero_point.dtype not in ZERO_POINTS:
+        raise ValueError(f"'{name}.zero_point' is {zero_point.dtype}")
+    packing, dtype = Packing(shape, bits, told["offset"], told["step"]), DTYPES[told["dtype"]]
+    return PackedWeight(codes, packing, dtype, scale, levels, told["axis"], told["group"], zero_point)
 
 
 def _fits_itself(told: Mapping[str, Any]) -> bool:

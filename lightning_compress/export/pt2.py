@@ -23,7 +23,7 @@ from lightning_compress.export.pt2_program import (
     without_origins,
 )
 from lightning_compress.export.pt2_steps import InArithmetic, as_numbers
-from lightning_compress.export.pt2_weights import StoredWeight, with_stored_weights
+from lightning_compress.export.pt2_weights import Stored, with_stored_weights
 from lightning_compress.export.replacing import replacing
 
 TORCHS_OWN = {"aten", "prim", "prims", "higher_order", "quantized_decomposed", "_operator", "math"}
@@ -34,7 +34,7 @@ class Pt2Report:
     """How many bytes of a file are what; together they are the file.
 
     Attributes:
-        weights: whole numbers of quantized weights, their scales and levels.
+        weights: whole numbers of quantized weights, their scales and levels, and those in short floating point.
         others: all other parameters, buffers and constants.
         program: what is computed with them, as text, and the frame of the file.
         libraries: whose operators the program calls, but for torch's own; who loads it must import them first.
@@ -59,9 +59,10 @@ class Pt2Report:
 def write_pt2(deployable: Deployable, path: str | Path, example_input: Any, *, dynamic_batch: bool = True) -> Pt2Report:
     """Write a program that `torch.export.load(path).module()` gives back, with no package but torch.
 
-    Weights are stored as int8, or two or four to a byte where that makes the file smaller; the program computes the
-    floats from them at every call, bit for bit those of the module, in about a millisecond for a million weights.
-    Activations are quantized by multiplying, rounding and clipping. All of it computes on the device of the module.
+    Weights are stored as int8, or two or four to a byte where that makes the file smaller, or in a short floating point
+    format; the program computes the floats from them at every call, bit for bit those of the module, in about a
+    millisecond for a million weights. Activations are quantized by multiplying, rounding and clipping. All of it
+    computes on the device of the module.
 
     The file is loaded again before it takes its place, and run on the example, on one row and on one more row than the
     example has: all outputs must be those of the module, bit for bit.
@@ -109,10 +110,10 @@ def _rows_to_trace(call: Call, dynamic_batch: bool) -> int | None:
     return 2 if dynamic_batch and batch_size(call) == 1 else None
 
 
-def _program(deployable: Deployable, call: Call, dynamic_batch: bool) -> tuple[ExportedProgram, list[StoredWeight]]:
+def _program(deployable: Deployable, call: Call, dynamic_batch: bool) -> tuple[ExportedProgram, list[Stored]]:
     with as_deployed(), as_numbers(deployable.quantizers.values()), InArithmetic():
         graph_module = exported(deployable.module, call, dynamic_batch).module()
-        stored = with_stored_weights(graph_module, deployable.module, deployable.weights)
+        stored = with_stored_weights(graph_module, deployable.module, deployable.weights, deployable.casts)
         return without_origins(exported(graph_module, call, dynamic_batch)), stored
 
 
@@ -177,7 +178,7 @@ def _largest(found: list[Any], expected: list[Any]) -> str:
     return str(max(differences, default="a shape"))
 
 
-def _report(program: ExportedProgram, stored: list[StoredWeight], size_bytes: int) -> Pt2Report:
+def _report(program: ExportedProgram, stored: list[Stored], size_bytes: int) -> Pt2Report:
     weights = sum(weight.size_bytes for weight in stored)
     held = {tensor.data_ptr(): tensor for tensor in (*program.state_dict.values(), *program.constants.values())}
     tensors = sum(one.untyped_storage().nbytes() for one in held.values())

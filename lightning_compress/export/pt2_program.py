@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from lightning_compress.measure.example import check_example
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 TORCH, NOT_THE_USERS = Path(torch.__file__).parent, (Path(__file__).parent, Path(traceback.__file__).parent)
 # What a node knows of the machine it was made on: paths of files, and the graphs that it was in before.
@@ -25,15 +27,10 @@ def as_call(example_input: Any) -> Call:
     Raises:
         ValueError: if there is no tensor in them.
     """
-    call: Call = ((), example_input) if isinstance(example_input, dict) else (example_input, {})
-    if not isinstance(example_input, dict | tuple):
-        call = (example_input,), {}
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(call)):
-        raise ValueError(
-            f"example_input is a tensor, a tuple of arguments or a dict of keywords, but this "
-            f"{type(example_input).__name__} holds no tensor. Give what the model is called with."
-        )
-    return call
+    check_example(example_input)
+    if isinstance(example_input, dict):
+        return (), example_input
+    return (example_input, {}) if isinstance(example_input, tuple) else ((example_input,), {})
 
 
 def with_rows(call: Call, rows: int | None) -> Call:

@@ -1,6 +1,7 @@
-"""Weights as whole numbers within an exported program, which computes the floats from them."""
+"""Weights as whole numbers, or short floats, within an exported program, which computes the floats from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 
 import torch
@@ -10,11 +11,35 @@ from torch.fx import GraphModule
 from lightning_compress.export.deployable import WeightGrid
 
 WHOLE = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+DIFFERENCES = {8: torch.int16, 16: torch.int32, 32: torch.int64}
 # A file grows by less than this where its program unpacks numbers of fewer than eight bits.
 UNPACKING_BYTES = 500
 
 
-class StoredWeight(nn.Module):
+class Stored(nn.Module):
+    """A weight in few bytes; called, it gives the floats."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What is stored of it."""
+        return sum(buffer.numel() * buffer.dtype.itemsize for buffer in self.buffers())
+
+
+class ShortWeight(Stored):
+    """A weight in a shorter dtype, which holds it without loss."""
+
+    short: Tensor
+
+    def __init__(self, dtype: torch.dtype, weight: Tensor) -> None:
+        super().__init__()
+        self.dtype = weight.dtype
+        self.register_buffer("short", weight.detach().to(dtype))
+
+    def forward(self) -> Tensor:
+        return self.short.to(self.dtype)
+
+
+class StoredWeight(Stored):
     """A weight as codes and scales or levels; called, it gives the floats, bit for bit those of the grid.
 
     Codes are int8 (or int16, if they need it); where it makes the file smaller, two or four to a byte.
@@ -27,6 +52,7 @@ class StoredWeight(nn.Module):
     codes: Tensor
     shifts: Tensor
     scale: Tensor
+    zero_point: Tensor
     levels: Tensor
 
     def __init__(self, grid: WeightGrid, weight: Tensor) -> None:
@@ -41,22 +67,21 @@ class StoredWeight(nn.Module):
         if grid.levels is not None:
             self.register_buffer("levels", grid.levels.detach().clone())
         if grid.scale is not None:
-            scale = grid.scale.unsqueeze(-1) if grid.group else grid.scale
-            self.register_buffer("scale", scale.detach().clone())
+            self.register_buffer("scale", _by_row(grid.scale, grid).detach().clone())
+        self.shifted = grid.zero_point is not None and bool(grid.zero_point.any())
+        if grid.zero_point is not None and self.shifted:
+            # Wider than the codes, so that the difference does not overflow; 0-d it would take the dtype of these.
+            zero_point = _by_row(grid.zero_point, grid).to(DIFFERENCES[max(self.bits, 8)])
+            self.register_buffer("zero_point", zero_point if zero_point.ndim else zero_point.expand([1] * codes.ndim))
 
     def forward(self) -> Tensor:
-        values = self.levels[self._codes().long()] if self.table else self._codes() * self.scale
+        values = self.levels[self._codes().long()] if self.table else self._steps() * self.scale
         if self.swapped is not None:
             values = values.reshape(self.swapped).transpose(0, self.axis)
         # Each call that is left out makes the program shorter.
         if self.memory_format != torch.contiguous_format or self.swapped is not None:
             values = values.contiguous(memory_format=self.memory_format)
         return values if values.dtype == self.dtype else values.to(self.dtype)
-
-    @property
-    def size_bytes(self) -> int:
-        """What is stored of it."""
-        return sum(buffer.numel() * buffer.dtype.itemsize for buffer in self.buffers())
 
     def _store(self, codes: Tensor) -> None:
         saved = codes.numel() * (8 - self.bits) // 8
@@ -81,6 +106,9 @@ class StoredWeight(nn.Module):
         count = prod(self.shape)
         return (codes if codes.numel() == count else codes.reshape(-1)[:count]).reshape(self.shape)
 
+    def _steps(self) -> Tensor:
+        return self._codes() - self.zero_point if self.shifted else self._codes()
+
     def _unsigned(self) -> Tensor:
         return (self.codes >> self.shifts) & self.highest
 
@@ -91,31 +119,37 @@ class StoredWeight(nn.Module):
 
 
 def with_stored_weights(
-    graph_module: GraphModule, module: nn.Module, weights: Mapping[str, WeightGrid]
-) -> list[StoredWeight]:
+    graph_module: GraphModule,
+    module: nn.Module,
+    weights: Mapping[str, WeightGrid],
+    casts: Mapping[str, torch.dtype] | None = None,
+) -> list[Stored]:
     """Let a graph compute its quantized weights from what is stored of them; the parameters are gone from it.
 
     Args:
         graph_module: of a program that `module` was exported to; it is changed.
         module: whose parameters the graph holds.
         weights: the grid of each quantized weight, by the parameter's name in `module`.
+        casts: shorter dtypes that hold a weight without loss, by the parameter's name.
 
     Raises:
         ValueError: if the graph holds a weight as another tensor than the module's, so that it would stay as it is.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    grids = {_memory(parameters[name]): grid for name, grid in weights.items() if parameters[name].numel()}
+    ways: dict[str, Callable[[Tensor], Stored]] = {name: partial(StoredWeight, grid) for name, grid in weights.items()}
+    ways |= {name: partial(ShortWeight, dtype) for name, dtype in (casts or {}).items()}
+    by_place = {_memory(parameters[name]): way for name, way in ways.items() if parameters[name].numel()}
     held = dict(graph_module.named_parameters(remove_duplicate=False))
-    quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in grids}
-    for name in weights:
+    quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in by_place}
+    for name in ways:
         if name in held and name not in quantized and held[name].numel():
-            raise ValueError(f"torch.export made a copy of '{name}', so that it would not be stored as whole numbers.")
-    stored: dict[object, tuple[str, StoredWeight]] = {}
+            raise ValueError(f"torch.export made a copy of '{name}', so that it would be stored as it is, in full.")
+    stored: dict[object, tuple[str, Stored]] = {}
     for node in list(graph_module.graph.nodes):
         if node.op == "get_attr" and node.target in quantized:
             place = _memory(quantized[node.target])
             if place not in stored and node.users:
-                stored[place] = f"{node.target}_stored", StoredWeight(grids[place], quantized[node.target])
+                stored[place] = f"{node.target}_stored", by_place[place](quantized[node.target])
                 graph_module.add_submodule(*stored[place])
             if node.users:
                 with graph_module.graph.inserting_before(node):
@@ -136,6 +170,10 @@ def _shape(grid: WeightGrid) -> tuple[int, ...]:
     if not grid.group:
         return tuple(grid.codes.shape)
     return grid.channels, grid.codes.numel() // grid.channels // grid.group, grid.group
+
+
+def _by_row(steps: Tensor, grid: WeightGrid) -> Tensor:
+    return steps.unsqueeze(-1) if grid.group else steps
 
 
 def _swapped(grid: WeightGrid) -> tuple[int, ...]:

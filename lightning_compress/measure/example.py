@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -12,6 +13,19 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, tuple) and not hasattr(example, "_fields"):
         return model(*example)
     return model(**example) if isinstance(example, dict) else model(example)
+
+
+def check_example(example: Any) -> None:
+    """Refuse what no model was ever called with.
+
+    Raises:
+        ValueError: if there is no tensor in it.
+    """
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(example)):
+        raise ValueError(
+            f"example_input is a tensor, a tuple of arguments or a dict of keywords, but this "
+            f"{type(example).__name__} holds no tensor. Give what the model is called with."
+        )
 
 
 def batch_size(example: Any, batch_dim: int = 0) -> int | None:

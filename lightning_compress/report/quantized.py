@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from lightning_compress.quantization.modules import Quantizer
 from lightning_compress.quantization.quantized import quantized_of
 
 # A float32 scale and a zero point of one byte.
@@ -23,7 +24,7 @@ def packed_bytes(model: nn.Module) -> int | None:
 
     with tempfile.TemporaryDirectory() as folder:
         written = export(model, Path(folder) / "packed.safetensors")
-    return written.size_bytes + SITE_BYTES * len(quantized.activations)
+    return written.size_bytes + SITE_BYTES * sum(map(_has_scales, quantized.activations.values()))
 
 
 @contextmanager
@@ -51,11 +52,17 @@ def remarks(model: nn.Module) -> list[str]:
     quantized = quantized_of(model)
     if quantized is None or not quantized.mode.active:
         return []
-    scales = sum(quantizer.scale.numel() for quantizer in quantized.weights.values())
+    scales = sum(quantizer.scale.numel() for quantizer in quantized.weights.values() if _has_scales(quantizer))
+    sites = sum(map(_has_scales, quantized.activations.values()))
     floating = [f"{layer} ({why})" for layer, why in quantized.layout.floating.items()]
     return [
         f"Quantized: {quantized.bits:.2f} bits to a weight on average, {scales:,} scales of weights, "
-        f"{len(quantized.activations)} scales and zero points of activations, all in the bytes of the packed file. "
+        f"{sites} scales and zero points of activations, all in the bytes of the packed file. "
         f"Latency is that of the float32 network: export the model, and time the file.",
         *([f"Output in floating point: {', '.join(floating)}."] if floating else []),
     ]
+
+
+def _has_scales(quantizer: Quantizer) -> bool:
+    """Whether it has a grid; short floating point has none."""
+    return quantizer.form.dtype is None

@@ -60,3 +60,39 @@ def test_weights_must_be_there_and_lie_on_their_grid():
     assert Deployable(layer, {"weight": grid}).quantizers == {}
     with pytest.raises(ValueError, match="no parameter 'wight'; it has weight, bias"):
         Deployable(layer, {"wight": grid})
+
+
+def test_a_shorter_dtype_must_hold_the_weight_and_be_all_that_is_said_of_it():
+    layer = nn.Linear(6, 2)
+    layer.weight.data.fill_(0.5)
+    assert Deployable(layer, {}, casts={"weight": torch.float8_e4m3fn}).casts == {"weight": torch.float8_e4m3fn}
+    grid = WeightGrid(torch.ones(2, 6, dtype=torch.int32), torch.tensor(0.5), 8)
+    with pytest.raises(ValueError, match="'weight' has a grid, or values that torch.float16 does not hold"):
+        Deployable(layer, {"weight": grid}, casts={"weight": torch.float16})
+    with pytest.raises(ValueError, match="no parameter 'wight'; it has weight, bias"):
+        Deployable(layer, {}, casts={"wight": torch.float16})
+    layer.weight.data.fill_(0.1)
+    with pytest.raises(ValueError, match="'weight' has a grid, or values that torch.float16 does not hold"):
+        Deployable(layer, {}, casts={"weight": torch.float16})
+
+
+def test_a_weight_that_is_too_short_for_its_grid_is_to_be_made_longer():
+    layer = nn.Linear(6, 2)
+    grid = WeightGrid(torch.ones(2, 6, dtype=torch.int32), torch.tensor(0.1), 8)
+    layer.weight.data.copy_(grid.values())
+    with pytest.raises(ValueError, match=r"'weight' is torch.bfloat16, too short for its grid: .float\(\) the module"):
+        Deployable(layer.bfloat16(), {"weight": grid})
+
+
+def test_a_code_other_than_0_may_stand_for_zero():
+    codes = torch.tensor([[-7, 0, 7, 3], [1, 2, 3, 4]], dtype=torch.int32)
+    zero_point = torch.tensor([[-7], [3]], dtype=torch.int32)
+    found = WeightGrid(codes, torch.tensor([[0.5], [2.0]]), 4, zero_point=zero_point).values()
+    assert found.tolist() == [[0.0, 3.5, 7.0, 5.0], [-4.0, -2.0, 0.0, 2.0]]
+    groups = torch.tensor([[0, 1], [2, 3]])
+    found = WeightGrid(codes, torch.ones(2, 2), 4, group=2, zero_point=groups).values()
+    assert found.tolist() == [[-7.0, 0.0, 6.0, 2.0], [-1.0, 0.0, 0.0, 1.0]]
+    with pytest.raises(ValueError, match=r"zero_point has shape \(2, 1\), but it has that of the scale, \(\)"):
+        WeightGrid(codes, torch.tensor(1.0), 4, zero_point=zero_point)
+    with pytest.raises(ValueError, match="a table of levels has none"):
+        WeightGrid(codes.abs(), None, 4, levels=torch.arange(8.0), zero_point=zero_point)

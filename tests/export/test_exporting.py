@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress import QuantizationAwareTraining, export, load_compressed
+from lightning_compress import QuantizationAwareTraining, export, load_compressed, quantize
 from lightning_compress.export.packed import load_packed
 from lightning_compress.export.qdq.processor import may_saturate
 
@@ -128,3 +128,94 @@ def test_a_model_whose_quantized_phase_was_not_reached_is_refused(suffix, make_m
     for one in (module, module.net, again):
         with pytest.raises(ValueError, match="quantized phase of this Classifier was not reached"):
             export(one, tmp_path / f"model{suffix}", torch.zeros(2, 8))
+
+
+def test_short_floats_are_short_in_a_program_and_refused_where_only_whole_numbers_are_stored(tmp_path):
+    torch.manual_seed(0)
+    net, numbers = Wide().eval(), torch.randn(5, 8)
+    quantized = quantize(net, [numbers], weights="fp8", activations=None, first="same", last="same", progress=False)
+    report = export(quantized, tmp_path / "model.pt2", numbers)
+    assert report.weights == 8 * 128 + 128 * 3
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(numbers), quantized(numbers))
+    pytest.importorskip("onnxruntime")
+    mixed = quantize(net, [numbers], weights="fp8", activations=8, first="same", last="same", progress=False)
+    for one in (quantized, mixed):
+        with pytest.raises(ValueError, match=r"No weight lies on whole numbers.*fp8 go to \.pt2 or \.safetensors"):
+            export(one, tmp_path / "model.onnx", numbers)
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_model_of_another_dtype_is_to_be_made_float32(tmp_path, name, dtype):
+    torch.manual_seed(0)
+    numbers = torch.randn(5, 8, dtype=dtype)
+    quantized = quantize(Wide().eval().to(dtype), [numbers], progress=False)
+    with pytest.raises(ValueError, match=rf"is {dtype}, .*\.float\(\) the module first"):
+        export(quantized, tmp_path / name, numbers)
+    if name == "model.pt2":
+        assert export(quantized.float(), tmp_path / name, numbers.float()).weights
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_an_example_that_is_no_tensor_is_refused_with_what_is_wanted(trained, tmp_path, name):
+    for example in (torch.zeros(5, 8).numpy(), "five rows"):
+        with pytest.raises(ValueError, match=f"a tensor, a tuple .*this {type(example).__name__} holds no tensor"):
+            export(trained, tmp_path / name, example)
+    with pytest.raises(ValueError, match="this ndarray holds no tensor"):
+        export(Wide(), tmp_path / "model.onnx", torch.zeros(5, 8).numpy())
+
+
+def shifted(net):
+    """All weights far from zero, so that a grid around zero would waste half of its numbers."""
+    for layer in net.modules():
+        if hasattr(layer, "weight"):
+            layer.weight.data += layer.weight.data.std() * torch.rand(len(layer.weight), *[1] * (layer.weight.ndim - 1))
+    return net.eval()
+
+
+@pytest.mark.parametrize(("bits", "activations"), [(4, None), (8, None), (8, 8)], ids=str)
+def test_grids_that_are_not_symmetric_take_no_more_bits(tmp_path, bits, activations):
+    torch.manual_seed(0)
+    numbers, sizes = torch.randn(32, 8), {}
+    for symmetric in (True, False):
+        net = shifted(nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 3)))
+        settings = {"weights": bits, "activations": activations, "first": "same", "last": "same"}
+        quantized = quantize(net, [numbers], symmetric=symmetric, progress=False, **settings)
+        packed = export(quantized, tmp_path / "model.safetensors")
+        program = export(quantized, tmp_path / "model.pt2", numbers)
+        sizes[symmetric] = packed.codes, program.weights
+        assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(numbers), quantized(numbers))
+        if activations is None:
+            assert torch.equal(load_packed(net, tmp_path / "model.safetensors")(numbers), quantized(numbers))
+    assert sizes[False] == (sizes[True][0], sizes[True][1] + 2 * (256 + 3))  # a zero point of two bytes for each row
+    assert sizes[True][0] == (8 * 256 + 256 * 3) * bits // 8
+
+
+@pytest.mark.parametrize(
+    ("granularity", "kernels"), [("channel", {"QGemm": 1}), ("tensor", {"QLinearConv": 2, "QGemm": 1})]
+)
+def test_integer_kernels_take_zero_points_where_they_can(tmp_path, granularity, kernels):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10)
+    )
+    images = torch.randn(16, 3, 8, 8)
+    quantized = quantize(shifted(net), [images], symmetric=False, granularity=granularity, progress=False)
+    report = export(quantized, tmp_path / "model.onnx", images[:4])
+    assert {name: count for name, count in report.integer_kernels.items() if name in kernels} == kernels
+    assert len(report.float_layers) == 3 - sum(kernels.values())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), quantized(images), rtol=0.0, atol=1e-3)
+
+
+def test_embeddings_take_their_zero_points_row_by_row(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net, words = shifted(nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 8))), torch.randint(50, (4, 9))
+    quantized = quantize(net, [words], symmetric=False, activations=None, progress=False)
+    export(quantized, tmp_path / "model.onnx", words)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: words.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), quantized(words), rtol=1e-5, atol=1e-5)

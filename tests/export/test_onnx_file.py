@@ -245,3 +245,46 @@ def test_newer_operators_are_written_if_asked_for(tmp_path):
     report = write_onnx(deployable(handmade.Perceptron()), tmp_path / "model.onnx", torch.randn(8, 32), opset=23)
     assert report.opset == 23
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 23
+
+
+class Positions(nn.Module):
+    """Words and the first nine of sixteen places, looked up and added."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 32), nn.Embedding(16, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, words):
+        places = self.places(torch.arange(words.shape[1], device=words.device))
+        return self.head((self.words(words) + places).mean(1))
+
+
+def test_of_a_table_of_positions_the_file_holds_the_rows_that_are_used_as_integers(tmp_path):
+    made = deployable(Positions())
+    write_onnx(made, tmp_path / "model.onnx", tokens())
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert numpy.array_equal(stored["places.weight.codes"], made.weights["places.weight"].codes[:9].numpy())
+    more = tokens(batch=5)
+    found = in_onnxruntime(tmp_path / "model.onnx", more)[0]
+    torch.testing.assert_close(torch.from_numpy(found), made.module(more), rtol=1e-4, atol=1e-5)
+
+
+class Batch(nn.Module):
+    """Takes a dict as its one argument, as many a training step does."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(32, 64), nn.Linear(32, 64)
+
+    def forward(self, batch):
+        return self.left(batch["x"]) - 2 * self.right(batch["a"])
+
+
+def test_a_dict_may_be_an_argument_by_position(tmp_path):
+    made = deployable(Batch())
+    batch = {"x": torch.randn(4, 32), "a": torch.randn(4, 32)}
+    write_onnx(made, tmp_path / "model.onnx", (batch,))
+    more = {"x": torch.randn(7, 32), "a": torch.randn(7, 32)}
+    found = in_onnxruntime(tmp_path / "model.onnx", more["x"], more["a"])[0]
+    torch.testing.assert_close(torch.from_numpy(found), made.module(more), rtol=1e-4, atol=1e-5)

@@ -92,6 +92,17 @@ class Choosing(nn.Linear):
         return super().forward(values if values.sum() > 0 else -values)
 
 
+class Silent(nn.Linear):
+    def forward(self, values):
+        if torch.compiler.is_exporting():
+            raise RuntimeError("this layer has no export") from AssertionError()
+        return super().forward(values)
+
+
+def test_a_cause_without_words_does_not_hide_the_one_that_has_some(tmp_path):
+    refused(tmp_path, deployable(Silent(32, 32)), torch.randn(2, 32), "this layer has no export A forward must")
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     example = torch.randn(2, 32)
     refused(tmp_path, deployable(Bessel(32, 32)), example, r"bessel_j0.*ONNX has no operator for.*export to .pt2")

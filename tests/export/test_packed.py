@@ -32,6 +32,12 @@ GRIDS = {
     "4 bits by group of a transposed one": WeightGrid(drawn(-7, 7, (3, 4, 2, 2)), steps(4, 3), 4, axis=1, group=4),
     "1 bit": WeightGrid(drawn(0, 1, (5, 7)) * 2 - 1, steps(5, 1), 1),
     "12 bits": WeightGrid(drawn(-2047, 2047, (4, 6)), steps(4, 1), 12),
+    "zero points by channel": WeightGrid(
+        drawn(-127, 127, (4, 6)), steps(4, 1), 8, zero_point=torch.tensor([[-127], [0], [5], [127]], dtype=torch.int32)
+    ),
+    "a zero point of a tensor of 12 bits": WeightGrid(
+        drawn(-2047, 2047, (4, 6)), steps(), 12, zero_point=torch.tensor(-900, dtype=torch.int32)
+    ),
     "levels": WeightGrid(drawn(0, 2, (4, 6)), None, 2, levels=torch.tensor([-0.3, 0.0, 0.7])),
     "many levels": WeightGrid(drawn(0, 4, (40, 6)), None, 2, levels=torch.tensor([-0.3, -0.2, 0.0, 0.7, 0.8])),
     "nothing": WeightGrid(torch.zeros(0, 6, dtype=torch.int32), steps(0, 1), 8),
@@ -271,6 +277,18 @@ def test_a_file_is_loaded_into_a_wider_dtype_but_not_into_a_narrower_one(tmp_pat
     assert torch.equal(load_packed(nn.Linear(6, 4).double(), tmp_path / "file").weight, module.weight.double())
     with pytest.raises(ValueError, match=r"'bias' is torch.bfloat16 in Linear, which does not hold the torch.float32"):
         load_packed(nn.Linear(6, 4).bfloat16(), tmp_path / "file")
+
+
+def test_zero_points_that_the_reader_would_not_take_are_not_written(tmp_path):
+    grid = WeightGrid(drawn(0, 9, (4, 6)), steps(), 8, zero_point=torch.tensor(40_000))
+    with pytest.raises(ValueError, match="'weight' has zero points up to 40000, but they are packed in 16 bits"):
+        write_packed(tmp_path / "file", {"weight": grid.values()}, {"weight": grid})
+
+
+def test_a_module_without_memory_is_refused(tmp_path):
+    write_packed(tmp_path / "file", nn.Linear(6, 4).state_dict(), {})
+    with pytest.raises(ValueError, match="'weight' of Linear is on the meta device, where nothing can be loaded"):
+        load_packed(nn.Linear(6, 4, device="meta"), tmp_path / "file")
 
 
 @pytest.mark.parametrize(

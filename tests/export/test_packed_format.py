@@ -27,13 +27,13 @@ def test_any_other_safetensors_file_is_refused(tmp_path):
         read_packed(tmp_path / "file")
 
 
-@pytest.mark.parametrize("version", [2, 0, None, "1", True])
+@pytest.mark.parametrize("version", [1, 3, 0, None, "2", True])
 def test_another_version_is_refused_as_such(tmp_path, version):
     write_packed(tmp_path / "file", *small())
     tensors, told = read_tensors(tmp_path / "file")
     changed = json.dumps({**json.loads(told["lightning_compress"]), "version": version})
     write_tensors(tmp_path / "file", *with_told(tensors, {**told, "lightning_compress": changed}))
-    with pytest.raises(ValueError, match="this program reads 1"):
+    with pytest.raises(ValueError, match="this program reads 2"):
         read_packed(tmp_path / "file")
 
 
@@ -131,4 +131,13 @@ def test_twins_casts_and_weights_that_are_not_there_are_refused(tmp_path, change
     lie = json.dumps({**json.loads(told["lightning_compress"]), **change})
     write_tensors(tmp_path / "file", *with_told(tensors, {**told, "lightning_compress": lie}))
     with pytest.raises(ValueError, match="file is damaged"):
+        read_packed(tmp_path / "file")
+
+
+@pytest.mark.parametrize("text", ['{"version', "[" * 10**5, "NaN"], ids=["cut", "nested", "no number"])
+def test_metadata_that_are_no_json_are_damage_of_that_file(tmp_path, text):
+    write_packed(tmp_path / "file", *small())
+    tensors, told = read_tensors(tmp_path / "file")
+    write_tensors(tmp_path / "file", *with_told(tensors, {**told, "lightning_compress": text}))
+    with pytest.raises(ValueError, match=r"file is damaged.*(Unterminated|nested too deeply|NaN).*fetch it again"):
         read_packed(tmp_path / "file")

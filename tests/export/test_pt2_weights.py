@@ -154,3 +154,31 @@ def test_a_weight_that_the_graph_holds_as_a_copy_is_not_left_as_floats_in_silenc
     graph_module.weight = nn.Parameter(graph_module.weight.clone())
     with pytest.raises(ValueError, match="made a copy of 'weight'"):
         with_stored_weights(graph_module, model.module, model.weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_in_short_floating_point_lie_there_in_it_and_are_read_as_they_are(tmp_path, dtype):
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 4 * 4, 5)).eval().requires_grad_(False)
+    module[0].to(memory_format=torch.channels_last)
+    for layer in (module[0], module[2]):
+        layer.weight.copy_(layer.weight.to(dtype))
+    made = Deployable(module, {}, casts={"0.weight": dtype, "2.weight": dtype})
+    report = write_pt2(made, tmp_path / "model.pt2", random(4, 3, 6, 6))
+    assert report.weights == (16 * 3 * 9 + 5 * 16 * 16) * dtype.itemsize
+    assert report.others == (16 + 5) * 4
+    assert torch.equal(loaded(tmp_path / "model.pt2")(random(3, 3, 6, 6)), module(random(3, 3, 6, 6)))
+
+
+@pytest.mark.parametrize("low", [-7, -127, -32767])
+@pytest.mark.parametrize("granularity", ["channel", "tensor", "group"])
+def test_zero_points_lie_beside_the_codes(low, granularity):
+    shape = {"channel": (6, 1), "tensor": (), "group": (6, 4)}[granularity]
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(low, -low + 1, (6, 400), generator=draw, dtype=torch.int32)
+    zero_point = torch.randint(low, -low + 1, shape, generator=draw, dtype=torch.int32)
+    zero_point.view(-1)[0] = low  # the farthest codes are twice as far away as a code may be
+    scale = torch.rand(shape, generator=draw)
+    grid = WeightGrid(codes, scale, 16, group=100 * (granularity == "group"), zero_point=zero_point)
+    spread = (one.repeat_interleave(100, 1) if granularity == "group" else one for one in (zero_point, scale))
+    wanted = (codes - next(spread)) * next(spread)
+    assert torch.equal(StoredWeight(grid, wanted)(), wanted)

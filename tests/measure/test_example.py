@@ -3,7 +3,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lightning_compress.measure.example import batch_size, call, copied, described, with_batch
+from lightning_compress.measure.example import batch_size, call, check_example, copied, described, with_batch
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -52,3 +52,10 @@ def test_a_model_is_called_as_the_user_would():
 
 def test_shapes_are_told_instead_of_values():
     assert described((torch.zeros(2, 3), {"a": 1})) == "(tensor(2, 3), {'a': 1})"
+
+
+@pytest.mark.parametrize("example", [torch.zeros(2).numpy(), "words", {"x": 3}, [None], ()], ids=repr)
+def test_an_example_without_tensors_is_refused_with_its_type(example):
+    with pytest.raises(ValueError, match=f"a tensor, a tuple .* but this {type(example).__name__} holds no tensor"):
+        check_example(example)
+    check_example({"x": (3, [torch.zeros(2)])})

@@ -319,3 +319,14 @@ def test_a_quantized_model_is_counted_with_its_scales_and_zero_points(tmp_path):
     assert told.compression_ratio == told.before.size_bytes / told.size_bytes_quantized
     assert any("138 scales of weights, 2 scales and zero points of activations" in note for note in told.notes)
     assert Report.from_dict(told.to_dict()) == told
+
+
+def test_short_floating_point_has_no_scales_to_count(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    quantized = quantize(
+        model, [torch.rand(16, 64)], weights="fp16", activations="bf16", first="same", last="same", progress=False
+    )
+    told = report(quantized, torch.rand(2, 64), latency=False)
+    assert told.size_bytes_quantized == export(quantized, tmp_path / "model.safetensors").size_bytes
+    assert any("0 scales of weights, 0 scales and zero points of activations" in note for note in told.notes)

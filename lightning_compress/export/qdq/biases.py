@@ -13,8 +13,10 @@ from lightning_compress.quantization.biases import LARGEST_BIAS, finer
 SPARE = 2**8
 
 
-def with_room_for_biases(graph: Graph, kernels: Sequence[Kernel], codes: Array, scales: Array) -> tuple[Array, Array]:
-    """Whole numbers and scales of the same weight, for which int32 holds the biases of its kernels well.
+def with_room_for_biases(
+    graph: Graph, kernels: Sequence[Kernel], codes: Array, scales: Array, zeros: Array
+) -> tuple[Array, Array, Array]:
+    """Whole numbers, scales and zeros of the same weight, for which int32 holds the biases of its kernels well.
 
     Steps are halved as long as the numbers may be doubled, since a bias is rounded to them: with weights of 2 bits they
     are large. Where a bias would be more steps than int32 can count, as in a channel whose BatchNorm has died and left
@@ -24,16 +26,18 @@ def with_room_for_biases(graph: Graph, kernels: Sequence[Kernel], codes: Array, 
     """
     biases = [(kernel, bias) for kernel in kernels if (bias := bias_of(graph, kernel)) is not None]
     if not biases:
-        return codes, scales
-    factor = finer(int(numpy.abs(codes).max(initial=1)))
-    codes, scales = codes * factor, scales / numpy.float32(factor)
+        return codes, scales, zeros
+    factor = finer(int(max(numpy.abs(codes).max(initial=1), numpy.abs(zeros).max(initial=1))))
+    codes, scales, zeros = codes * factor, scales / numpy.float32(factor), zeros * factor
+    steps = codes - zeros.reshape(-1, 1)
     sizes = [numpy.abs(bias.astype(numpy.float64)) / kernel.place.scale for kernel, bias in biases]
     least = numpy.max(sizes, axis=0) / LARGEST_BIAS
     if not scales.ndim:
         least = least.max(initial=0.0)
-    empty = (codes == 0).all(1) if scales.ndim else (codes == 0).all()
+    empty = (steps == 0).all(1) if scales.ndim else (steps == 0).all()
     wider = numpy.where(empty & (least > 0), least * SPARE, numpy.maximum(scales, least)).astype(numpy.float32)
-    return numpy.rint(codes * (scales / wider).reshape(-1, 1)).astype(codes.dtype), wider
+    steps = numpy.rint(steps * (scales / wider).reshape(-1, 1)).astype(codes.dtype)
+    return steps + zeros.reshape(-1, 1), wider, zeros
 
 
 def bias_of(graph: Graph, kernel: Kernel) -> Array | None:

@@ -61,7 +61,7 @@ def built(deployable: Deployable, exported: Captured, weight_type: WeightType) -
     floating = start.model()
     constants = {name: start.constant(name) for name in start.constants if start.is_float(name)}
     located = Weights(deployable.weights).locate(
-        {name: value for name, value in constants.items() if value is not None}, exported.unused
+        {name: value for name, value in constants.items() if value is not None}, exported.unused, exported.looked_up
     )
     in_float: set[str] = set()
     while True:

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from onnx import ModelProto
 from torch import Tensor
+from torch.fx import Node
 
 from lightning_compress.export.deployable import Deployable
 from lightning_compress.export.qdq.watching import Call, watched
-from lightning_compress.measure.example import batch_size, described, with_batch
+from lightning_compress.measure.example import batch_size, check_example, described, with_batch
 
 MARKER = "FakeQuantize"
 DOMAIN = "lightning_compress"
+LOOK_UPS = {torch.ops.aten.embedding.default}
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Captured:
     Attributes:
         model: with nodes `lightning_compress.FakeQuantize` for the quantizers.
         unused: names of parameters that the forward does not use.
+        looked_up: names of parameters of which the forward takes rows by their numbers, and nothing else.
     """
 
     model: ModelProto
     unused: frozenset[str]
+    looked_up: frozenset[str] = frozenset()
 
 
 def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool, opset: int) -> Captured:
@@ -40,6 +44,7 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
     Raises:
         ValueError: if it is not in float32 on the CPU, or an operator or a control flow cannot be exported.
     """
+    check_example(example_input)
     _check_dtypes(deployable)
     # The exporter may take a batch of one sample for a constant.
     example = with_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
@@ -49,7 +54,8 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
         try:
             program = torch.onnx.export(
                 deployable.module,
-                arguments,
+                # A dict at the end would be taken for keywords, unless an empty one stands behind it.
+                arguments if keywords else (*arguments, {}),
                 kwargs=keywords,
                 dynamo=True,
                 dynamic_shapes=shapes,
@@ -61,7 +67,10 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
             raise ValueError(_told(deployable, error, example_input, dynamic_batch)) from error
     if program is None or program.exported_program is None:
         raise ValueError("torch.onnx.export gave no program.")
-    return Captured(program.model_proto, _unused(program.exported_program))
+    users = _users(program.exported_program)
+    unused = frozenset(name for name, nodes in users.items() if not nodes)
+    looked_up = frozenset(name for name, nodes in users.items() if {node.target for node in nodes} == LOOK_UPS)
+    return Captured(program.model_proto, unused, looked_up)
 
 
 def _marked(call: Call, values: Tensor) -> Tensor:
@@ -110,13 +119,11 @@ def _shapes(example: Any) -> Any:
     return of(keywords) if keywords else of(arguments)
 
 
-def _unused(program: torch.export.ExportedProgram) -> frozenset[str]:
+def _users(program: torch.export.ExportedProgram) -> dict[str, list[Node]]:
+    """The nodes that take each parameter, by its name in the module."""
     names = program.graph_signature.inputs_to_parameters
-    return frozenset(
-        names[node.name]
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in names and not node.users
-    )
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    return {names[node.name]: list(node.users) for node in inputs}
 
 
 @contextmanager
@@ -137,9 +144,9 @@ def _quiet() -> Iterator[None]:
 def _told(deployable: Deployable, error: Exception, example: Any, dynamic_batch: bool) -> str:
     """What went wrong, in few words: the exporter's own message is a page, with the cause at its end."""
     kind = type(deployable.module).__name__
-    causes = [str(one) for one in _chain(error)]
+    causes = [text for one in _chain(error) if (text := str(one).strip())] or [type(error).__name__]
     operators = [name for text in causes for name in re.findall(r"torch\.ops\.([\w.]+)|aten[.:]+(\w+)", text)]
-    cause = shorten(causes[-1], 300) or type(error).__name__
+    cause = shorten(causes[-1], 300)
     if any("No ONNX function found" in text or "No decompositions registered" in text for text in causes) and operators:
         operator = operators[0][0] or f"aten.{operators[0][1]}"
         return (

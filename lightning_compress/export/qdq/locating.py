@@ -23,6 +23,7 @@ class Located:
         codes: shape `(rows, elements)`.
         scale: shape `(rows, groups)`, or None if there are levels.
         levels: floats that the codes are indices of, or None.
+        zero: codes that stand for 0, in the shape of the scale, or None.
         shape: of the matrix as a tensor; the constant is that tensor, or
         order: that tensor with its axes in this order.
     """
@@ -33,6 +34,7 @@ class Located:
     levels: Array | None
     shape: tuple[int, ...]
     order: tuple[int, ...] | None = None
+    zero: Array | None = None
 
     @property
     def title(self) -> str:
@@ -46,16 +48,23 @@ class Located:
             return None
         return self.order.index(0) if self.order else 0
 
-    def row_scales(self) -> Array:
-        """One scale for each row, or a single one, 0-d, if all are equal.
+    def row_steps(self) -> tuple[Array, Array]:
+        """One scale and one zero for each row, or a single pair, 0-d, if all are equal.
 
         Raises:
             ValueError: if a row has more than one.
         """
         if self.scale is None or self.scale.shape[1] != 1:
             raise ValueError(f"The rows of {self.title} have no scale of their own.")
-        scales: Array = self.scale[:, 0]
-        return scales[0] if len(scales) and (scales == scales[0]).all() else scales
+        scales, zeros = self.scale[:, 0], self.zeros()[:, 0]
+        equal = len(scales) and (scales == scales[0]).all() and (zeros == zeros[0]).all()
+        return (scales[0], zeros[0]) if equal else (scales, zeros)
+
+    def zeros(self) -> Array:
+        """The codes that stand for 0, in the shape of the scale."""
+        if self.zero is not None:
+            return self.zero
+        return numpy.zeros(() if self.scale is None else self.scale.shape, numpy.int64)
 
 
 class Weights:
@@ -72,12 +81,15 @@ class Weights:
                 for row, numbers in enumerate(_matrix(values[name], table)):
                     self.rows.setdefault(numbers.tobytes(), []).append((name, row))
 
-    def locate(self, constants: Mapping[str, Array], unused: Iterable[str] = ()) -> dict[str, Located]:
+    def locate(
+        self, constants: Mapping[str, Array], unused: Iterable[str] = (), looked_up: Iterable[str] = ()
+    ) -> dict[str, Located]:
         """Find the constants that weights have become.
 
         Args:
             constants: all float constants of the graph by name.
             unused: names of weights that need not be there.
+            looked_up: names of weights of which a forward only takes rows, so that a part of them is enough.
 
         Raises:
             ValueError: if a weight is not found, or only a part of it.
@@ -90,7 +102,9 @@ class Weights:
         for name, value in plain.items():
             if name not in found and (one := self._of_rows(value, left)) is not None:
                 found[name] = one
-        self._check_all_found(seen, left, unused)
+        begun = {self.contents[name] for homes in self.rows.values() for name, row in homes if (name, row) not in left}
+        in_part = [name for name in looked_up if self.contents.get(name) in begun]
+        self._check_all_found(seen, left, [*unused, *in_part])
         return found
 
     def _check_all_found(self, seen: set[Content], left: set[Home], unused: Iterable[str]) -> None:
@@ -136,8 +150,11 @@ class Weights:
             return None
         offsets, levels = _joined_levels(names, tables)
         codes = numpy.stack([self.tables[name].codes[row] + offsets.get(name, 0) for name, row in homes])
-        scale = None if levels is not None else numpy.stack([_scale(self.tables[name], row) for name, row in homes])
-        return Located(names, codes, scale, levels, shape, order)
+        if levels is not None:
+            return Located(names, codes, None, levels, shape, order)
+        scale = numpy.stack([_scale(self.tables[name], row) for name, row in homes])
+        zero = numpy.stack([self.tables[name].zeros()[row] for name, row in homes])
+        return Located(names, codes, scale, None, shape, order, zero)
 
 
 def _chosen(homes: list[list[Home]], left: set[Home]) -> list[Home]:
@@ -155,9 +172,11 @@ def _by_rows(name: str, grid: WeightGrid) -> Located:
         return Located((name,), matrix, None, grid.levels.float().numpy(), swapped.shape, order)
     if grid.scale is None:
         raise ValueError(f"The grid of '{name}' has neither a scale nor levels.")
-    scale = grid.scale.float().numpy()
-    rows = scale if grid.group else numpy.broadcast_to(scale.reshape(-1, 1), (len(matrix), 1))
-    return Located((name,), matrix, rows, None, swapped.shape, order)
+    scale, zero = grid.scale.float().numpy(), numpy.zeros(grid.scale.shape, numpy.int64)
+    if grid.zero_point is not None:
+        zero = grid.zero_point.numpy().astype(numpy.int64)
+    rows = (one if grid.group else numpy.broadcast_to(one.reshape(-1, 1), (len(matrix), 1)) for one in (scale, zero))
+    return Located((name,), matrix, next(rows), None, swapped.shape, order, next(rows))
 
 
 def _swapped(count: int, axis: int) -> list[int]:

@@ -85,7 +85,12 @@ def _kernels(
     if one.scale is None or one.scale.shape[1] != 1 or numpy.abs(one.codes).max(initial=0) >= MIDDLE:
         return []
     found = [kernel for node in takers if (kernel := kernel_of(graph, node, name, places)) is not None]
-    return found if one.row_scales().ndim == 0 else [kernel for kernel in found if kernel.axis == one.axis]
+    scales, zeros = one.row_steps()
+    if scales.ndim == 0:
+        return found
+    # Convolutions take a scale for each channel, but one zero for all.
+    one_zero = bool((zeros == zeros[:1]).all())
+    return [kernel for kernel in found if kernel.axis == one.axis and (one_zero or kernel.node.op_type != "Conv")]
 
 
 def _for_kernels(
@@ -97,7 +102,7 @@ def _for_kernels(
     weight_type: WeightType,
     written: Written,
 ) -> None:
-    codes, scales = with_room_for_biases(graph, kernels, one.codes, one.row_scales())
+    codes, scales, zeros = with_room_for_biases(graph, kernels, one.codes, *one.row_steps())
     saturating = any(kernel.may_saturate(codes) for kernel in kernels)
     unsigned = weight_type == "uint8" or (saturating and weight_type == "auto")
     (written.unsigned if unsigned else written.saturating).update([name] if saturating else [])
@@ -106,11 +111,11 @@ def _for_kernels(
         stored = store.add("Transpose", [stored], f"{one.title}.ordered", perm=one.order)
     written.integer[stored] = name
     # ONNX Runtime fuses Gemm only if the zero point is written down, even where it is zero.
-    zeros = numpy.full(scales.shape, MIDDLE, numpy.uint8) if unsigned else numpy.zeros(scales.shape, numpy.int8)
+    zero_point = (zeros + MIDDLE).astype(numpy.uint8) if unsigned else zeros.astype(numpy.int8)
     inputs = [
         stored,
         graph.add_constant(f"{one.title}.scale", scales),
-        graph.add_constant(f"{one.title}.zero_point", zeros),
+        graph.add_constant(f"{one.title}.zero_point", zero_point),
     ]
     value = store.add("DequantizeLinear", inputs, f"{one.title}.dequantized", axis=kernels[0].axis)
     for kernel in kernels:
@@ -132,15 +137,30 @@ def _lookup(graph: Graph, store: Store, node: NodeProto, one: Located) -> list[N
     rows = graph.make("Gather", [stored, node.input[1]], f"{one.title}.rows", axis=0)
     if one.levels is not None:
         return [rows, *_from_levels(graph, one, rows.output[0], node.output[0])]
-    numbers = graph.make("Cast", rows.output, f"{one.title}.numbers", to=onnx.TensorProto.FLOAT)
-    scales, nodes = one.row_scales(), [rows, numbers]
-    scale = graph.add_constant(
-        f"{one.title}.scale", scales.reshape(-1, *[1] * (len(one.shape) - 1)) if scales.ndim else scales
-    )
-    if scales.ndim:
-        nodes.append(graph.make("Gather", [scale, node.input[1]], f"{one.title}.row_scales", axis=0))
-        scale = nodes[-1].output[0]
-    return [*nodes, helper.make_node("Mul", [numbers.output[0], scale], list(node.output))]
+    nodes = [rows, graph.make("Cast", rows.output, f"{one.title}.numbers", to=onnx.TensorProto.FLOAT)]
+    for operator, steps, wanted in _to_floats(*one.row_steps()):
+        shaped = steps.reshape(-1, *[1] * (len(one.shape) - 1)) if steps.ndim else steps
+        numbers, constant = nodes[-1].output[0], graph.add_constant(f"{one.title}.{wanted}", shaped)
+        if steps.ndim:
+            nodes.append(graph.make("Gather", [constant, node.input[1]], f"{one.title}.row_{wanted}", axis=0))
+            constant = nodes[-1].output[0]
+        nodes += _computed(graph, operator, numbers, constant, steps, one.title)
+    nodes[-1].output[0] = node.output[0]
+    return nodes
+
+
+def _to_floats(scales: Array, zeros: Array) -> list[tuple[str, Array, str]]:
+    """What is done to the numbers, one after the other: operator, other operand, and its name."""
+    short = numpy.int8 if numpy.abs(zeros).max(initial=0) < MIDDLE else numpy.int16
+    return [*([("Sub", zeros.astype(short), "zero")] if zeros.any() else []), ("Mul", scales, "scale")]
+
+
+def _computed(graph: Graph, operator: str, numbers: str, constant: str, steps: Array, title: str) -> list[NodeProto]:
+    """The operator, on a constant that may be whole numbers."""
+    if steps.dtype == numpy.float32:
+        return [graph.make(operator, [numbers, constant], f"{title}.scaled")]
+    cast = graph.make("Cast", [constant], f"{title}.zeros", to=onnx.TensorProto.FLOAT)
+    return [cast, graph.make(operator, [numbers, cast.output[0]], f"{title}.shifted")]
 
 
 def _in_float(graph: Graph, store: Store, name: str, one: Located) -> None:
@@ -158,18 +178,20 @@ def _in_float(graph: Graph, store: Store, name: str, one: Located) -> None:
 
 
 def _scaled(graph: Graph, one: Located, stored: str) -> list[NodeProto]:
-    """Number times step, row by row, or group by group within a row."""
+    """Number, less that of zero, times step, row by row, or group by group within a row."""
     nodes = [graph.make("Cast", [stored], f"{one.title}.numbers", to=onnx.TensorProto.FLOAT)]
     single = one.scale is not None and one.scale.shape[1] == 1
-    scales: Array = one.row_scales() if single else numpy.asarray(one.scale)[:, :, None]
+    scales, zeros = one.row_steps() if single else (numpy.asarray(one.scale)[:, :, None], one.zeros()[:, :, None])
     plain = single and (scales.ndim == 0 or one.axis is not None)
     if plain and scales.ndim:
-        scales = scales.reshape(-1, *[1] * (len(one.shape) - 1))
-    elif not plain:
-        scales = scales if scales.ndim == 3 else scales.reshape(-1, 1, 1)
-        nodes.append(_reshaped(graph, nodes[-1].output[0], (*scales.shape[:2], -1), one.title))
-    scale = graph.add_constant(f"{one.title}.scale", numpy.ascontiguousarray(scales))
-    nodes.append(graph.make("Mul", [nodes[-1].output[0], scale], f"{one.title}.scaled"))
+        shape: tuple[int, ...] = (-1, *[1] * (len(one.shape) - 1))
+    else:
+        shape = scales.shape if scales.ndim != 1 else (-1, 1, 1)
+    if not plain:
+        nodes.append(_reshaped(graph, nodes[-1].output[0], (*scales.reshape(shape).shape[:2], -1), one.title))
+    for operator, steps, wanted in _to_floats(scales, zeros):
+        constant = graph.add_constant(f"{one.title}.{wanted}", numpy.ascontiguousarray(steps.reshape(shape)))
+        nodes += _computed(graph, operator, nodes[-1].output[0], constant, steps, one.title)
     if not plain:
         nodes.append(_reshaped(graph, nodes[-1].output[0], one.shape, one.title))
     return nodes

@@ -8,6 +8,8 @@ from lightning_compress.export.qdq.kernels import Kernel
 from lightning_compress.export.qdq.storing import Store
 from tests.export.qdq.graphs import model, node
 
+NO_ZEROS = numpy.zeros(2, numpy.int64)
+
 
 def kernel_with(bias, place_scale=0.1):
     graph = Graph(model([node("Gemm", ["x", "w", "b"], "y", transB=1)], {"b": numpy.array(bias, numpy.float32)}))
@@ -21,7 +23,8 @@ def test_numbers_of_few_bits_are_doubled_for_finer_biases_and_stand_for_the_same
     codes[0, 0] = highest
     scales = numpy.array([0.3, 0.07], dtype=numpy.float32)
     graph, kernel = kernel_with([0.1, 0.2])
-    more, finer = with_room_for_biases(graph, [kernel], codes, scales)
+    more, finer, zeros = with_room_for_biases(graph, [kernel], codes, scales, NO_ZEROS)
+    assert zeros.tolist() == [0, 0]
     assert numpy.array_equal(more, codes * factor)
     assert numpy.array_equal(more.astype(numpy.float32) * finer[:, None], codes.astype(numpy.float32) * scales[:, None])
 
@@ -30,7 +33,17 @@ def test_without_a_bias_nothing_changes():
     graph = Graph(model([node("Gemm", ["x", "w"], "y", transB=1)], {}))
     kernel = Kernel(graph.nodes[0], Place("input", 0, "codes", 0.1, 0), 0)
     codes, scales = numpy.array([[1, -1]]), numpy.float32(0.5)
-    assert with_room_for_biases(graph, [kernel], codes, scales) == (codes, scales)
+    zeros = numpy.int64(1)
+    assert with_room_for_biases(graph, [kernel], codes, scales, zeros) == (codes, scales, zeros)
+
+
+def test_numbers_that_stand_for_zero_move_with_the_others_and_stay_within_8_bits():
+    codes, scales, zeros = numpy.array([[-7, 0, 3], [-7, -5, 7]]), numpy.array([0.3, 1e-24]), numpy.array([-3, -7])
+    graph, kernel = kernel_with([0.1, 0.7])
+    more, finer, moved = with_room_for_biases(graph, [kernel], codes, scales.astype(numpy.float32), zeros)
+    assert moved.tolist() == [-24, -56]
+    assert more.tolist() == [[-56, 0, 24], [-56, -56, -56]]  # what was next to nothing is nothing
+    numpy.testing.assert_allclose((more[0] - moved[0]) * finer[0], (codes[0] - zeros[0]) * 0.3, rtol=1e-6)
 
 
 def test_a_bias_is_rounded_by_half_a_step_of_the_product_at_most():
@@ -51,7 +64,7 @@ def test_a_channel_of_next_to_no_weights_gets_steps_that_int32_can_count_its_bia
     codes = numpy.array([[100, -127, 3], [100, -127, 3]])
     scales = numpy.array([1e-24, 0.01], dtype=numpy.float32)
     graph, kernel = kernel_with([0.7, 0.7])
-    new, wider = with_room_for_biases(graph, [kernel], codes, scales)
+    new, wider, _ = with_room_for_biases(graph, [kernel], codes, scales, NO_ZEROS)
     assert new.tolist() == [[0, 0, 0], [100, -127, 3]]
     assert wider[1] == scales[1]
     add_integer_bias(graph, Store(graph), kernel, wider, "layer")
@@ -63,7 +76,7 @@ def test_a_channel_of_next_to_no_weights_gets_steps_that_int32_can_count_its_bia
 def test_a_channel_without_weights_gets_the_steps_that_its_bias_asks_for():
     codes, scales = numpy.array([[0, 0, 0], [100, -127, 3]]), numpy.array([0.3, 0.01], dtype=numpy.float32)
     graph, kernel = kernel_with([0.0123, 0.7])
-    new, wider = with_room_for_biases(graph, [kernel], codes, scales)
+    new, wider, _ = with_room_for_biases(graph, [kernel], codes, scales, NO_ZEROS)
     assert new.tolist() == codes.tolist()
     assert wider[1] == scales[1]
     add_integer_bias(graph, Store(graph), kernel, wider, "layer")

@@ -70,7 +70,7 @@ def test_groups_and_levels_go_with_their_rows():
 def test_transposed_convolutions_have_their_channels_along_axis_one():
     found = only({"up": grid(4, 3, 2, 2, axis=1)}, {"up": array(grid(4, 3, 2, 2, axis=1))})
     assert (found.axis, found.codes.shape) == (1, (3, 16))
-    assert found.row_scales().shape == (3,)
+    assert found.row_steps()[0].shape == (3,)
 
 
 def test_equal_weights_are_one_constant_and_zeros_have_one_sign():
@@ -109,6 +109,28 @@ def test_an_unfound_weight_is_named_unless_it_is_unused():
 
 def test_rows_of_a_whole_tensor_share_one_scale():
     found = only({"a": grid(6, 8, granularity="tensor")}, {"a": array(grid(6, 8, granularity="tensor"))})
-    assert found.row_scales().ndim == 0
+    assert found.row_steps()[0].ndim == 0
     with pytest.raises(ValueError, match="no scale of their own"):
-        only({"a": grid(6, 8, group=4)}, {"a": array(grid(6, 8, group=4))}).row_scales()
+        only({"a": grid(6, 8, group=4)}, {"a": array(grid(6, 8, group=4))}).row_steps()
+
+
+def test_of_a_weight_that_is_only_looked_up_a_part_is_enough_but_not_nothing():
+    positions, other = grid(16, 8, seed=1), grid(16, 8, seed=2)
+    constants = {"val_0": array(positions)[None, 3:12], "other": array(other)}
+    grids = {"positions": positions, "other": other}
+    with pytest.raises(ValueError, match="computed something with positions,"):
+        Weights(grids).locate(constants)
+    found = Weights(grids).locate(constants, looked_up=["positions", "a parameter without a grid"])
+    assert numpy.array_equal(values(found["val_0"]), constants["val_0"])
+    with pytest.raises(ValueError, match="computed something with positions,"):
+        Weights(grids).locate({"val_0": 2 * constants["val_0"], "other": array(other)}, looked_up=["positions"])
+
+
+def test_rows_keep_the_codes_that_stand_for_zero():
+    codes, zeros = torch.arange(-6, 6).reshape(3, 4), torch.tensor([[-6], [0], [5]])
+    one = WeightGrid(codes, torch.tensor([[0.5], [0.5], [0.5]]), 4, zero_point=zeros)
+    constant = {"val": array(one)[::-1].copy()}
+    (found,) = Weights({"a": one}).locate(constant).values()
+    assert numpy.array_equal((found.codes - found.zeros()) * found.scale, constant["val"])
+    assert [steps.tolist() for steps in found.row_steps()] == [[0.5, 0.5, 0.5], [5, 0, -6]]
+    assert Weights({"b": grid(3, 4)}).tables["b"].zeros().tolist() == [[0]] * 3
