@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, quantize
-from lightning_compress.export.deploy import OnGrid, deployable, on_grids
+from lightning_compress.export.deploy import deployable, on_grids
+from lightning_compress.export.steps import OnGrid
 from lightning_compress.quantization.quantized import quantized_of
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, export, quantize
-from lightning_compress.export.deploy import OnGrid, deployable
+from lightning_compress.export.deploy import deployable
 from lightning_compress.export.faithful import refuse_unfaithful
+from lightning_compress.export.steps import OnGrid
 from lightning_compress.quantization.quantized import quantized_of
 
 SETTINGS = {

@@ -1,0 +1,62 @@
+"""What a deployed model computes with, beside the user's own modules: grids of activations, and who holds them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# A power of two, and far below what numbers in a network are.
+NEXT_TO_NOTHING = 2.0**-40
+
+
+class OnGrid(nn.Module):
+    """Puts numbers on a grid of at most 8 bits from zero on, as `QuantizeLinear` and `DequantizeLinear` do.
+
+    Args:
+        scale: 0-d, the distance of neighbours.
+        zero_point: the whole number that stands for 0.
+        lowest, highest: whole numbers of the ends, within [0, 255].
+        signs: whether only the sign counts: what is not zero goes to one of the ends.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: int, lowest: int, highest: int, signs: bool = False) -> None:
+        super().__init__()
+        # Steps of next to nothing take every number to an end, as kernels can; the gain gives the ends their size.
+        self.gain = 1 / NEXT_TO_NOTHING if signs else None
+        step = scale.detach().float() * (NEXT_TO_NOTHING if signs else 1.0)
+        self.register_buffer("scale", step)
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32, device=scale.device))
+        self.lowest, self.highest = lowest, highest
+
+    def forward(self, values: Tensor) -> Tensor:
+        steps = torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, self.lowest, self.highest)
+        return steps if self.gain is None else steps * self.gain
+
+
+class Steps(nn.ModuleDict):
+    """The quantizers of a deployed model, by their keys."""
+
+
+class Chain(nn.Sequential):
+    """A sequence that does not take the quantizers, which it holds for others, for a part of itself."""
+
+    def forward(self, values: Any) -> Any:
+        for module in self._modules.values():  # children would leave out what comes a second time
+            if module is not None and not isinstance(module, Steps):
+                values = module(values)
+        return values
+
+
+class Rounded(nn.Module):
+    """Rounds numbers to a shorter floating point format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, values: Tensor) -> Tensor:
+        largest = torch.finfo(self.dtype).max
+        return values.clamp(-largest, largest).to(self.dtype).to(values.dtype)
