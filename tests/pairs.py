@@ -146,7 +146,7 @@ PAIRS = [
     Pair(
         'QuantizationAwareTraining(targets="net.0", begin=4)',
         'QuantizationAwareTraining(weights=4, targets="net.2", begin=6)', REFUSED,
-        "but it is measured, exported and loaded with the grids of one",
+        "would both quantize the model",
     ),
     Pair(INT8, FREEZE, WORKS, "what is frozen is quantized, and does not train"),
     Pair(LEARNED, REWIND, WORKS, "the weights come back; what grids have learned stays"),

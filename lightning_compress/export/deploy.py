@@ -12,8 +12,9 @@ from lightning_compress.core.capture import in_order, shown
 from lightning_compress.export.deployable import Deployable, WeightGrid
 from lightning_compress.export.steps import Chain, OnGrid, Rounded, Steps
 from lightning_compress.quantization.copying import copied, without_compilers
+from lightning_compress.quantization.hooks import act_in
 from lightning_compress.quantization.modules import ActivationQuantizer
-from lightning_compress.quantization.quantized import QuantizedModel, quantized_of
+from lightning_compress.quantization.quantized import QuantizedModel, is_awaited, quantized_of
 from lightning_compress.quantization.sites import Site
 
 
@@ -97,11 +98,9 @@ def _free(name: str, taken: Collection[str]) -> str:
 
 
 def is_float(model: nn.Module) -> bool:
-    """Whether nothing in the model, as far as can be seen, computes on grids; copies of what `quantize` made do."""
-    hooks = (
-        hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
-    )
-    return quantized_of(model) is None and not any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
+    """Whether nothing in the model computes on grids, or was to, as far as can be seen."""
+    # Copies of what `quantize` made have hooks and are not known.
+    return quantized_of(model) is None and not is_awaited(model) and not act_in(model)
 
 
 def known(model: nn.Module) -> QuantizedModel:
@@ -111,16 +110,16 @@ def known(model: nn.Module) -> QuantizedModel:
         ValueError: if it was not quantized, its quantized phase was not reached, or a place has seen nothing.
     """
     quantized = quantized_of(model)
+    if is_awaited(model) or (quantized is not None and not quantized.mode.active):
+        raise ValueError(
+            f"The quantized phase of this {type(model).__name__} was not reached. Train longer, or let "
+            f"QuantizationAwareTraining begin earlier; in floating point export a copy, copy.deepcopy(model), to .onnx."
+        )
     if quantized is None:
         raise ValueError(
             f"This {type(model).__name__} was never quantized: a copy does not know its original's grids. Export the "
             f"module that was trained with QuantizationAwareTraining, what quantize(...) returned, or what "
             f"load_compressed(...) made of a checkpoint; in floating point it goes to .onnx."
-        )
-    if not quantized.mode.active:
-        raise ValueError(
-            "The quantized phase was not reached: the model was trained in floating point only. "
-            "Train longer, or let QuantizationAwareTraining begin earlier."
         )
     for quantizer in quantized.quantizers():
         quantizer.to(next(model.parameters()).device)  # the Trainer moves the module alone when a fit ends

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_compress._version import __version__
 from lightning_compress.core.lookup import near_miss
-from lightning_compress.export.deploy import deployable, is_float, on_grids
+from lightning_compress.export.deploy import deployable, is_float, known, on_grids
 from lightning_compress.export.faithful import refuse_unfaithful
 from lightning_compress.export.float_file import FloatReport, write_float_onnx
 from lightning_compress.export.onnx_file import OnnxReport, write_onnx
@@ -83,19 +83,18 @@ def _as_known(model: nn.Module) -> nn.Module:
     """The module whose grids are known: what was compiled, or a copy of a part of what was quantized, with its grids.
 
     Raises:
-        ValueError: if its grids are not there yet, or more than this part is on grids.
+        ValueError: if it is a part whose grids are not there yet, or that holds some of the quantized layers only.
     """
     model = getattr(model, "_orig_mod", model)
-    name, owned, owner = owner_of(model) or ("", None, model)
-    if is_awaited(model) or (owner is not model and is_awaited(owner)):
-        raise ValueError(
-            f"The quantized phase of this {type(owner).__name__} was not reached. Train longer, or let "
-            f"QuantizationAwareTraining begin earlier; in floating point export a copy, copy.deepcopy(model)."
-        )
-    if quantized_of(model) is not None or owned is None:
+    owner = None if quantized_of(model) is not None or is_awaited(model) else owner_of(model)
+    if owner is None:
         return model
+    whole, prefix = owner
+    quantized = known(whole)
+    if not any(f"{layer}.".startswith(prefix) for layer in quantized.layers):
+        return model  # such as a teacher beside what is quantized
     part = without_compilers(copied(model))
-    restored(part, within(name, owned.state()))
+    restored(part, within(prefix, quantized.state()))
     return part
 
 

@@ -20,6 +20,7 @@ from lightning_compress.export.deploy import keys_of, known
 from lightning_compress.export.deployable import Deployable
 from lightning_compress.measure.example import call, check_example, copied, described
 from lightning_compress.measure.untouched import untouched
+from lightning_compress.quantization.hooks import act_in
 from lightning_compress.quantization.quantized import QuantizedModel
 
 # Shares of the largest number at a place, and of the largest output.
@@ -51,7 +52,7 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
             raise ValueError(
                 f"{type(model).__name__} cannot be called with this example_input, {described(example)}: {error}"
             ) from error
-    with untouched(deployable.module), _forced(deployable, names, made):
+    with untouched(deployable.module), _forced(quantized, deployable, names, made):
         found = _tensors(call(deployable.module, copied(example)))
     same = len(found) == len(wanted) and all(map(_near, found, wanted))
     if not same:
@@ -74,8 +75,7 @@ def _check_dtypes(model: nn.Module, deployable: Deployable) -> None:
 @contextmanager
 def _acting(model: nn.Module, quantized: QuantizedModel) -> Iterator[None]:
     """Within the context the quantizers are hooked into the model, as they are for good in what `quantize` made."""
-    hooks = (hook for one in model.modules() for hook in one._forward_hooks.values())
-    if any(getattr(hook, "is_a_quantizers", False) for hook in hooks):
+    if act_in(model):
         yield
     else:
         with quantized.installed():
@@ -96,22 +96,22 @@ def _note(made: list[Tensor], original: Callable[[Tensor], Tensor], values: Tens
 
 
 @contextmanager
-def _forced(deployable: Deployable, names: dict[str, str], made: Made) -> Iterator[None]:
+def _forced(quantized: QuantizedModel, deployable: Deployable, names: dict[str, str], made: Made) -> Iterator[None]:
     with ExitStack() as undo:
         for key, site in names.items():
-            undo.enter_context(
-                wrapped_method(deployable.quantizers[key], "forward", partial(_force, site, iter(made[key])))
+            words = (
+                f"What would be written computes something else than the quantized model, first at '{site}'. Leave out "
+                f"the layer before it, or what takes it: ignore={quantized.takers(site)}."
             )
+            force = partial(_force, iter(made[key]), words)
+            undo.enter_context(wrapped_method(deployable.quantizers[key], "forward", force))
         yield
 
 
-def _force(site: str, made: Iterator[Tensor], original: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+def _force(made: Iterator[Tensor], words: str, original: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     on_grid = next(made, None)
     if on_grid is None or not _between(original, values, on_grid):
-        raise ValueError(
-            f"What would be written computes something else than the quantized model, first at '{site}'. Leave out the "
-            f"layer before it or the one behind it: ignore=[...]."
-        )
+        raise ValueError(words)
     return on_grid
 
 

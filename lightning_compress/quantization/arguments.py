@@ -54,20 +54,6 @@ def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, Wi
     return found
 
 
-def refuse_second(name: str, others: Iterable[str]) -> None:
-    """Refuse to quantize a model twice: what is measured, exported and loaded knows one set of grids.
-
-    Raises:
-        ValueError: if there are others; all are named.
-    """
-    for other in others:
-        raise ValueError(
-            f"'{other}' and '{name}' would both quantize this model, but it is measured, exported and loaded with the "
-            f"grids of one. Put both into one QuantizationAwareTraining: other bits or methods of some layers go into "
-            f"overrides, layers that stay in floating point into ignore."
-        )
-
-
 def refuse_sparse(layers: Iterable[Layer]) -> None:
     """Refuse to train layers on grids whose weights get sparse gradients: each gradient is changed on its way.
 
@@ -83,11 +69,17 @@ def refuse_sparse(layers: Iterable[Layer]) -> None:
 
 
 def claims_of(layers: list[Layer], request: Request) -> list[Claim]:
-    """What is done to weights that cannot be pruned then: binary ones have no zero."""
+    """What only one callback can do: a model is exported with one set of grids, and binary weights have no zero."""
     plans = request.plan(layers)
     forms = {held.name: plans[layer.name].weights for layer in layers for held in layer.weights}
     binary = {one for one, form in forms.items() if form is not None and form.name == "binary"}
     return [
+        Claim(
+            "quantize",
+            frozenset({"the model"}),
+            "It is measured, exported and loaded with the grids of one. Put both into one QuantizationAwareTraining: "
+            "other bits or methods of some layers go into overrides, layers that stay in floating point into ignore.",
+        ),
         Claim(
             "make binary",
             frozenset(binary),

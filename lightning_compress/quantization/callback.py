@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now, ours, run_of
+from lightning_compress.core.callback import CompressionCallback, now, run_of
 from lightning_compress.core.capture import is_partly_compiled
 from lightning_compress.core.checks import as_schedule
 from lightning_compress.core.cut import Cut
@@ -24,7 +24,6 @@ from lightning_compress.quantization.arguments import (
     claims_of,
     learned_by,
     moments_of,
-    refuse_second,
     refuse_sparse,
 )
 from lightning_compress.quantization.fall import Fall
@@ -156,8 +155,6 @@ class QuantizationAwareTraining(CompressionCallback):
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        others = [one.name for one in ours(trainer) if isinstance(one, QuantizationAwareTraining) and one is not self]
-        refuse_second(self.name, others)
         self._lay_out(pl_module)
         refuse_sparse(() if self.calibrate_only else self.layers)
         rank_zero_info(f"'{self.name}' quantizes {self.selection}.{said_of_frozen(self.layers)}")

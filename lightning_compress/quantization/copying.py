@@ -32,8 +32,9 @@ def without_compilers(model: nn.Module) -> nn.Module:
     """The model with its compiled parts in place of what compiles them, and itself too; it is changed."""
     for module in list(model.modules()):
         module._compiled_call_impl = None
-        for name, child in module.named_children():
-            setattr(module, name, _compiled(child) or child)
+        for name, child in module._modules.items():  # children would leave out what comes a second time
+            if child is not None:
+                setattr(module, name, _compiled(child) or child)
     return _compiled(model) or model
 
 

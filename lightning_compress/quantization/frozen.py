@@ -7,6 +7,7 @@ from torch import nn
 from lightning_compress.core.capture import shown
 from lightning_compress.core.flow import Flow
 from lightning_compress.quantization.layers import Layer
+from lightning_compress.quantization.tracks import is_within
 
 
 def said_of_frozen(layers: Iterable[Layer]) -> str:
@@ -38,7 +39,7 @@ def apart(flow: Flow, model: nn.Module, layers: list[Layer]) -> list[str]:
         layer.name
         for layer in layers
         if not any(one.requires_grad for one in layer.module.parameters())
-        and not any(f"{module}.".startswith(f"{layer.name}.") for module in having_part)
+        and not any(is_within(module, layer.name) for module in having_part)
     ]
     if len(found) == len(layers):
         raise ValueError(

@@ -15,6 +15,14 @@ from lightning_compress.quantization.layers import Held, Layer
 from lightning_compress.quantization.modules import ActivationQuantizer, Mode, WeightQuantizer
 
 
+def act_in(model: nn.Module) -> bool:
+    """Whether hooks of quantizers are in a module, or in a copy of one."""
+    hooks = (
+        hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
+    )
+    return any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
+
+
 class Swap:
     """Puts a layer's weights on their grids, and its bias where it is deployed, for as long as its forward runs.
 

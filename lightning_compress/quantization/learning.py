@@ -124,26 +124,22 @@ def _join(quantized: QuantizedModel, trainer: Any, stack: ExitStack) -> None:
 @contextmanager
 def bounded(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
     """Within the context, weights whose method has a bound are clipped to it after each update of the optimizer."""
-    own = {one for group in optimizer.param_groups for one in group["params"]}
-    weights = {
-        held.parameter: quantized.weights[name]
-        for name, held in quantized.held().items()
-        if held.parameter in own and quantized.weights[name].bound is not None
-    }
 
     @torch.no_grad()
     def clip(*_: Any) -> None:
-        for weight, quantizer in weights.items() if quantized.mode.active else ():
-            bound = quantizer.bound or 0.0
-            if weight.requires_grad and weight.grad is not None:
-                weight.clamp_(-bound, bound)
+        for _layer, held, _gradient in _of_optimizer(quantized, optimizer):
+            bound = quantized.weights[held.name].bound
+            if bound is not None and quantized.mode.active:
+                held.parameter.clamp_(-bound, bound)
 
-    handle = optimizer.register_step_post_hook(clip) if weights else None
+    if all(one.bound is None for one in quantized.weights.values()):
+        yield
+        return
+    handle = optimizer.register_step_post_hook(clip)
     try:
         yield
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()
 
 
 @torch.no_grad()

@@ -318,12 +318,12 @@ def is_awaited(model: nn.Module) -> bool:
     return model in _awaited and quantized_of(model) is None
 
 
-def owner_of(part: nn.Module) -> tuple[str, QuantizedModel | None, nn.Module] | None:
-    """Of which model that is quantized, or was to be, a module is a part: its name there with a dot, and that model."""
+def owner_of(part: nn.Module) -> tuple[nn.Module, str] | None:
+    """The model that is quantized, or was to be, of which a module is a part, and its name there with a dot behind."""
     for model in [*_quantized, *_awaited]:
         for name, module in model.named_modules() if model is not part else ():
             if module is part:
-                return f"{shown(name)}.", quantized_of(model), model
+                return model, f"{shown(name)}."
     return None
 
 

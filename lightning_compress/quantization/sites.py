@@ -277,8 +277,9 @@ def _brings_negative(made: Operation) -> bool:
 
 def _norm_after(flow: Flow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:
     """The BatchNorm that alone takes the layer's output, at each of its calls, channel by channel."""
-    returned = Tracks(flow).returned(layer)
-    uses = (Tracks(flow).uses(returned) if returned else None) or []
+    tracks = Tracks(flow)
+    returned = tracks.returned(layer)
+    uses = (tracks.uses(returned) if returned else None) or []
     norm = uses[0].module if len(uses) == 1 and uses[0].function is functional.batch_norm else None
     if returned is None or norm is None or len(flow.given[norm]) != len(returned) or norm not in modules:
         return None

@@ -110,5 +110,5 @@ def test_a_training_that_did_not_reach_its_quantized_phase_is_refused(make_modul
 
     module.training_step = stop_after_the_watched_step
     stopping.fit(module, loader)
-    with pytest.raises(ValueError, match="quantized phase was not reached"):
+    with pytest.raises(ValueError, match="quantized phase of this Classifier was not reached"):
         deployable(module)

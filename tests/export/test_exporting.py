@@ -103,6 +103,18 @@ def test_a_part_that_holds_all_quantized_layers_is_exported_on_its_grids(trained
         export(trained.net.hidden, tmp_path / "part.pt2", numbers)
 
 
+def test_a_part_beside_what_is_quantized_is_a_float_one(make_module, make_trainer, loader, tmp_path):
+    pytest.importorskip("onnxruntime")
+    module = make_module(net=Wide)
+    make_trainer([QuantizationAwareTraining(begin=2, targets="net.head")], max_epochs=1).fit(module, loader)
+    export(module.net.hidden.eval(), tmp_path / "model.onnx", numbers := torch.randn(5, 8))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: numbers.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), module.net.hidden(numbers).detach())
+
+
 def test_what_compiles_a_model_is_not_in_the_way(trained, tmp_path):
     numbers = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
     export(trained, tmp_path / "plain.pt2", numbers)

@@ -143,7 +143,9 @@ def test_a_quantizer_that_does_something_else_is_refused_by_its_place():
     made = deployable(model)
     refuse_unfaithful(model, made, images(4))
     made.quantizers["7_output"].highest -= 1
-    with pytest.raises(ValueError, match="something else than the quantized model, first at '7 output'"):
+    with pytest.raises(
+        ValueError, match=r"something else than the quantized model, first at '7 output'.*ignore=\['8'\]"
+    ):
         refuse_unfaithful(model, made, images(4))
 
 

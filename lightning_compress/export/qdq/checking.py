@@ -118,12 +118,12 @@ def _beyond_rounding(codes: Tensor, values: Tensor, place: Place) -> float:
         return numpy.inf
     wanted = (values.double() / place.step + place.zero_point).clamp(place.lowest, place.highest)
     if place.gain != 1.0:
-        return _wrong_signs(codes, values, wanted)
+        return numpy.inf if _has_wrong_signs(codes, values, wanted) else 0.0
     distance = (codes.double() - wanted).abs() - 0.5
     return float(distance.max().clamp(min=0.0)) if distance.numel() else 0.0
 
 
-def _wrong_signs(codes: Tensor, values: Tensor, wanted: Tensor) -> float:
-    """How many numbers are on the wrong side of zero, but for those that are next to nothing: a step for each."""
-    enough = values.abs() > LARGEST_OUTPUT_DIFFERENCE * values.abs().max() if values.numel() else values.bool()
-    return float(((codes.double() != wanted.round()) & enough).sum())
+def _has_wrong_signs(codes: Tensor, values: Tensor, wanted: Tensor) -> bool:
+    """Whether a number is on the wrong side of zero; what is next to nothing may be on either."""
+    enough = values.abs() > LARGEST_OUTPUT_DIFFERENCE * values.abs().amax() if values.numel() else values.bool()
+    return bool(((codes.double() != wanted.round()) & enough).any())

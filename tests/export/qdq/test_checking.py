@@ -3,9 +3,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from lightning_compress.export.qdq.activations import Place
 from lightning_compress.export.qdq.building import built
 from lightning_compress.export.qdq.capture import captured
-from lightning_compress.export.qdq.checking import check, differences
+from lightning_compress.export.qdq.checking import _beyond_rounding, check, differences
 from tests.export import handmade
 
 
@@ -78,3 +79,18 @@ def test_numbers_that_are_none_are_no_agreement():
 
     with pytest.raises(ValueError, match="first at 'a': by nan steps"):
         check(Differences(steps={"a": float("nan")}), 0.1, "")
+
+
+@pytest.mark.parametrize(
+    ("values", "codes", "right"),
+    [
+        ([-2.0, 1.0, 0.5], [0, 2, 2], True),
+        ([-2.0, 1.0, 1e-5], [0, 2, 0], True),  # next to nothing may be on either side
+        ([-2.0, 1.0, 0.5], [0, 2, 0], False),
+        ([-2.0, 1.0, 0.0], [0, 2, 1], True),
+    ],
+)
+def test_of_signs_none_may_be_wrong(values, codes, right):
+    place = Place("sign", 0, "codes", 2.0**-40, 1, 0, 2, gain=2.0**40)
+    found = _beyond_rounding(torch.tensor(codes, dtype=torch.uint8), torch.tensor(values), place)
+    assert found == (0.0 if right else numpy.inf)
