@@ -12,7 +12,7 @@ from lightning_compress.export.deployable import Deployable
 from lightning_compress.export.onnx_file import write_onnx
 from lightning_compress.export.qdq.processor import may_saturate
 from tests.export import handmade
-from tests.export.handmade import deployable
+from tests.export.handmade import Quantizer, deployable
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +223,38 @@ def test_a_layer_that_stays_in_floating_point_between_quantizers_is_not_rounded_
     assert report.largest_difference["fc1"] < 0.01
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert numpy.array_equal(stored["fc1.weight"], before.detach().numpy())
+
+
+class Between(nn.Module):
+    """Two layers, and something with quantizers between them."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.one, self.two = nn.Linear(32, 64), nn.Linear(64, 8)
+        self.quantizers = nn.Sequential(Quantizer(-3.0, 3.0), *steps)
+
+    def forward(self, values):
+        first, *steps = self.quantizers
+        values = self.one(first(values))
+        for step in steps:
+            values = step(values)
+        return self.two(values)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        # The first layer ends on a fine grid, the second begins on a coarse one.
+        lambda: (Quantizer(-1.0, 1.0), Quantizer(-20.0, 20.0)),
+        lambda: (nn.ReLU(), nn.LayerNorm(64), Quantizer(-3.0, 3.0)),
+    ],
+)
+def test_two_grids_in_a_row_stay_two_and_a_norm_behind_a_relu_costs_no_kernel(steps, tmp_path):
+    made = deployable(Between(*steps()), only=("one.weight", "two.weight"))
+    report = write_onnx(made, tmp_path / "model.onnx", torch.randn(8, 32))
+    assert report.integer_kernels == {"QGemm": 2}
+    more = torch.randn(64, 32)
+    assert_near(in_onnxruntime(tmp_path / "model.onnx", more)[0], made.module(more), share=0.02)
 
 
 def test_a_convolution_without_a_quantizer_behind_it_is_named(tmp_path):
