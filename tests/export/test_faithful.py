@@ -104,7 +104,21 @@ def compiled():
     return nn.Sequential(torch.compile(inner, backend="eager"), nn.Flatten(), nn.Linear(384, 10))
 
 
-ODD = {one.__name__: one for one in (shared_activation, Names, normed_weights, mobile, compiled)}
+class Named(nn.Module):
+    """Its attention is called by names, in another order than it has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, images):
+        hidden = self.stem(images.flatten(2))
+        near, far = hidden.tanh(), 5 * hidden[:, :1].relu()
+        return self.head(self.attention(value=near, key=hidden, query=far, need_weights=False)[0].flatten(1))
+
+
+ODD = {one.__name__: one for one in (shared_activation, Names, normed_weights, mobile, compiled, Named)}
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])

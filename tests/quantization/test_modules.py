@@ -43,6 +43,19 @@ def test_a_grid_that_needs_to_see_nothing_takes_zeros_from_the_first_on():
     assert binary.obstacle() is None
 
 
+@pytest.mark.parametrize("name", ["min_max", "lsq"])
+@pytest.mark.parametrize(("non_negative", "levels"), [(True, {0.0, 1.0, 2.0}), (False, {-1.0, 0.0, 1.0})])
+def test_three_levels_of_activations_lie_where_their_numbers_do(name, non_negative, levels):
+    mode, form = Mode(), parse("ternary", "activations")
+    mode.quantizing = mode.observing = True
+    method = method_for({"activations": name}, None, form)
+    ternary = ActivationQuantizer(method.activations, form, mode, method.range, non_negative=non_negative)
+    values = torch.linspace(0 if non_negative else -2, 2, 41) ** 3
+    on_grid = ternary(values)
+    _, scale, _ = ternary.on_grid(values)
+    assert set((on_grid / scale).tolist()) == levels
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_nothing_but_zeros_is_an_obstacle_in_a_resumed_run_too(name):
     ours, again = place(name), place(name)
