@@ -55,10 +55,12 @@ EXPERIMENT = Experiment(
         "W2A2": {"weights": 2, "activations": 2},
         "ternary weights, A8": {"weights": "ternary", "activations": 8},
         "binary weights, A8": {"weights": "binary", "activations": 8},
+        "binary weights and activations": {"weights": "binary", "activations": "binary"},
     },
     papers={
         "ternary weights, A8": "TWN 0.65 % (Li et al., 2016; a net of its own)",
         "binary weights, A8": "BinaryConnect 1.29 % (Courbariaux et al., 2015; a net without convolutions)",
+        "binary weights and activations": "BNN 0.96 % (Courbariaux et al., 2016; a net without convolutions)",
     },
     words=(
         "First and last layer have 8 bits where the others have fewer, as in the papers of LSQ, PACT and DoReFa. One "
