@@ -1,10 +1,8 @@
 """LightningCLI of each name takes our classes from its own YAML, by short name and by full path."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests import warm
 
 SCRIPT = """
 import contextlib, sys
@@ -52,9 +50,8 @@ def test_pruning_is_taken_by_both_names_and_a_wrong_key_or_value_is_refused(tmp_
     (tmp_path / "train.py").write_text(SCRIPT)
     for number, (name, arguments) in enumerate(CONFIGS):
         (tmp_path / f"{number}.yaml").write_text(CONFIG.format(name=name, arguments=arguments))
-    command = [sys.executable, "train.py", lightning, *(f"{number}.yaml" for number in range(len(CONFIGS)))]
-    environment = {name: value for name, value in os.environ.items() if name != "LIGHTNING_COMPRESS_RECIPE"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    configs = [f"{number}.yaml" for number in range(len(CONFIGS))]
+    done = warm.run(tmp_path / "train.py", lightning, *configs, cwd=tmp_path)
     assert done.stdout.splitlines() == ["made 0.8 weight Cubic", "made 0.5 2:4 Linear", "refused", "refused"], (
         done.stdout + done.stderr
     )
@@ -82,9 +79,8 @@ def test_distillation_is_taken_with_teachers_of_each_kind(tmp_path, lightning):
     (tmp_path / "train.py").write_text(script)
     for number, arguments in enumerate(DISTILLATIONS):
         (tmp_path / f"{number}.yaml").write_text(CONFIG.format(name="Distillation", arguments=arguments))
-    command = [sys.executable, "train.py", lightning, *(f"{number}.yaml" for number in range(len(DISTILLATIONS)))]
-    environment = {name: value for name, value in os.environ.items() if name != "LIGHTNING_COMPRESS_RECIPE"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    configs = [f"{number}.yaml" for number in range(len(DISTILLATIONS))]
+    done = warm.run(tmp_path / "train.py", lightning, *configs, cwd=tmp_path)
     assert done.stdout.splitlines() == [f"made {labels}" for labels in DISTILLATIONS.values()], (
         done.stdout + done.stderr
     )

