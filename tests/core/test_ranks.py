@@ -7,7 +7,6 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from lightning_compress.core.ranks import agree, digest, from_first_rank, several, summed
@@ -15,6 +14,7 @@ from lightning_compress.pruning.criteria import magnitude, wanda
 from lightning_compress.pruning.distributions import global_, uniform
 from lightning_compress.pruning.pruner import Pruner
 from tests.pruning.layers_of import layers_of
+from tests.warm import FORKS
 
 
 def network():
@@ -74,9 +74,12 @@ def two_ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.spawn(work, (port, folder), nprocs=2, join=False)
-    while not context.join(timeout=300):
-        pass
+    ranks = [FORKS.Process(target=work, args=(rank, port, folder)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
