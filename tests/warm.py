@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lightning_compress", "lightning_compress.recipes.mnist", "wandb"])
+# Not wandb: it makes a folder when it is imported, which the first process to end would remove for all.
+FORKS.set_forkserver_preload(["lightning_compress", "lightning_compress.recipes.mnist"])
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Started:
     """
 
     def __init__(self, script, *arguments, cwd=ROOT, **environment):
-        self.said = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
+        self.folder = tempfile.TemporaryDirectory()
+        self.said = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
         command = [str(one) for one in (script, *arguments)]
         everything = {**os.environ, **environment}
         self.process = FORKS.Process(target=_run, args=(command, str(cwd), everything, self.said))
@@ -49,9 +51,8 @@ class Started:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        texts = [path.read_text(errors="replace") for path in self.said]
-        for path in self.said:
-            path.unlink()
+        texts = [path.read_text(errors="replace") if path.exists() else "" for path in self.said]
+        self.folder.cleanup()
         return Done(self.process.exitcode, *texts)
 
 
@@ -62,11 +63,12 @@ def run(script, *arguments, cwd=ROOT, **environment):
 
 def _run(command, cwd, environment, said):
     for number, path in enumerate(said, 1):
-        os.dup2(os.open(path, os.O_WRONLY), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    by_name, sys.argv = command[0] == "-m", [*command[command[0] == "-m" :]]
+    by_name = command[0] == "-m"
+    sys.argv = command[by_name:]
     try:
         if by_name:
             sys.path.insert(0, cwd)
