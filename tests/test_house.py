@@ -95,7 +95,9 @@ def test_report_is_the_function_and_the_folder_in_whatever_order_they_are_import
     lines = [
         "from lightning_compress import report",
         "from lightning_compress.report import report",
+        "import lightning_compress.report",
         "import lightning_compress.report.html",
+        "from lightning_compress.report.values import Report",
         "import lightning_compress.recipe",
     ]
     script = f"""

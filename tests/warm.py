@@ -1,17 +1,20 @@
 """Run a script in a process of its own that has imported what takes seconds to import: torch, both Lightnings and us.
 
-A server that has done nothing else forks it, so that it is as a fresh process in all but that. What is to be seen of
-imports themselves needs `subprocess`.
+A server that has done nothing else forks it, so that it is as a fresh process in all but that, and has one thread. What
+is to be seen of imports themselves needs `subprocess`.
 """
 
 import atexit
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -41,7 +44,8 @@ class Started:
         self.folder = tempfile.TemporaryDirectory()
         self.said = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
         command = [str(one) for one in (script, *arguments)]
-        everything = {**os.environ, **environment}
+        everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        everything.pop("LIGHTNING_COMPRESS_RECIPE", None)
         self.process = FORKS.Process(target=_run, args=(command, str(cwd), everything, self.said))
         self.process.start()
 
@@ -61,12 +65,20 @@ def run(script, *arguments, cwd=ROOT, **environment):
     return Started(script, *arguments, cwd=cwd, **environment).done()
 
 
+def free_port():
+    """A port on which nobody listens now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def _run(command, cwd, environment, said):
     for number, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    torch.set_num_threads(1)  # the variable is read when torch is imported, and that was before
     by_name = command[0] == "-m"
     sys.argv = command[by_name:]
     try:

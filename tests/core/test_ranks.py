@@ -1,7 +1,6 @@
 """Several processes, one model: two that talk over gloo, and what needs no second one."""
 
 import json
-import socket
 from datetime import timedelta
 
 import pytest
@@ -14,7 +13,7 @@ from lightning_compress.pruning.criteria import magnitude, wanda
 from lightning_compress.pruning.distributions import global_, uniform
 from lightning_compress.pruning.pruner import Pruner
 from tests.pruning.layers_of import layers_of
-from tests.warm import FORKS
+from tests.warm import FORKS, free_port
 
 
 def network():
@@ -71,10 +70,8 @@ def work(rank, port, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [FORKS.Process(target=work, args=(rank, port, folder)) for rank in range(2)]
+    port = free_port()
+    ranks = [FORKS.Process(target=work, args=(rank, port, folder), daemon=True) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -1,7 +1,6 @@
 """Run a file of this folder as two ranks, and read what each of them wrote."""
 
 import json
-import socket
 
 import pytest
 
@@ -11,14 +10,10 @@ from tests import warm
 def run_two_ranks(script, lightning, folder, names):
     """What each rank wrote by (name, rank), and all that was said on the way."""
     pytest.importorskip(lightning)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     # As torchrun starts them.
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(warm.free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     ranks = [
-        warm.Started("-m", f"tests.ddp.{script}", lightning, folder, LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", **group)
-        for rank in (0, 1)
+        warm.Started("-m", f"tests.ddp.{script}", lightning, folder, LOCAL_RANK=str(rank), **group) for rank in (0, 1)
     ]
     ended = [rank.done() for rank in ranks]
     said = "".join(one.stdout + one.stderr for one in ended)

@@ -30,15 +30,19 @@ def between_quantizers(after=()):
     return model(nodes, constants, {"x": ["batch", 16]})
 
 
+def outcomes(made):
+    """What a graph comes to as it is written, as the runtime takes its nodes together, and so with barriers in it."""
+    graph = Graph(made)
+    add_barriers(graph)
+    x = 2 * numpy.random.default_rng(1).normal(size=(64, 16)).astype(numpy.float32)
+    sessions = session(made, OFF), session(made), session(graph.model())
+    return [one.run(None, {"x": x})[0] for one in sessions]
+
+
 @pytest.mark.parametrize("after", [(), ("Relu",)])
 def test_the_runtime_rounds_float_weights_between_quantizers_unless_a_barrier_stands_there(after):
     made = between_quantizers(after)
-    graph = Graph(made)
-    add_barriers(graph)
-    x = numpy.random.default_rng(1).normal(size=(32, 16)).astype(numpy.float32)
-    (exact,) = session(made, OFF).run(None, {"x": x})
-    (rounded,) = session(made).run(None, {"x": x})
-    (kept,) = session(graph.model()).run(None, {"x": x})
+    exact, rounded, kept = outcomes(made)
     # If this fails, ONNX Runtime no longer does it, and barriers can go.
     assert numpy.abs(rounded - exact).max() > 0.003
     assert numpy.abs(kept - exact).max() <= 0.0011
@@ -82,12 +86,7 @@ def two_grids(between=(), second=0.02):
 @pytest.mark.parametrize("between", [(), ("Identity",)])
 def test_the_runtime_makes_one_grid_of_two_unless_a_barrier_stands_between_them(between):
     made = two_grids(between)
-    graph = Graph(made)
-    add_barriers(graph)
-    x = 2 * numpy.random.default_rng(1).normal(size=(64, 16)).astype(numpy.float32)
-    (exact,) = session(made, OFF).run(None, {"x": x})
-    (one,) = session(made).run(None, {"x": x})
-    (kept,) = session(graph.model()).run(None, {"x": x})
+    exact, one, kept = outcomes(made)
     # If this fails, ONNX Runtime no longer does it, and the barrier can go.
     assert numpy.abs(one - exact).max() > 0.019
     assert numpy.array_equal(kept, exact)
@@ -130,8 +129,7 @@ def test_a_relu_that_no_quantizer_takes_does_not_cost_its_layer_the_integer_kern
     # If this fails, ONNX Runtime no longer does it, and the barrier can go.
     assert "QGemm" not in kernels_of(made, tmp_path / "as it is.onnx")
     assert "QGemm" in kernels_of(graph.model(), tmp_path / "kept.onnx")
-    x = numpy.random.default_rng(1).normal(size=(32, 16)).astype(numpy.float32)
-    (exact,), (kept,) = session(made, OFF).run(None, {"x": x}), session(graph.model()).run(None, {"x": x})
+    exact, _, kept = outcomes(made)
     assert numpy.abs(exact - kept).max() < 1e-5
 
 
