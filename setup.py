@@ -68,7 +68,7 @@ setup(
     package_dir={"lightning_compress": "lightning_compress", RECIPES: "recipes"},
     package_data={
         "lightning_compress": ["py.typed"],
-        "lightning_compress.report": ["templates/*"],
+        "lightning_compress.reporting.render": ["templates/*"],
         RECIPES: ["*.yaml", "sweeps/*.yaml"],
     },
     include_package_data=False,

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from _memory import peak_tensor_bytes, reset_peak, resident_bytes
 from torch import nn
 
-from lightning_compress.core.selection import select
-from lightning_compress.pruning import criteria, distributions
+from lightning_compress.nn.selection import select
+from lightning_compress.pruning.allocation import Layers
+from lightning_compress.pruning.functional import criteria, distributions
 from lightning_compress.pruning.granularity import parse
-from lightning_compress.pruning.plan import Layers
 from lightning_compress.pruning.pruner import Pruner
 
 LAYERS = 24

@@ -36,7 +36,7 @@ from rich.table import Table
 from torch import nn
 
 from lightning_compress import Pruning
-from lightning_compress.core.selection import select
+from lightning_compress.nn.selection import select
 from lightning_compress.recipes.mnist import LeNet5
 
 PLAIN, BY_HAND, MASKS_ON, OFF = "plain Lightning", "masks by hand", "Pruning, masks on", "Pruning, off"

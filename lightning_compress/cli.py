@@ -166,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _timeline(arguments: argparse.Namespace) -> None:
-    from lightning_compress.core.duration import Run
+    from lightning_compress.core.phases import Run
 
     if arguments.steps is not None and arguments.epochs is not None:
         raise ValueError("--steps and --epochs both say how long the run is. Give one of them.")
@@ -182,20 +182,20 @@ def _timeline(arguments: argparse.Namespace) -> None:
 
 
 def _list_recipes(arguments: argparse.Namespace) -> None:
-    from lightning_compress.recipe.shipped import purpose, shipped
+    from lightning_compress.recipe.builtin import purpose, shipped
 
     for name, path in shipped().items():
         print(f"{name:<16} {purpose(path)}")
 
 
 def _copy_recipe(arguments: argparse.Namespace) -> None:
-    from lightning_compress.recipe.shipped import copy
+    from lightning_compress.recipe.builtin import copy
 
     print(f"Copied to {copy(arguments.name, arguments.target, force=arguments.force)}.")
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from lightning_compress.report.checkpoint import report_checkpoint
+    from lightning_compress.reporting.checkpoint_report import report_checkpoint
 
     targets = {".html": arguments.html, ".json": arguments.json}
     for suffix, target in targets.items():
@@ -208,7 +208,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from lightning_compress.report.compare import compare, load_all
+    from lightning_compress.reporting.compare import compare, load_all
 
     if arguments.output is not None and arguments.output.suffix != ".md":
         raise ValueError(f"--output writes a file that ends in .md, but is {arguments.output}.")
@@ -220,9 +220,9 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from lightning_compress.recipe.shipped import locate
+    from lightning_compress.recipe.builtin import locate
+    from lightning_compress.recipe.run_sweep import jobs, run_all, show
     from lightning_compress.recipe.sweep import read_sweep
-    from lightning_compress.recipe.sweeping import jobs, run_all, show
 
     _look_where_the_command_is_typed(arguments)
     sweep = read_sweep(locate(arguments.sweep, "sweeps"))
@@ -237,7 +237,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    from lightning_compress.recipe.joining import join, overrides_of, variables
+    from lightning_compress.recipe.subprocess_env import join, overrides_of, variables
 
     _look_where_the_command_is_typed(arguments)
     overrides = [*arguments.set, *overrides_of(arguments.settings)]
@@ -246,7 +246,7 @@ def _join(arguments: argparse.Namespace) -> int:
 
 def _load(arguments: argparse.Namespace) -> "Recipe":
     from lightning_compress.recipe import Recipe
-    from lightning_compress.recipe.shipped import locate
+    from lightning_compress.recipe.builtin import locate
 
     _look_where_the_command_is_typed(arguments)
     return Recipe.load(locate(arguments.recipe), overrides=arguments.set, allow=arguments.allow)

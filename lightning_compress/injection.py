@@ -35,8 +35,8 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     if not name:
         return []
     from lightning_compress.recipe import Recipe
+    from lightning_compress.recipe.builtin import locate
     from lightning_compress.recipe.sections import JOINING
-    from lightning_compress.recipe.shipped import locate
 
     try:
         recipe = Recipe.load(locate(name), overrides=overrides, sections=JOINING)

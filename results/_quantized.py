@@ -136,7 +136,7 @@ def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:
 def add_files(experiment: Experiment, run: dict[str, Any], folder: Path, onnx: bool = True) -> None:
     """Bytes of the packed file and the ONNX file, and how often ONNX Runtime reads a test image as torch does."""
     from lightning_compress import export, load_compressed
-    from lightning_compress.export.onnx_agreement import agreement
+    from lightning_compress.export.onnx.agreement import agreement
 
     settings = Settings(**run["settings"])
     model = load_compressed(type(experiment.model(settings)), ROOT / run["checkpoint"])

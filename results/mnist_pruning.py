@@ -139,7 +139,7 @@ def _trainer(settings: Settings, folder: str, callbacks: list[Any]) -> Any:
 def _sizes(path: str) -> dict[str, Any]:
     """What the kept checkpoint holds, measured on the network that plain Lightning loads from it."""
     from lightning_compress.recipes.mnist import LeNet5
-    from lightning_compress.report import report
+    from lightning_compress.reporting import report
 
     measured = report(LeNet5.load_from_checkpoint(path, map_location="cpu"), latency=False)
     return {name: getattr(measured, name) for name in ("weights", "weight_sparsity", "parameters", "nonzero", *SIZES)}

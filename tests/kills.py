@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 import torch
 from fsspec.implementations.local import LocalFileOpener
 
-from lightning_compress.core.callback import CompressionCallback
-from lightning_compress.core.duration import Run
-from lightning_compress.core.order import windows_of
-from lightning_compress.recipe.shipped import shipped
+from lightning_compress.core.conflicts import windows_of
+from lightning_compress.core.phases import Run
+from lightning_compress.recipe.builtin import shipped
+from lightning_compress.training.callback import CompressionCallback
 from tests.recipe.kinds import BATCHES, EPOCHS, STEPS, callbacks, kind_of, module_of
 
 DRAWN = 2  # steps of each recipe, beside those where its phases begin and end

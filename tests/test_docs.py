@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress
-from lightning_compress.core.callback import CompressionCallback
 from lightning_compress.recipe import Recipe
 from lightning_compress.recipe.classes import installed_lightning
+from lightning_compress.training.callback import CompressionCallback
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

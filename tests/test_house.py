@@ -94,10 +94,10 @@ print(*sorted(new.intersection({ONLY_WHERE_USED})))
 def test_report_is_the_function_and_the_folder_in_whatever_order_they_are_imported():
     lines = [
         "from lightning_compress import report",
-        "from lightning_compress.report import report",
+        "from lightning_compress.reporting import report",
         "import lightning_compress.report",
-        "import lightning_compress.report.html",
-        "from lightning_compress.report.values import Report",
+        "import lightning_compress.reporting.render.html",
+        "from lightning_compress.reporting.values import Report",
         "import lightning_compress.recipe",
     ]
     script = f"""
@@ -107,8 +107,8 @@ for first, second in itertools.permutations({lines}, 2):
         del sys.modules[name]
     exec(f"{{first}}\\n{{second}}", {{}})
     import lightning_compress
-    from lightning_compress.report import report
-    from lightning_compress.report import html
+    from lightning_compress.reporting import report
+    from lightning_compress.reporting.render import html
     assert lightning_compress.report is report is sys.modules["lightning_compress.report"].report, (first, second)
     assert callable(report) and html.html_page, (first, second)
 print("done")

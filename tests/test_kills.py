@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_compress.recipe.shipped import shipped
+from lightning_compress.recipe.builtin import shipped
 from tests.kill_table import PATH, table
 from tests.kills import Kill, Killer, all_kills, bytes_of, kills, unlike
 

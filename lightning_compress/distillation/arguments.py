@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.core.lookup import find
+from lightning_compress.core.registry import find
 from lightning_compress.distillation import losses
-from lightning_compress.distillation.itself import SnapshotTeacher
 from lightning_compress.distillation.objective import Tutor
-from lightning_compress.distillation.precompute import CachedTeacher
-from lightning_compress.distillation.snapshots import is_itself
-from lightning_compress.distillation.teachers import (
+from lightning_compress.distillation.teachers.cached import CachedTeacher
+from lightning_compress.distillation.teachers.network import (
     PRECISIONS,
     FunctionTeacher,
     NetworkTeacher,
     Teacher,
     load_checkpoint,
 )
+from lightning_compress.distillation.teachers.self_teachers import SnapshotTeacher
+from lightning_compress.distillation.teachers.snapshots import is_itself
 
 
 def check_share(name: str, value: Any) -> float | None:

@@ -13,13 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
-from lightning_compress.core.callback import CompressionCallback, position, run_of
-from lightning_compress.core.capture import Call, submodule
-from lightning_compress.core.checks import as_schedule
-from lightning_compress.core.cut import Cut
-from lightning_compress.core.duration import Duration, Run, Window
-from lightning_compress.core.logs import is_logged
+from lightning_compress.core.arguments import as_schedule
 from lightning_compress.core.patching import wrapped_method
+from lightning_compress.core.phases import Duration, Run, Window
 from lightning_compress.distillation.arguments import (
     as_class,
     as_tutors,
@@ -28,17 +24,21 @@ from lightning_compress.distillation.arguments import (
     check_share,
     check_temperature,
 )
+from lightning_compress.distillation.batch_fields import Key
 from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.finite import Finite
+from lightning_compress.distillation.loss_terms import OUTPUT, Spec, read
+from lightning_compress.distillation.metrics import Tracker, use_teacher
+from lightning_compress.distillation.nan_guard import Finite
 from lightning_compress.distillation.objective import Objective
-from lightning_compress.distillation.precompute import CachedTeacher
-from lightning_compress.distillation.snapshots import Snapshots
-from lightning_compress.distillation.steps import gradient_cosine as cosine_of
-from lightning_compress.distillation.steps import loss_in, with_loss
-from lightning_compress.distillation.teachers import BranchTeacher, Step, Teacher
-from lightning_compress.distillation.terms import OUTPUT, Spec, read
-from lightning_compress.distillation.tracking import Tracker, use_teacher
-from lightning_compress.distillation.values import Key
+from lightning_compress.distillation.step_output import gradient_cosine as cosine_of
+from lightning_compress.distillation.step_output import loss_in, with_loss
+from lightning_compress.distillation.teachers.cached import CachedTeacher
+from lightning_compress.distillation.teachers.network import BranchTeacher, Step, Teacher
+from lightning_compress.distillation.teachers.snapshots import Snapshots
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.forward_capture import Call, submodule
+from lightning_compress.training.callback import CompressionCallback, position, run_of
+from lightning_compress.training.loggers import is_logged
 
 Teachers = str | Path | nn.Module | Teacher | Callable[..., Any] | Sequence[Any]
 

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core.capture import Call, Capture, Discovery, is_compiled, submodule
-from lightning_compress.distillation.companion import Companion, owner_of
+from lightning_compress.distillation.auxiliary_optimizer import Companion, owner_of
+from lightning_compress.distillation.batch_fields import Key, detached, mask_of, target_of, tensor_of
+from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.objective import Lesson, Objective, seen, total
-from lightning_compress.distillation.precompute import CachedTeacher
-from lightning_compress.distillation.teachers import Step
-from lightning_compress.distillation.terms import OUTPUT
-from lightning_compress.distillation.values import Key, detached, mask_of, target_of, tensor_of
+from lightning_compress.distillation.teachers.cached import CachedTeacher
+from lightning_compress.distillation.teachers.network import Step
+from lightning_compress.nn.forward_capture import Call, Capture, Discovery, is_compiled, submodule
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.capture import Call, random_state_kept
-from lightning_compress.distillation.teachers import Teacher
-from lightning_compress.distillation.terms import OUTPUT, Names, Term
-from lightning_compress.distillation.values import Key, tensor_of
+from lightning_compress.distillation.batch_fields import Key, tensor_of
+from lightning_compress.distillation.loss_terms import OUTPUT, Names, Term
+from lightning_compress.distillation.teachers.network import Teacher
+from lightning_compress.nn.forward_capture import Call, random_state_kept
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_compress.core.duration import Duration, Length, parse
+from lightning_compress.core.phases import Duration, Length, parse
 
 EFFECTS = ("freeze", "thaw", "learning_rate", "warmup", "factors", "layer_decay", "rewind", "recalibrate_bn")
 

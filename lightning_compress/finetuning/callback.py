@@ -10,13 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.callback import CompressionCallback, ours, position, run_of
-from lightning_compress.core.cut import Cut
-from lightning_compress.core.duration import Duration, Run, Window, adjoining
-from lightning_compress.core.order import Claim, may_move
-from lightning_compress.core.ranks import several
-from lightning_compress.core.recalibration import Recalibration, has_norms
-from lightning_compress.core.selection import Patterns, as_patterns
+from lightning_compress.core.conflicts import Claim, may_move
+from lightning_compress.core.distributed import several
+from lightning_compress.core.phases import Duration, Run, Window, adjoining
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -26,13 +22,17 @@ from lightning_compress.finetuning.arguments import (
     check_positive,
 )
 from lightning_compress.finetuning.freezing import Thawed, frozen_by_layer, layers_of, thawed
+from lightning_compress.finetuning.functional.layers import thaw_moments
 from lightning_compress.finetuning.layout import Asked, Layout, laid_out
-from lightning_compress.finetuning.moments import Moments, Written, moments_of
-from lightning_compress.finetuning.phases import thaw_moments
+from lightning_compress.finetuning.lr_overrides import Start, Tuning, check_optimizers, source_of, together
+from lightning_compress.finetuning.phase_times import Moments, Written, moments_of
 from lightning_compress.finetuning.rewinding import Rewinding
-from lightning_compress.finetuning.stepping import Values, around_step
-from lightning_compress.finetuning.tuning import Start, Tuning, check_optimizers, source_of, together
-from lightning_compress.finetuning.until import as_until, value_of
+from lightning_compress.finetuning.step_overrides import Values, around_step
+from lightning_compress.finetuning.stopping import as_until, value_of
+from lightning_compress.nn.batchnorm_recalibration import Recalibration, has_norms
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.selection import Patterns, as_patterns
+from lightning_compress.training.callback import CompressionCallback, ours, position, run_of
 
 
 class FineTuning(CompressionCallback):

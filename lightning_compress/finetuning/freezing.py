@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_compress.core.norms import Norms
-from lightning_compress.core.selection import Candidate, Pattern, Patterns, as_patterns, candidates, matches, matching
-from lightning_compress.finetuning.phases import in_layers
+from lightning_compress.finetuning.functional.layers import in_layers
+from lightning_compress.nn.batchnorm import Norms
+from lightning_compress.nn.selection import Candidate, Pattern, Patterns, as_patterns, candidates, matches, matching
 
 
 class Still:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.core.selection import Patterns, candidates, matching
 from lightning_compress.finetuning.freezing import Still, frozen_by_layer, layers_of, stills
-from lightning_compress.finetuning.phases import decayed
-from lightning_compress.finetuning.tuning import factors_of
+from lightning_compress.finetuning.functional.layers import decayed
+from lightning_compress.finetuning.lr_overrides import factors_of
+from lightning_compress.nn.selection import Patterns, candidates, matching
 
 
 @dataclass(frozen=True)

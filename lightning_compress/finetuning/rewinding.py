@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_compress.core.cut import Cut
-from lightning_compress.core.selection import canonical
-from lightning_compress.core.surgery import sliced
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.surgery import sliced
 
 
 class Rewinding:

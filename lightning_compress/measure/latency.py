@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.measure.example import call
-from lightning_compress.measure.untouched import untouched
+from lightning_compress.nn.example_inputs import call
+from lightning_compress.nn.isolation import untouched
 
 LEAST_RUNS = 5
 

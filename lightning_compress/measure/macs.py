@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_compress.measure.example import call, mapped
-from lightning_compress.measure.formulas import WEIGHT_OPERANDS, missing_formulas
-from lightning_compress.measure.stored import count_nonzero, layers_by_module, stored
-from lightning_compress.measure.untouched import untouched
+from lightning_compress.measure.flop_formulas import WEIGHT_OPERANDS, missing_formulas
+from lightning_compress.measure.stored_tensors import count_nonzero, layers_by_module, stored
+from lightning_compress.nn.example_inputs import call, mapped
+from lightning_compress.nn.isolation import untouched
 
 
 @dataclass

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.measure.example import copied
 from lightning_compress.measure.latency import Latency, timed
-from lightning_compress.measure.untouched import untouched
+from lightning_compress.nn.example_inputs import copied
+from lightning_compress.nn.isolation import untouched
 
 
 def measure_onnx_latency(

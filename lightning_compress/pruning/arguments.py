@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lightning_compress.core.lookup import near_miss
-from lightning_compress.core.selection import Selection, as_patterns, matches
-from lightning_compress.pruning import distributions
+from lightning_compress.core.registry import near_miss
+from lightning_compress.nn.selection import Selection, as_patterns, matches
+from lightning_compress.pruning.functional import distributions
 from lightning_compress.pruning.granularity import NOfM
 
 

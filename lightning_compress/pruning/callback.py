@@ -9,22 +9,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now
-from lightning_compress.core.checks import as_schedule, check_fraction
-from lightning_compress.core.cut import Cut
-from lightning_compress.core.duration import Duration, Run, Window, in_rounds
-from lightning_compress.core.lookup import find, known_needs
-from lightning_compress.core.order import Claim, Whole
+from lightning_compress.core.arguments import as_schedule, check_fraction
+from lightning_compress.core.conflicts import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.selection import Predicate, Selection, as_patterns, select
-from lightning_compress.pruning import criteria, distributions
+from lightning_compress.core.phases import Duration, Run, Window, in_rounds
+from lightning_compress.core.registry import find, known_needs
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.selection import Predicate, Selection, as_patterns, select
+from lightning_compress.nn.weight_averages import averages
+from lightning_compress.pruning.allocation import Layers
 from lightning_compress.pruning.arguments import check_pattern, overridden
+from lightning_compress.pruning.functional import criteria, distributions
 from lightning_compress.pruning.granularity import Block, NOfM, parse
-from lightning_compress.pruning.masked import MaskedParameters
-from lightning_compress.pruning.plan import Layers
+from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.pruning.pruner import Pruner
 from lightning_compress.pruning.rounds import check_rounds, sparsity_after
+from lightning_compress.training.callback import CompressionCallback, now
 
 Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core import ranks
-from lightning_compress.core.checks import check_fraction
-from lightning_compress.core.cut import Cut, kept_of
-from lightning_compress.core.lookup import call_with_needs, needs
-from lightning_compress.pruning.gather import Gathered
-from lightning_compress.pruning.masked import MaskedParameters
-from lightning_compress.pruning.plan import Distribution, Layers, allocate, masks
+from lightning_compress.core import distributed as ranks
+from lightning_compress.core.arguments import check_fraction
+from lightning_compress.core.registry import call_with_needs, needs
+from lightning_compress.nn.channel_cut import Cut, kept_of
+from lightning_compress.pruning.allocation import Distribution, Layers, allocate, masks
+from lightning_compress.pruning.masks import MaskedParameters
+from lightning_compress.pruning.statistics import Gathered
 
 
 class Pruner:

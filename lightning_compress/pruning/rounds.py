@@ -8,7 +8,7 @@ from inspect import signature
 from itertools import pairwise
 from typing import Any
 
-from lightning_compress.core.duration import Duration, parse
+from lightning_compress.core.phases import Duration, parse
 
 INSTEAD_OF = ("schedule", "begin", "end", "every")
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning_compress.core.duration import Duration, Run, Window, parse, resolve
-from lightning_compress.core.order import Claim
+from lightning_compress.core.conflicts import Claim
+from lightning_compress.core.phases import Duration, Run, Window, parse, resolve
+from lightning_compress.quantization.config import Request
 from lightning_compress.quantization.layers import Layer
-from lightning_compress.quantization.plan import Request
 
 
 def check_training(

@@ -8,17 +8,16 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.averages import averages
-from lightning_compress.core.callback import CompressionCallback, now, run_of
-from lightning_compress.core.capture import is_partly_compiled
-from lightning_compress.core.checks import as_schedule
-from lightning_compress.core.cut import Cut
-from lightning_compress.core.duration import Duration, Run, Window, resolve
-from lightning_compress.core.flow import watched
-from lightning_compress.core.norms import Norms
-from lightning_compress.core.order import Claim, Whole
+from lightning_compress.core.arguments import as_schedule
+from lightning_compress.core.conflicts import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.selection import Patterns, Selection, as_patterns
+from lightning_compress.core.phases import Duration, Run, Window, resolve
+from lightning_compress.nn.batchnorm import Norms
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.forward_capture import is_partly_compiled
+from lightning_compress.nn.selection import Patterns, Selection, as_patterns
+from lightning_compress.nn.weight_averages import averages
 from lightning_compress.quantization.arguments import (
     check_training,
     claims_of,
@@ -26,23 +25,24 @@ from lightning_compress.quantization.arguments import (
     moments_of,
     refuse_sparse,
 )
-from lightning_compress.quantization.fall import Fall
-from lightning_compress.quantization.formats import Bits
-from lightning_compress.quantization.frozen import apart, said_of_frozen
-from lightning_compress.quantization.layers import Layer, layers_of
-from lightning_compress.quantization.layout import layout_of
-from lightning_compress.quantization.learning import add_damping, quantize_gradients, training
-from lightning_compress.quantization.methods import MethodName
-from lightning_compress.quantization.plan import Request
-from lightning_compress.quantization.quantized import QuantizedModel, await_quantized
-from lightning_compress.quantization.sites import Layout
-from lightning_compress.quantization.together import (
+from lightning_compress.quantization.bit_schedule import Fall
+from lightning_compress.quantization.config import Request
+from lightning_compress.quantization.distributed import (
     average_gradients,
     refuse_other_layouts,
     share_learned,
     share_ranges,
 )
-from lightning_compress.quantization.unable import refuse_unable
+from lightning_compress.quantization.functional.formats import Bits
+from lightning_compress.quantization.layers import Layer, layers_of
+from lightning_compress.quantization.learned_parameters import add_damping, quantize_gradients, training
+from lightning_compress.quantization.methods import MethodName
+from lightning_compress.quantization.optimizer_support import refuse_unable
+from lightning_compress.quantization.placement.layout import layout_of
+from lightning_compress.quantization.placement.sites import Layout
+from lightning_compress.quantization.placement.unused_frozen_layers import apart, said_of_frozen
+from lightning_compress.quantization.quantized_model import QuantizedModel, await_quantized
+from lightning_compress.training.callback import CompressionCallback, now, run_of
 
 
 class QuantizationAwareTraining(CompressionCallback):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_compress.core.capture import shown
-from lightning_compress.core.selection import Candidate, Patterns, Selection, select
-from lightning_compress.quantization.sites import CONVOLUTIONS
+from lightning_compress.nn.forward_capture import shown
+from lightning_compress.nn.selection import Candidate, Patterns, Selection, select
+from lightning_compress.quantization.placement.sites import CONVOLUTIONS
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # These multiply their weight with what they are given, for which runtimes have integer kernels.

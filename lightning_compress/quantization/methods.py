@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lightning_compress.core.lookup import find, known_needs, near_miss
-from lightning_compress.quantization import gradients, quantizers
-from lightning_compress.quantization.formats import Format
-from lightning_compress.quantization.grid import Quantized
-from lightning_compress.quantization.ranges import Range, min_max, mse, percentile
+from lightning_compress.core.registry import find, known_needs, near_miss
+from lightning_compress.quantization.functional import gradients, quantizers
+from lightning_compress.quantization.functional.formats import Format
+from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile
+from lightning_compress.quantization.functional.rounding import Quantized
 
 Quantizer: TypeAlias = Callable[..., Quantized]
 MethodName: TypeAlias = str | Quantizer | Mapping[str, str | Quantizer | None] | None

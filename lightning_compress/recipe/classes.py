@@ -12,7 +12,7 @@ from inspect import Parameter, isclass, signature
 from typing import Any
 
 from lightning_compress.core import schedules
-from lightning_compress.core.lookup import matches, near_miss, refuse_from_elsewhere
+from lightning_compress.core.registry import matches, near_miss, refuse_from_elsewhere
 
 PACKAGE = "lightning_compress"
 LIGHTNING_NAMES = ("pytorch_lightning", "lightning.pytorch")

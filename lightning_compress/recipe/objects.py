@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_compress.core.lookup import near_miss
+from lightning_compress.core.registry import near_miss
 from lightning_compress.recipe.classes import Classes, arguments_of
 from lightning_compress.recipe.safe_yaml import Located
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_compress.core.lookup import restricted_imports
+from lightning_compress.core.registry import restricted_imports
 from lightning_compress.recipe.classes import Classes, allowed_by_environment, installed_lightning, lightning_of
 from lightning_compress.recipe.objects import build, call, find_class, short_name
 from lightning_compress.recipe.overrides import override
@@ -28,7 +28,7 @@ from lightning_compress.recipe.sections import (
     trainer_class,
     written_out,
 )
-from lightning_compress.starting.callback import StartFrom
+from lightning_compress.training.initialize_from import StartFrom
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.core.logs import log_config, wandb_runs
-from lightning_compress.tracking.wandb_ids import go_on, ids_of
+from lightning_compress.reporting.wandb_resume import go_on, ids_of
+from lightning_compress.training.loggers import log_config, wandb_runs
 
 if TYPE_CHECKING:
     from lightning_compress.recipe import Recipe

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.core.callback import CompressionCallback
-from lightning_compress.core.duration import Run, resolve
-from lightning_compress.core.order import refuse_late_cuts, refuse_outside, windows_of
+from lightning_compress.core.conflicts import refuse_late_cuts, refuse_outside, windows_of
+from lightning_compress.core.phases import Run, resolve
+from lightning_compress.training.callback import CompressionCallback
 
 if TYPE_CHECKING:
     from rich.table import Table

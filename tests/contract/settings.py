@@ -17,7 +17,7 @@ from lightning_compress import (
     Pruning,
     QuantizationAwareTraining,
 )
-from lightning_compress.core.callback import CompressionCallback
+from lightning_compress.training.callback import CompressionCallback
 
 
 def teacher():

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 
 from lightning_compress.core import schedules
-from lightning_compress.core.checks import check_schedule
-from lightning_compress.core.lookup import choices
+from lightning_compress.core.arguments import check_schedule
+from lightning_compress.core.registry import choices
 
 
 @pytest.mark.parametrize("kind", choices(schedules).values(), ids=choices(schedules))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import ChannelPruning
-from lightning_compress.core.ranks import digest
+from lightning_compress.core.distributed import digest
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 UNITS = 8

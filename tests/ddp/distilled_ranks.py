@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import AveragedTeacher, Distillation, PeerTeacher
-from lightning_compress.core.ranks import digest
+from lightning_compress.core.distributed import digest
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 

@@ -17,8 +17,8 @@ from lightning_compress import (
     Pruning,
     QuantizationAwareTraining,
 )
-from lightning_compress.core.ranks import digest
-from lightning_compress.export.deploy import deployable
+from lightning_compress.core.distributed import digest
+from lightning_compress.quantization.lowering.lower import deployable
 
 NAME = "pipeline"
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_compress import Distillation
-from lightning_compress.distillation.content_keys import fingerprint
-from tests.tracking.wandb_file import key_of, records
+from lightning_compress.distillation.cache.sample_keys import fingerprint
+from tests.reporting.wandb_file import key_of, records
 
 
 def test_a_run_knows_its_teacher_and_its_terms(pl, make_module, make_trainer, loader, tmp_path, monkeypatch):

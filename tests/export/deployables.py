@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_compress.export.deployable import Deployable, WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
 
 
 class Step(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.export.deployable import Deployable, WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
 
 
 class Quantizer(nn.Module):

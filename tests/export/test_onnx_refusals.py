@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.export.onnx_file import write_onnx
+from lightning_compress.export.onnx.write import write_onnx
 from tests.export import handmade
 from tests.export.handmade import Quantizer, deployable
 

@@ -158,7 +158,7 @@ def test_a_recipe_names_it_and_its_arguments(tmp_path, make_module, make_trainer
 
 
 def test_the_timeline_tells_of_a_rewind(make_module):
-    from lightning_compress.core.duration import Run
+    from lightning_compress.core.phases import Run
 
     tuning = FineTuning(rewind="5%", begin="40%", end="90%")
     assert tuning.timeline(Run(epochs=None, max_steps=100)) == [

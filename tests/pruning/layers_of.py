@@ -1,8 +1,8 @@
 """The weights of a model as the functions of pruning take them."""
 
-from lightning_compress.core.selection import select
+from lightning_compress.nn.selection import select
+from lightning_compress.pruning.allocation import Layers
 from lightning_compress.pruning.granularity import parse
-from lightning_compress.pruning.plan import Layers
 
 
 def layers_of(model, granularity="weight", targets=None):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from lightning_compress.core.lookup import choices, known_needs
-from lightning_compress.core.selection import select
-from lightning_compress.pruning import criteria, distributions
+from lightning_compress.core.registry import choices, known_needs
+from lightning_compress.nn.selection import select
 from lightning_compress.pruning.arguments import check_pattern, overridden
+from lightning_compress.pruning.functional import criteria, distributions
 from lightning_compress.pruning.granularity import parse
 
 

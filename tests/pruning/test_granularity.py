@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_compress.pruning.functional.topk import top_k_mask
 from lightning_compress.pruning.granularity import Block, NOfM, Slices, Weight, as_stored, outputs_first, parse
-from lightning_compress.pruning.ranking import top_k_mask
 
 GRANULARITIES = ("weight", "2:4", "block 2x2", "block 1x4", "kernel", "row", "column", "filter", "group")
 SHAPES = ((4, 8), (4, 8, 3), (4, 8, 3, 2), (2, 4, 1, 2, 3))

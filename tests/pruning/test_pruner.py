@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_compress.core.lookup import choices
-from lightning_compress.pruning import criteria, distributions
-from lightning_compress.pruning.criteria import magnitude, movement, random, taylor, wanda
-from lightning_compress.pruning.distributions import erk, global_, uniform
+from lightning_compress.core.registry import choices
+from lightning_compress.pruning.functional import criteria, distributions
+from lightning_compress.pruning.functional.criteria import magnitude, movement, random, taylor, wanda
+from lightning_compress.pruning.functional.distributions import erk, global_, uniform
 from lightning_compress.pruning.pruner import Pruner
 from tests.pruning.layers_of import layers_of
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_compress import FineTuning, Pruning, Recipe
-from lightning_compress.core.duration import Run
-from lightning_compress.recipe.shipped import shipped
+from lightning_compress.core.phases import Run
+from lightning_compress.recipe.builtin import shipped
 from tests.conftest import adamw, sgd
 from tests.contract.test_contract import same, saver
 

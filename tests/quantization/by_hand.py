@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.core.flow import watched
+from lightning_compress.nn.dataflow import watched
+from lightning_compress.quantization.config import Request
 from lightning_compress.quantization.layers import layers_of
-from lightning_compress.quantization.layout import layout_of
-from lightning_compress.quantization.plan import Request
-from lightning_compress.quantization.quantized import QuantizedModel
+from lightning_compress.quantization.placement.layout import layout_of
+from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
 def on_grid(weight, axis=0, high=127):

@@ -1,6 +1,6 @@
 """A quantizer as a user would write it."""
 
-from lightning_compress.quantization.quantizers import Quantized
+from lightning_compress.quantization.functional.quantizers import Quantized
 
 
 def coarse(values, scale, zero_point):

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from lightning_compress.quantization.ranges import Range, affine
+from lightning_compress.quantization.functional.ranges import Range, affine
 
 
 def drawn(*shape, seed=0):

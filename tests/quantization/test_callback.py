@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import QuantizationAwareTraining
-from lightning_compress.core.duration import Run
+from lightning_compress.core.phases import Run
 from tests.conftest import adamw, sgd
 from tests.quantization.watching import equal, is_active, normed, noted
 

@@ -13,7 +13,7 @@ from lightning_compress import (
     Pruning,
     QuantizationAwareTraining,
 )
-from lightning_compress.quantization.quantized import quantized_of
+from lightning_compress.quantization.quantized_model import quantized_of
 from tests.conftest import sgd
 from tests.quantization.watching import equal, normed
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining
-from lightning_compress.quantization.gradients import quantize_gradient
-from lightning_compress.quantization.quantizers import lsq, stochastic, uniform
+from lightning_compress.quantization.functional.gradients import quantize_gradient
+from lightning_compress.quantization.functional.quantizers import lsq, stochastic, uniform
 from tests.quantization.by_hand import randn
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_compress import Distillation, Pruning, QuantizationAwareTraining, quantize
-from lightning_compress.quantization.quantized import quantized_of
+from lightning_compress.quantization.quantized_model import quantized_of
 
 
 def rounded(values, axis=0, bits=8):

@@ -6,11 +6,11 @@ from itertools import product
 import pytest
 import torch
 
-from lightning_compress.core.lookup import call_with_needs
-from lightning_compress.quantization import gradients, quantizers
-from lightning_compress.quantization.formats import parse
+from lightning_compress.core.registry import call_with_needs
+from lightning_compress.quantization.functional import gradients, quantizers
+from lightning_compress.quantization.functional.formats import parse
+from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile
 from lightning_compress.quantization.methods import METHODS, SIDES, Method, default_name, fitting, method_for
-from lightning_compress.quantization.ranges import Range, min_max, mse, percentile
 from tests.quantization.own_quantizer import coarse
 
 ALL_BITS = [16, 8, 7, 5, 4, 3, 2, "ternary", "binary", "fp16", "bf16", "fp8", "fp8_e5m2", None]
@@ -185,7 +185,7 @@ def test_a_dotted_path_leads_to_ones_own_function():
 
 
 def test_a_dotted_path_to_a_quantizer_of_ours_knows_its_formats():
-    assert resolved("lightning_compress.quantization.quantizers.twn", "ternary").weights is quantizers.twn
+    assert resolved("lightning_compress.quantization.functional.quantizers.twn", "ternary").weights is quantizers.twn
     with pytest.raises(ValueError, match="twn is not for weights=8"):
         resolved(quantizers.twn, 8)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import Recipe
-from lightning_compress.recipe.shipped import shipped
+from lightning_compress.recipe.builtin import shipped
 from lightning_compress.recipes.characters import Block
 
 EPOCHS, BATCHES, CLASSES = 14, 3, 4  # at 3 steps an epoch, hardly any share of the run falls on the end of an epoch

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lightning_compress.recipe.joining import overrides_of
-from lightning_compress.recipe.shipped import shipped
+from lightning_compress.recipe.builtin import shipped
+from lightning_compress.recipe.run_sweep import jobs
+from lightning_compress.recipe.subprocess_env import overrides_of
 from lightning_compress.recipe.sweep import read_sweep
-from lightning_compress.recipe.sweeping import jobs
 
 
 @pytest.fixture

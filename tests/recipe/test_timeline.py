@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_compress import ChannelPruning, Pruning, QuantizationAwareTraining, Recipe
-from lightning_compress.core.duration import Run
+from lightning_compress.core.phases import Run
 from lightning_compress.recipe.timeline import rows, run_of
 
 

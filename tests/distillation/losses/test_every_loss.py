@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_compress.core.lookup import call_with_needs, choices, needs
+from lightning_compress.core.registry import call_with_needs, choices, needs
 from lightning_compress.distillation import losses
 from lightning_compress.distillation.losses import features, language, learned, logits
 

@@ -2,8 +2,8 @@ import numpy
 import pytest
 import torch
 
-from lightning_compress.export.qdq.activations import Place, quantize_activations
-from lightning_compress.export.qdq.graph import Graph
+from lightning_compress.export.onnx.qdq.activations import Place, quantize_activations
+from lightning_compress.export.onnx.qdq.graph import Graph
 from tests.export.qdq.graphs import computed, marker, model, node
 
 # None of them in the middle between two steps: there, torch and ONNX may round to either.

@@ -1,11 +1,11 @@
 import numpy
 import pytest
 
-from lightning_compress.export.qdq.activations import Place
-from lightning_compress.export.qdq.biases import add_integer_bias, with_room_for_biases
-from lightning_compress.export.qdq.graph import Graph
-from lightning_compress.export.qdq.kernels import Kernel
-from lightning_compress.export.qdq.storing import Store
+from lightning_compress.export.onnx.qdq.activations import Place
+from lightning_compress.export.onnx.qdq.biases import add_integer_bias, with_room_for_biases
+from lightning_compress.export.onnx.qdq.graph import Graph
+from lightning_compress.export.onnx.qdq.kernels import Kernel
+from lightning_compress.export.onnx.qdq.storage import Store
 from tests.export.qdq.graphs import model, node
 
 NO_ZEROS = numpy.zeros(2, numpy.int64)

@@ -3,10 +3,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from lightning_compress.export.qdq.activations import Place
-from lightning_compress.export.qdq.building import built
-from lightning_compress.export.qdq.capture import captured
-from lightning_compress.export.qdq.checking import _beyond_rounding, check, differences
+from lightning_compress.export.onnx.qdq.activations import Place
+from lightning_compress.export.onnx.qdq.build import built
+from lightning_compress.export.onnx.qdq.capture import captured
+from lightning_compress.export.onnx.qdq.checking import _beyond_rounding, check, differences
 from tests.export import handmade
 
 
@@ -75,7 +75,7 @@ def test_what_is_wrong_behind_the_last_quantizer_is_seen_in_the_output(made):
 
 
 def test_numbers_that_are_none_are_no_agreement():
-    from lightning_compress.export.qdq.checking import Differences
+    from lightning_compress.export.onnx.qdq.checking import Differences
 
     with pytest.raises(ValueError, match="first at 'a': by nan steps"):
         check(Differences(steps={"a": float("nan")}), 0.1, "")

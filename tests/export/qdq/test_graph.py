@@ -1,7 +1,7 @@
 import numpy
 from onnx import helper
 
-from lightning_compress.export.qdq.graph import Graph
+from lightning_compress.export.onnx.qdq.graph import Graph
 from tests.export.qdq.graphs import computed, model, node
 
 

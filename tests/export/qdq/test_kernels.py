@@ -3,9 +3,9 @@ import itertools
 import numpy
 import pytest
 
-from lightning_compress.export.qdq.activations import Place
-from lightning_compress.export.qdq.graph import Graph
-from lightning_compress.export.qdq.kernels import Kernel, integer_kernels, kernel_of, still_dequantized
+from lightning_compress.export.onnx.qdq.activations import Place
+from lightning_compress.export.onnx.qdq.graph import Graph
+from lightning_compress.export.onnx.qdq.kernels import Kernel, integer_kernels, kernel_of, still_dequantized
 from tests.export.qdq.graphs import model, node
 
 PLACE = Place("input", 0, "codes", 0.1, 0)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightning_compress.core.lookup import call_with_needs, choices, needs
-from lightning_compress.quantization import quantizers
-from lightning_compress.quantization.formats import parse
+from lightning_compress.core.registry import call_with_needs, choices, needs
+from lightning_compress.quantization.functional import quantizers
+from lightning_compress.quantization.functional.formats import parse
 from lightning_compress.quantization.methods import METHODS, SIDES
 
 # Those whose grid has no zero; there is one grid for all else, but for these.

@@ -1,0 +1,386 @@
+"""Remove channels while Lightning trains: the module that goes on training is smaller, and faster."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress.channel_pruning.arguments import budget_of, check_rest, criterion_of, distribution_of
+from lightning_compress.channel_pruning.compensation import refit
+from lightning_compress.channel_pruning.constant_folding import fold_constants
+from lightning_compress.channel_pruning.cut_plan import cut_of
+from lightning_compress.channel_pruning.dependency.call_check import Calls, refuse_other_calls
+from lightning_compress.channel_pruning.dependency.groups import Gone
+from lightning_compress.channel_pruning.dependency.verification import problem, small_example
+from lightning_compress.channel_pruning.distributed import mean_scores, refuse_different, same_units
+from lightning_compress.channel_pruning.penalties import penalize
+from lightning_compress.channel_pruning.pruner import How, Shrinker, frozen_in, inside
+from lightning_compress.channel_pruning.soft_pruning import soften
+from lightning_compress.channel_pruning.statistics import SEEN, Gathered
+from lightning_compress.core.arguments import as_schedule, check_fraction
+from lightning_compress.core.conflicts import Claim
+from lightning_compress.core.distributed import wrap_again
+from lightning_compress.core.patching import wrapped_method
+from lightning_compress.core.phases import Duration, Run, Window, resolve
+from lightning_compress.core.registry import needs
+from lightning_compress.nn.batchnorm_recalibration import Recalibration
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.input_recorder import Seen
+from lightning_compress.nn.selection import Predicate, as_patterns, select
+from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state, reshape
+from lightning_compress.nn.weight_averages import copies
+from lightning_compress.training.callback import CompressionCallback, now, ours
+
+Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
+
+
+class ChannelPruning(CompressionCallback):
+    """Take the least important channels out of the module while training goes on, until a budget is met.
+
+    Which channels hang together (residual sums, concatenation, flattening, attention heads) is found by watching where
+    values go in the module. Parameters stay the same objects and get smaller, and with them gradients, buffers, what
+    optimizers remember, averages of the weights and other callbacks' masks. The module that comes out is plain torch.
+
+    Give exactly one budget: `sparsity` (fraction of channels that goes), `parameters` or `macs` (fraction that is
+    kept), or `latency_ms` (of the module in eval mode on one thread of the CPU, for the example at two samples).
+
+    Args:
+        sparsity, parameters, macs, latency_ms: the budget at `end`.
+        latency_in: where latency is taken: "torch" (eager) or "onnxruntime", in floating point. It is taken some ten
+            times for each cut, and for ONNX Runtime the module is exported every time: that takes seconds.
+        criterion: what makes a channel important: a name in `channels.criteria` ("l1", "l2", "fpgm", "slimming",
+            "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso", "thinet", "random"), a dotted path, or
+            a function that asks for what it needs by name. What is seen of a batch is seen in the step of the cut.
+            Where a criterion asks for "patches" ("lasso", "thinet"), layers that read what is left are refitted to give
+            what they gave before, by least squares.
+        distribution: how layers share what goes: "uniform" (the same fraction of each), "global", or a function.
+        schedule: how the budget comes near between `begin` and `end`: see `Pruning`.
+        begin, end, every: first, last and pace of the cuts: "20%", "3 epochs", "500 steps", an int or a float.
+        round_to: channels that stay are a multiple of it where a layer has so many; 8 or 16 suit most hardware.
+        floor: smallest fraction of a layer's channels that stays; at least one does, if its branch may not go.
+        remove_blocks: whether the branch of a residual sum may lose all of its inner channels, and with them what it
+            computes, where the distribution takes them all ("global" may). In every sum something stays.
+        soft: only zero the chosen channels until `end`, so that they may come back (SFP; ASFP with a rising schedule).
+        penalty: "slimming" (L1 of the scales of normalisation layers) or "group_lasso", between `begin` and `end`, by
+            gradients of `penalty_strength`. With `every="100%"` all that goes goes at `end`.
+        targets: which layers may lose outputs: wildcards for names or classes, "re:" patterns, module classes,
+            functions, or a list of these. None: all trainable ones but embeddings.
+        ignore: what to leave out, written like `targets`. Layers that are coupled with it stay whole too.
+        example_input: what the module's forward takes: a tensor, a tuple of positional or a dict of keyword arguments.
+            None: `module.example_input_array`, or what the module is called with in the first step.
+        recalibrate: over how many batches after a cut BatchNorm's statistics are plain means of these batches; 0: none.
+        seed: of the "random" criterion; the user's random stream is never touched.
+        gate_best: let `ModelCheckpoint(monitor=...)` compare only epochs after `end`, and `EarlyStopping` wait for it.
+        name: part of the logged keys and of the checkpoint's; two callbacks need two names.
+
+    Raises:
+        ValueError: at construction, before training or, where the module must first be seen at work, in the first step,
+            for whatever cannot be done, with the way to mend it. The module is not touched then.
+    """
+
+    shown = "macs"
+
+    def __init__(
+        self,
+        *,
+        sparsity: float | None = None,
+        parameters: float | None = None,
+        macs: float | None = None,
+        latency_ms: float | None = None,
+        latency_in: str = "torch",
+        criterion: str | Callable[..., Tensor] = "l2",
+        distribution: str | Callable[..., Gone] = "uniform",
+        schedule: str | Callable[[float], float] = "linear",
+        begin: Duration = "20%",
+        end: Duration = "60%",
+        every: Duration = "5%",
+        round_to: int = 1,
+        floor: float = 0.0,
+        remove_blocks: bool = False,
+        soft: bool = False,
+        penalty: str | None = None,
+        penalty_strength: float = 1e-4,
+        targets: Targets | None = None,
+        ignore: Targets = (),
+        example_input: Any = None,
+        recalibrate: int = 10,
+        seed: int = 0,
+        gate_best: bool = True,
+        name: str = "channels",
+    ) -> None:
+        super().__init__(name, begin, end, every)
+        self.budget = budget_of(latency_in, sparsity=sparsity, parameters=parameters, macs=macs, latency_ms=latency_ms)
+        self.latency_in = latency_in
+        self.sparsity, self.parameters, self.macs, self.latency_ms = sparsity, parameters, macs, latency_ms
+        self.criterion = criterion_of(criterion)
+        self.distribution = distribution_of(distribution)
+        self.schedule = as_schedule(schedule)
+        check_rest(round_to, recalibrate, penalty, penalty_strength)
+        self.floor, self.round_to, self.soft = check_fraction("floor", floor), round_to, soft
+        self.penalty, self.penalty_strength = penalty, penalty_strength
+        self.remove_blocks, self.targets, self.ignore = remove_blocks, targets, ignore
+        as_patterns(targets), as_patterns(ignore)
+        self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
+        self.cut = Cut()
+        self.first: dict[str, Any] | None = None
+        self.shrinker: Shrinker | None = None
+        self.part, self.released, self.frozen = "", False, set[str]()
+        self.due: int | None = None
+        self.gathered = Gathered(nn.Module(), ())
+        self.seen: Seen | None = None
+        self.calls: Calls | None = None
+        self.recalibration = Recalibration()
+        self.recalibrated_from: int | None = None
+        self._module: Callable[[], nn.Module | None] = lambda: None
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        window = resolve(self.begin, self.end, self.every, run)
+        return [
+            (moment, f"{self.budget.kind} {self._progress(moment, window):.0%} of the way")
+            for moment in window.moments()
+        ]
+
+    def _progress(self, moment: int, window: Window) -> float:
+        return min(self.schedule(window.progress(moment)), 1.0)
+
+    # Before training ------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        # Weights of another shape than the module's can only be loaded when the module has theirs, in every stage.
+        self.undo.enter_context(
+            wrapped_method(pl_module, "on_load_checkpoint", partial(self._rebuild, trainer, pl_module))
+        )
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._allowed(trainer, pl_module)
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shrinker, self.due, self.released = None, None, False
+        if self.saved is not None:
+            self.first, self.released = self.saved["first"], self.saved["released"]
+        elif self._module() is not pl_module or self.restored:
+            self.first = None
+            if not self.restored:
+                self.cut = Cut()
+        self._module = ref(pl_module)
+        self.recalibrated_from, self.recalibration.begun = (self.saved or {}).get("recalibrating", (None, False))
+        self.undo.callback(self.recalibration.end)
+        self.gathered = Gathered(pl_module, needs(self.criterion))
+        for handle in self.gathered.hooks():
+            self.undo.callback(handle.remove)
+        self.calls = Calls(pl_module, features_only=True)
+        self.undo.callback(self.calls.close)
+        if self._given(pl_module) is None:
+            self.seen = Seen(pl_module)
+            self.undo.callback(self.seen.close)
+
+    def cuts(self) -> bool:
+        return True
+
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        mend = "Give each layer to one of them by targets and ignore; for several phases use one schedule."
+        return [Claim("cut channels of", frozenset(self._allowed(trainer, pl_module)), mend)]
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_unknown_state(trainer.optimizers)
+        # Later another callback may hold parameters still for a while, and a resumed run must not take them for frozen.
+        self.frozen = frozen_in(pl_module)
+        if self.reached:  # nothing is left to be cut, and hooks of later phases would learn from a look at the module
+            self._close()
+        elif (given := self._given(pl_module)) is not None:
+            self._prepare(trainer, pl_module, "", given)
+        if self.gate_best and not self.released:
+            self.hold_monitors(trainer)
+
+    def _given(self, pl_module: LightningModule) -> Any:
+        return self.example_input if self.example_input is not None else pl_module.example_input_array
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, part: str, example: Any) -> None:
+        """Find the groups, and refuse what cannot be done before anything is cut."""
+        model = pl_module.get_submodule(part)
+        prefix = f"{part}." if part else ""
+        allowed, frozen, whole = (
+            {name.removeprefix(prefix) for name in names}
+            for names in (self._allowed(trainer, pl_module), self.frozen, _whole(trainer, pl_module))
+        )
+        how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed, self.remove_blocks)
+        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen, whole)
+        if self.first is None:
+            shrinker.check()
+        refuse_different(shrinker.groups, pl_module.device)
+        self.part, self.shrinker, self.first = part, shrinker, shrinker.state()
+        self.gathered.within(part)
+        rank_zero_info(
+            f"'{self.name}' may cut {sum(group.units for group in shrinker.free)} channels or heads of "
+            f"{len(shrinker.free)} groups of layers. Left whole: {shrinker.left_whole() or 'nothing'}."
+            f"{' May vanish: ' + ', '.join(shrinker.vanishing) + '.' if shrinker.vanishing else ''}"
+        )
+
+    def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
+        whole = _whole(trainer, pl_module)
+        chosen = select(pl_module, self.targets, self.ignore).chosen
+        vanished = {name for name, one in pl_module.named_parameters(remove_duplicate=False) if not one.numel()}
+        return {name for one in chosen for name in one.names if not inside(name, whole)} | vanished
+
+    # At each step ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.gathered.listening = self._acts_in_this_batch(trainer)
+        if self.calls is not None:
+            self.calls.listening = True
+        if self.recalibrated_from is not None:
+            self.recalibration.at(now(trainer, "batches"), self.recalibrated_from, self.recalibrate, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.reached or not self._is_open(trainer):
+            return
+        if self.gathered.listening or not self.gathered.asked & SEEN:  # else nothing was seen: the next batch will do
+            moment = self.moment(trainer)
+            self.due = self.due if moment is None else moment
+        if self.shrinker is not None:
+            if self.due is not None:
+                self.gathered.take_gradients(self.shrinker.free)
+            if self.penalty is not None:
+                stepping = {one for group in optimizer.param_groups for one in group["params"]}
+                penalize(self.shrinker.model, self.shrinker.free, self.penalty, self.penalty_strength, stepping)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.gathered.listening = False
+        if self.reached:
+            return
+        if self.shrinker is None:
+            self._prepare(trainer, pl_module, *_called(self.seen))
+            self.gathered.take_gradients(self._shrinker.free)
+        if self.calls is not None:
+            self._end_first_step()
+        if self.due is not None:
+            moment, self.due = self.due, None
+            self._act(trainer, pl_module, moment)
+            self.done(moment)
+            if self.reached and not self.released:
+                self.released = True
+                if self.gate_best:
+                    self.release_monitors(trainer)
+
+    def _end_first_step(self) -> None:
+        """All is known that the first step tells."""
+        if self.calls is not None:
+            prefix = f"{self.part}." if self.part else ""
+            seen = {name.removeprefix(prefix) for name in self.calls.names}
+            refuse_other_calls(self._shrinker.model, self._shrinker.example, seen)
+        self._close()
+
+    def _close(self) -> None:
+        """Watch the module's calls no longer."""
+        for one in (self.seen, self.calls):
+            if one is not None:
+                one.close()
+        self.seen = self.calls = None
+
+    def _acts_in_this_batch(self, trainer: Trainer) -> bool:
+        """Whether a moment is due at a step of this batch; in manual optimization each optimizer may take one."""
+        if self.window is None or self.reached:
+            return False
+        more = len(trainer.optimizers) - 1 if self.window.hand == "steps" else 0
+        moments = [self.window.moment(now(trainer, self.window.hand) + step) for step in range(more + 1)]
+        return any(one is not None and one != self.last_moment for one in moments)
+
+    def _is_open(self, trainer: Trainer) -> bool:
+        return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.shrinker is not None:
+            self._log(trainer)
+        elif self.history:  # resumed behind the last cut
+            self.log_metrics(trainer, {"macs": self.history[-1][1]})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_moment is None and not trainer.fast_dev_run:
+            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing was cut.")
+
+    # A cut ----------------------------------------------------------------------------------------------------------
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
+        shrinker, window = self._shrinker, self._window
+        scores = mean_scores(shrinker.scores(self.gathered), pl_module.device)
+        chosen = same_units(shrinker.choose(scores, self._progress(moment, window)), shrinker.free, pl_module.device)
+        gone = {name: units for name, units in chosen.items() if units}
+        if gone and self.soft and moment < window.end:
+            soften(shrinker.model, shrinker.free, gone)
+            for other in trainer.callbacks:
+                if isinstance(other, CompressionCallback):
+                    other.weights_replaced()
+        elif gone:
+            self._cut(trainer, pl_module, gone)
+            self._log(trainer)
+        self.gathered.forget()
+
+    def _cut(self, trainer: Trainer, pl_module: LightningModule, gone: Gone) -> None:
+        shrinker = self._shrinker
+        if (why := problem(shrinker.model, shrinker.small, shrinker.groups, gone)) is not None:
+            raise ValueError(f"Cutting {', '.join(gone)} fails: {why}. Nothing was changed; ignore these layers.")
+        refuse_unknown_state(trainer.optimizers)
+        fold_constants(shrinker.model, shrinker.small, shrinker.groups, gone)
+        if "patches" in self.gathered.asked:
+            refit(self.gathered, shrinker.free, gone)
+        cut = cut_of(shrinker.groups, gone).under(self.part)
+        cut_in_training(pl_module, cut, trainer.optimizers, list(copies(pl_module, trainer.callbacks)))
+        for other in trainer.callbacks:
+            if isinstance(other, CompressionCallback) and other is not self:
+                other.follow(cut)
+        wrap_again(trainer.strategy)
+        self.cut = cut.after(self.cut)
+        shrinker.went(gone)
+        if self.recalibrate:
+            self.recalibrated_from = now(trainer, "batches") + 1
+            self.recalibration.again()
+
+    def _rebuild(
+        self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]
+    ) -> Any:
+        """Give the module the shapes of the checkpoint before its weights are loaded."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is not None:
+            self.refuse_damaged(state)
+        cut = Cut() if state is None else Cut.of(state["cut"])
+        for model, prefix in [(pl_module, ""), *copies(pl_module, trainer.callbacks)]:
+            reshape(model, checkpoint["state_dict"], cut.inside(prefix), self.cut.inside(prefix))
+        self.cut = cut
+        return original(checkpoint)
+
+    # What is kept and said ------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        recalibrating = [self.recalibrated_from, self.recalibration.begun]
+        return {"cut": self.cut.state(), "first": self.first, "released": self.released, "recalibrating": recalibrating}
+
+    def _log(self, trainer: Trainer) -> None:
+        metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.measured()}
+        self.log_metrics(trainer, metrics)
+
+    @property
+    def _shrinker(self) -> Shrinker:
+        if self.shrinker is None:
+            raise RuntimeError(f"'{self.name}' has not seen the module at work yet.")
+        return self.shrinker
+
+
+def _called(seen: Seen | None) -> tuple[str, Any]:
+    if seen is None or seen.call is None:
+        raise ValueError(
+            "The first training step called neither the module nor one submodule that holds all of its parameters, so "
+            "it is not known what its forward takes. Give ChannelPruning(example_input=...)."
+        )
+    return seen.call.part, seen.call.example
+
+
+def _whole(trainer: Trainer, pl_module: LightningModule) -> set[str]:
+    """Names of modules that other callbacks count on."""
+    return {name for other in ours(trainer) for name in other.keeps_whole(pl_module)}

@@ -1,0 +1,40 @@
+"""Ranks that train together lose the same units, although each has seen other batches."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.core.distributed import agree, digest, from_first_rank, several, summed
+
+
+def mean_scores(scores: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The mean over all ranks."""
+    if not several():
+        return dict(scores)
+    moved = {name: one.to(device) for name, one in scores.items()}
+    summed(moved.values())  # as many on each rank, so that a sum ranks units as the mean does
+    return {name: one.cpu() for name, one in moved.items()}
+
+
+def same_units(gone: Gone, groups: Sequence[Group], device: torch.device) -> Gone:
+    """What rank 0 has chosen: sums and times may differ in their last bits."""
+    if not several():
+        return gone
+    chosen = {group.name: torch.zeros(group.units, dtype=torch.uint8, device=device) for group in groups}
+    for name, units in gone.items():
+        chosen[name][list(units)] = 1
+    from_first_rank(chosen.values())
+    return {name: tuple(one.nonzero()[:, 0].tolist()) for name, one in chosen.items()}
+
+
+def refuse_different(groups: Sequence[Group], device: torch.device) -> None:
+    """Refuse ranks whose modules differ.
+
+    Raises:
+        ValueError: on every rank.
+    """
+    told = repr([(group.name, group.units, group.whole is None) for group in groups]).encode()
+    if several() and not agree(digest([torch.tensor(list(told), dtype=torch.uint8)]), device):
+        raise ValueError("The ranks have different modules: their layers or widths differ. Build the same on each.")

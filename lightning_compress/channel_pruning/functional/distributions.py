@@ -1,0 +1,48 @@
+"""How groups of channels share what goes. A distribution is a function as these here.
+
+It takes the groups, scores of their units by name, how many units each had at first, the fraction of all the original
+units that is to be gone, and the fraction of each group's that must stay; it returns the units that go now, by name.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.unit_selection import lowest, most_that_may_go
+
+
+def uniform(
+    groups: Sequence[Group], scores: Mapping[str, Tensor], originals: Mapping[str, int], fraction: float, floor: float
+) -> Gone:
+    """The lowest units of each group, so that `fraction` of its original ones is gone."""
+    gone = {}
+    for group in groups:
+        original = originals[group.name]
+        wanted = int(fraction * original + 1e-9) - (original - group.units)
+        count = min(max(wanted, 0), most_that_may_go(group, original, floor))
+        gone[group.name] = lowest(scores[group.name], count)
+    return gone
+
+
+def global_(
+    groups: Sequence[Group], scores: Mapping[str, Tensor], originals: Mapping[str, int], fraction: float, floor: float
+) -> Gone:
+    """The lowest units of all groups together, so that `fraction` of all the original ones is gone."""
+    total = sum(originals[group.name] for group in groups)
+    wanted = max(int(fraction * total + 1e-9) - sum(originals[group.name] - group.units for group in groups), 0)
+    allowed = {group.name: most_that_may_go(group, originals[group.name], floor) for group in groups}
+    counts = dict.fromkeys(allowed, 0)
+    ranked = sorted(
+        (float(score), number, unit)
+        for number, group in enumerate(groups)
+        for unit, score in enumerate(scores[group.name].tolist())
+    )
+    gone: dict[str, list[int]] = {name: [] for name in allowed}
+    for _, number, unit in ranked:
+        name = groups[number].name
+        if wanted > 0 and counts[name] < allowed[name]:
+            counts[name] += 1
+            gone[name].append(unit)
+            wanted -= 1
+    return {name: tuple(sorted(units)) for name, units in gone.items()}

@@ -1,0 +1,40 @@
+"""Which units of a group are the first to go, and how many may."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from torch import Tensor
+
+from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+
+
+def most_that_may_go(group: Group, original: int, floor: float) -> int:
+    """How many of a group's units may go, when `floor` of the original ones must stay, and one if it may not vanish."""
+    return max(group.units - max(ceil(floor * original - 1e-9), not group.may_vanish), 0)
+
+
+def rounded(
+    groups: Sequence[Group], gone: Gone, scores: Mapping[str, Tensor], round_to: int, floors: Mapping[str, int]
+) -> Gone:
+    """Let units go or stay until the channels that stay are the nearest multiple of `round_to`.
+
+    Args:
+        floors: how many units of each group must stay.
+    """
+    if round_to == 1:
+        return gone
+    found = {}
+    for group in groups:
+        channels = max(sum(unit >= 0 for unit in member.units) for member in group.makers) // group.units
+        stays = group.units - len(gone[group.name])
+        multiple = max(round(stays * channels / round_to), not group.may_vanish) * round_to
+        wanted = multiple // channels if multiple % channels == 0 else stays
+        wanted = max(wanted, floors[group.name]) if wanted <= group.units else group.units
+        found[group.name] = lowest(scores[group.name], group.units - wanted)
+    return found
+
+
+def lowest(scores: Tensor, count: int) -> tuple[int, ...]:
+    """The units of the lowest scores; among equals the later ones go."""
+    order = len(scores) - 1 - scores.flip(0).argsort(stable=True)
+    return tuple(order[:count].sort().values.tolist())

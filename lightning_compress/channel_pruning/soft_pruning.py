@@ -1,0 +1,25 @@
+"""Zero channels without removing them: gradients may bring them back (SFP, ASFP)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lightning_compress.channel_pruning.cut_plan import indices_of, lost_channels
+from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.nn.surgery import tensor_named
+
+
+@torch.no_grad()
+def soften(model: nn.Module, groups: Sequence[Group], gone: Gone) -> None:
+    """Set to zero whatever makes these units: rows of weights, biases, scales and shifts of norms.
+
+    Reference: He et al., 2018, https://arxiv.org/abs/1808.06866
+    """
+    for place, channels in lost_channels(groups, gone).items():
+        if place.side == "in":
+            continue
+        for one in place.slices:
+            tensor = tensor_named(model, one.tensor)
+            if isinstance(tensor, nn.Parameter):
+                tensor.index_fill_(one.dim, indices_of(place, one, channels).to(tensor.device), 0)

@@ -1,0 +1,204 @@
+"""A teacher's outputs for a whole data set, computed once before the first step and read from disk afterwards."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_compress.distillation.batch_fields import Key, tensor_of
+from lightning_compress.distillation.cache.format import parse_form
+from lightning_compress.distillation.cache.sample_keys import content_keys, fingerprint
+from lightning_compress.distillation.cache.store import Cache, open_cache, write_cache
+from lightning_compress.distillation.loss_terms import OUTPUT, Names
+from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Step, Teacher
+from lightning_compress.nn.forward_capture import Call, random_state_kept
+
+PROBE = 8  # samples that are fetched twice, to see whether they come out alike
+BATCH_SIZE = 64  # where the loader has none of its own
+
+Prepare = Callable[[Any], Any]
+
+
+class CachedTeacher(Teacher):
+    """A teacher whose outputs for the training data are computed once.
+
+    Args:
+        teacher: a network or a function; what changes while the student learns cannot be kept.
+        path: folder of the cache; one that is there is used, if it is of this teacher and these data.
+        form: "full", "float16" or "top-20" (any number of classes).
+        output: which part of its output is kept, see `values.tensor_of`.
+
+    Raises:
+        ValueError: if the teacher changes, or the form is unknown.
+    """
+
+    def __init__(self, teacher: Teacher, path: str | Path, form: str = "full", output: Key | None = None) -> None:
+        if not isinstance(teacher, NetworkTeacher | FunctionTeacher):
+            raise ValueError(
+                f"cache keeps what a teacher says about each sample, but {type(teacher).__name__} says something new "
+                f"at every step. Leave cache out, or give a network that does not learn."
+            )
+        parse_form(form)
+        self.teacher, self.path, self.form, self.output = teacher, Path(path), form, output
+        self.module = teacher.module
+        self.cache: Cache | None = None
+        self._names: Names = ()
+
+    def attach(self, model: Any, layers: Iterable[str], undo: ExitStack) -> None:
+        self.cache, self._names = None, tuple(layers)
+        self.teacher.attach(model, self._names, undo)
+
+    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+        if self.cache is None:
+            raise RuntimeError("The cache is opened once the first batch is seen.")
+        rows = self.cache.rows(content_keys((call.args, call.kwargs)))
+        return dict(self.cache.read(rows, step.device))
+
+    def fill(
+        self, call: Call, step: Step, loader: Any, prepare: Prepare, progress: Callable[[int, int], object]
+    ) -> None:
+        """Compute the outputs of the whole data set, unless they are there.
+
+        Args:
+            call, step: the student's first call, and the step it came in: they show what the student gets of a batch.
+            loader: the training loader, whose data are read in order, once.
+            prepare: brings a batch to where the student gets it, as the Trainer does.
+            progress: called with the number of samples done, and of all.
+        """
+        if self.path.exists():
+            return
+        dataset = _dataset(loader)
+        inputs = part_of(step.args[0], (call.args, call.kwargs))
+        with random_state_kept(), others_kept():
+            _refuse_random(dataset, loader, lambda batch: inputs(prepare(batch)))
+            write_cache(
+                self.path,
+                self._outputs(in_order(dataset, loader), step, lambda batch: inputs(prepare(batch))),
+                count=len(dataset),
+                form=self.form,
+                teacher=self._fingerprint(),
+                progress=lambda done: progress(done, len(dataset)),
+            )
+
+    def open(self, loader: Any) -> None:
+        """Read from now on."""
+        self.cache = open_cache(self.path, teacher=self._fingerprint(), count=len(_dataset(loader)))
+        if missing := set(self._names) - set(self.cache.outputs):
+            raise ValueError(
+                f"The cache {self.path} has no outputs of {', '.join(sorted(missing))}, only of "
+                f"{', '.join(self.cache.outputs)}. Choose another path, or remove the folder."
+            )
+        if self.cache.form != parse_form(self.form):
+            raise ValueError(
+                f"The cache {self.path} is of another form than '{self.form}': {self.cache.form}. Name that form, "
+                f"choose another path, or remove the folder."
+            )
+
+    def _fingerprint(self) -> str:
+        teacher = self.teacher
+        return fingerprint(teacher.function if isinstance(teacher, FunctionTeacher) else teacher.module)  # type: ignore[arg-type]
+
+    def _outputs(
+        self, batches: Iterable[Any], step: Step, inputs: Prepare
+    ) -> Iterator[tuple[Tensor, Tensor, Mapping[str, Tensor]]]:
+        first = 0
+        for batch in batches:
+            args, kwargs = inputs(batch)
+            keys = content_keys((args, kwargs))
+            taught = self.teacher.teach(Call(args, kwargs, None), step)
+            outputs = {name: tensor_of(taught[name], self.output if name == OUTPUT else None) for name in self._names}
+            yield torch.arange(first, first + len(keys)), keys.cpu(), outputs
+            first += len(keys)
+
+
+def in_order(dataset: Any, loader: Any) -> "DataLoader[Any]":
+    """A loader of the same data and batches, one sample after the other."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or BATCH_SIZE
+    return DataLoader(dataset, size, shuffle=False, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
+
+
+def part_of(batch: Any, wanted: Any) -> Callable[[Any], Any]:
+    """How `wanted` is made of a batch, found by which objects of it are which: a function of another batch.
+
+    Raises:
+        ValueError: if a tensor of it is not in the batch.
+    """
+    path = _path(batch, wanted)
+    if path is not None:
+        return lambda other: _follow(other, path)
+    if isinstance(wanted, tuple | list):
+        parts = [part_of(batch, one) for one in wanted]
+        return lambda other: type(wanted)(part(other) for part in parts)
+    if isinstance(wanted, dict):
+        named = {key: part_of(batch, one) for key, one in wanted.items()}
+        return lambda other: {key: part(other) for key, part in named.items()}
+    if isinstance(wanted, Tensor):
+        raise ValueError(
+            "The student is given a tensor that training_step computes, so that it cannot be told from a batch alone, "
+            "and the teacher's outputs cannot be computed before. Move that step into the data or into the module's "
+            "forward, or leave cache out."
+        )
+    return lambda _: wanted
+
+
+@contextmanager
+def others_kept() -> Iterator[None]:
+    """Leave the random streams of Python and NumPy as they were."""
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def _dataset(loader: Any) -> Any:
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"cache needs one training DataLoader over a data set of known length, but got {type(loader).__name__}. "
+            f"Leave cache out, or read the data into a map-style data set."
+        )
+    return dataset
+
+
+def _refuse_random(dataset: Any, loader: Any, inputs: Callable[[Any], Any]) -> None:
+    few = torch.utils.data.Subset(dataset, range(min(PROBE, len(dataset))))
+    first, second = ([content_keys(inputs(batch)) for batch in in_order(few, loader)] for _ in range(2))
+    differing = int(sum((one != other).sum() for one, other in zip(first, second, strict=True)))
+    if differing:
+        raise ValueError(
+            f"cache: {differing} of {len(few)} samples came out differently when they were fetched twice, so the data "
+            f"are augmented at random, and what a teacher says about one look does not hold for the next. Seed the "
+            f"augmentation by the sample's index, augment after the forward pass, or leave cache out."
+        )
+
+
+def _path(value: Any, wanted: Any, depth: int = 4) -> tuple[tuple[str, Any], ...] | None:
+    if value is wanted and not isinstance(wanted, str | int | float | bool | None):
+        return ()
+    if not depth or isinstance(value, Tensor | str):
+        return None
+    if isinstance(value, Mapping):
+        parts = [(("item", key), one) for key, one in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(("item", place), one) for place, one in enumerate(value)]
+    else:
+        parts = [(("attribute", name), one) for name, one in getattr(value, "__dict__", {}).items()]
+    for step, one in parts:
+        rest = _path(one, wanted, depth - 1)
+        if rest is not None:
+            return (step, *rest)
+    return None
+
+
+def _follow(value: Any, path: tuple[tuple[str, Any], ...]) -> Any:
+    for kind, key in path:
+        value = value[key] if kind == "item" else getattr(value, key)
+    return value

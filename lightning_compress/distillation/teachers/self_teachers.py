@@ -1,0 +1,150 @@
+"""A student that learns from itself: from an average of its weights, or from what it was at one moment of the run."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.distillation.loss_terms import OUTPUT
+from lightning_compress.distillation.teachers.network import Step, Teacher, copied
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.nn.forward_capture import Call, Capture
+from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.surgery import cut_model, named, reshape
+
+
+class Itself(Teacher):
+    """A copy of the student's model in eval mode, kept beside it; each kind says what weights the copy has."""
+
+    def __init__(self) -> None:
+        self.module = None
+        self._copies: nn.Module | None = None
+
+    def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
+        self._model, self._layers = model, list(layers)
+        self._copies = copied(model).eval().requires_grad_(False)
+
+    def follow(self, student: nn.Module) -> None:
+        name = next(name for name, module in self._model.named_modules() if module is student)
+        self.module = self._whole.get_submodule(name)
+        self._capture = Capture(self._whole, (one for one in self._layers if one != OUTPUT))
+
+    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+        assert self.module is not None
+        with torch.no_grad(), self._capture.open():
+            output = self.module(*call.args, **call.kwargs)
+            self._capture.add(Call(call.args, call.kwargs, output))
+            (seen,) = self._capture.take()
+        return {OUTPUT: output, **seen.layers}
+
+    def cut(self, cut: Cut) -> None:
+        cut_model(self._whole, cut)
+
+    @property
+    def _whole(self) -> nn.Module:
+        assert self._copies is not None
+        return self._copies
+
+
+class AveragedTeacher(Itself):
+    """The student itself, as it was on average of late: self-distillation from an exponential moving average.
+
+    Args:
+        decay: in [0, 1): of the average's weights, this share stays at each optimizer step.
+
+    Raises:
+        ValueError: if `decay` is not in [0, 1).
+
+    Reference: Tarvainen & Valpola, 2017, section 2, https://arxiv.org/abs/1703.01780
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is in [0, 1), but is {decay}. An average over 1,000 steps has decay 0.999.")
+        super().__init__()
+        self.decay = decay
+
+    def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
+        super().attach(model, layers, undo)
+        self._pairs = _pairs(self._whole, model)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for average, now in self._pairs:
+            if average.is_floating_point():
+                average.lerp_(now.to(average.dtype), 1.0 - self.decay)
+            else:
+                average.copy_(now)
+
+    def state(self) -> dict[str, Any]:
+        return {name: value.detach().cpu().clone() for name, value in self._whole.state_dict().items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._whole.load_state_dict(state)
+
+
+class SnapshotTeacher(Itself):
+    """The student itself, as it was at one moment of this run: `remember` is called then.
+
+    It computes in floating point, also where quantization has begun, and keeps the channels that the student loses
+    later.
+    """
+
+    there = False
+
+    def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
+        super().attach(model, layers, undo)
+        self.there, self._lost = False, Cut()
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        now, mine = _tensors(self._model), _tensors(self._whole)
+        if changed := [name for name in now.keys() | mine.keys() if _shape(now, name) != _shape(mine, name)]:
+            raise ValueError(
+                f"The module cannot be its own teacher: {', '.join(sorted(changed)[:8])} came, went or changed shape "
+                f"since the fit began. Make all layers before it, or take the snapshot at the beginning: 'self@0%'."
+            )
+        for name, value in now.items():
+            mine[name].copy_(value)
+        self.there = True
+
+    def cut(self, cut: Cut) -> None:
+        if self.there:
+            self._lost = cut.after(self._lost)
+        else:
+            super().cut(cut)
+
+    def state(self) -> dict[str, Any]:
+        if not self.there:
+            return {}
+        weights = {name: value.detach().cpu() for name, value in _tensors(self._whole).items()}
+        return {"weights": weights, "lost": self._lost.state()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        if not state:
+            return
+        # The copy was made of a module that may have lost channels since its moment.
+        self._lost = Cut.of(state["lost"])
+        reshape(self._whole, state["weights"], Cut(), self._lost)
+        for name, value in named(self._whole, state["weights"]).items():
+            value.copy_(state["weights"][name])
+        self.there = True
+
+
+def _pairs(copies: nn.Module, model: nn.Module) -> list[tuple[Any, Any]]:
+    now = dict(model.named_parameters()) | dict(model.named_buffers())
+    average = dict(copies.named_parameters()) | dict(copies.named_buffers())
+    return [(average[name], now[name]) for name in now]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by each of their names; what no file holds too."""
+    parameters, buffers = (of(remove_duplicate=False) for of in (model.named_parameters, model.named_buffers))
+    return {canonical(name): value for pairs in (parameters, buffers) for name, value in pairs}
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None

@@ -1,0 +1,130 @@
+"""Take a compressed model out of a checkpoint, without the callbacks and the Trainer that made it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.nn.channel_cut import Cut, part_of
+from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.surgery import reshape
+from lightning_compress.pruning.masks import MaskedParameters
+from lightning_compress.quantization.quantized_model import await_quantized
+from lightning_compress.quantization.restore import restored, within
+from lightning_compress.reporting.checkpoint_report import load, state_dict_of
+
+Model = TypeVar("Model", bound=nn.Module)
+OURS = "lightning_compress/"
+
+
+def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs: Any) -> Model:
+    """Build a module and give it the compressed weights of a checkpoint; what is pruned is exactly zero.
+
+    A quantized module has its float weights under their own names, and computes on the grids of the checkpoint.
+
+    Args:
+        module_class: the LightningModule of the run, or the class of the one submodule that is wanted.
+        checkpoint: path of a Lightning checkpoint, with or without this package's entries.
+        kwargs: arguments of the class; for a LightningModule they add to the saved hyperparameters.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, holds more than tensors and plain values, or does not fit the class.
+    """
+    content = load(checkpoint)
+    weights = state_dict_of(content, checkpoint)
+    module = _built(module_class, content, kwargs)
+    _reshape(module, content, weights, checkpoint)
+    prefix = _fitting_prefix(module, weights, checkpoint)
+    module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
+    for entry in _entries(content):
+        _mask(module, entry, canonical(prefix), checkpoint)
+        if entry.get("model") is not None:
+            _quantize(module, entry["model"], canonical(prefix), checkpoint)
+        elif "model" in entry:
+            await_quantized(module)
+    return module
+
+
+def _built(module_class: type[Model], content: Mapping[str, Any], kwargs: dict[str, Any]) -> Model:
+    saved = content.get("hyper_parameters", {}) if hasattr(module_class, "load_from_checkpoint") else {}
+    arguments = {**saved, **kwargs}
+    try:
+        return module_class(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{module_class.__name__}({', '.join(arguments)}) cannot be built: {error}. Give its arguments to "
+            f"load_compressed, or call save_hyperparameters() in it."
+        ) from error
+
+
+def _reshape(
+    module: nn.Module, content: Mapping[str, Any], weights: Mapping[str, Tensor], checkpoint: str | Path
+) -> None:
+    """Give the module the shapes of a checkpoint whose channels were cut."""
+    for entry in _entries(content):
+        if "cut" in entry:
+            try:
+                cut = Cut.of(entry["cut"])
+                names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+                prefix = part_of(cut, names)
+                reshape(module, _under(prefix, weights), cut.inside(prefix))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{checkpoint} has a damaged cut: {type(error).__name__} {error}.") from error
+
+
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _fitting_prefix(module: nn.Module, weights: Mapping[str, Tensor], checkpoint: str | Path) -> str:
+    """Where in the checkpoint the module's weights are: at the top, or under the name of a submodule."""
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    first = next(iter(wanted), "")
+    prefixes = {name[: len(name) - len(first)] for name in weights if name.endswith(first)} | {""}
+    fitting = [
+        prefix
+        for prefix in sorted(prefixes, key=len)
+        if all(prefix + name in weights and weights[prefix + name].shape == shape for name, shape in wanted.items())
+        and (prefix or len(weights) == len(wanted))
+    ]
+    if len(fitting) != 1:
+        nearest = max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in wanted))
+        found = f"fits in several places: {fitting}" if fitting else _difference(wanted, weights, nearest)
+        raise ValueError(f"{checkpoint} does not fit {type(module).__name__}: {found}.")
+    return fitting[0]
+
+
+def _difference(wanted: Mapping[str, torch.Size], weights: Mapping[str, Tensor], prefix: str) -> str:
+    for name, shape in ((prefix + name, shape) for name, shape in wanted.items()):
+        if name not in weights:
+            return f"it has no '{name}'; it has {', '.join(list(weights)[:8])}"
+        if weights[name].shape != shape:
+            return f"its '{name}' has shape {tuple(weights[name].shape)}, the module's {tuple(shape)}"
+    return f"it also has {', '.join(sorted(weights.keys() - wanted.keys())[:8])}"
+
+
+def _entries(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    callbacks = content.get("callbacks", {})
+    return [state for key, state in callbacks.items() if str(key).startswith(OURS) and isinstance(state, dict)]
+
+
+def _mask(module: nn.Module, entry: Mapping[str, Any], prefix: str, checkpoint: str | Path) -> None:
+    masks = {
+        name.removeprefix(prefix): saved for name, saved in entry.get("masks", {}).items() if name.startswith(prefix)
+    }
+    masked = MaskedParameters({canonical(name): one for name, one in module.named_parameters()})
+    try:
+        masked.load(masks)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint} has damaged masks: {type(error).__name__} {error}.") from error
+    masked.apply()
+
+
+def _quantize(module: nn.Module, state: Mapping[str, Any], prefix: str, checkpoint: str | Path) -> None:
+    try:
+        restored(module, within(prefix, state))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint} has damaged grids: {type(error).__name__} {error}.") from error

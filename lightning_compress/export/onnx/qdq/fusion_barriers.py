@@ -1,0 +1,96 @@
+"""Keep ONNX Runtime from taking nodes together whose result would be another.
+
+Where an input is dequantized and the output quantized, it takes float weights for an oversight, and rounds them to int8
+with one scale for the whole tensor. Of two grids one behind the other it makes one, which is neither. And a `Relu` that
+it takes along with a `Gemm` keeps that from its integer kernel. It looks no farther than clips, so another operator in
+the way keeps it off: a `Max`, which changes nothing or does what the `Relu` did.
+"""
+
+from collections.abc import Sequence
+
+import numpy
+from onnx import NodeProto, helper
+
+from lightning_compress.export.onnx.qdq.graph import Graph
+from lightning_compress.export.onnx.qdq.kernels import MOVES
+
+QUANTIZED_UNASKED = ("Conv", "ConvTranspose", "Gemm")
+LOOKED_THROUGH = ("Relu", "Clip", *MOVES)
+
+
+def add_barriers(graph: Graph) -> None:
+    """Put a `Max` wherever nodes are not to be taken together."""
+    _beside_float_weights(graph)
+    _between_grids(graph)
+    _instead_of_relus(graph)
+
+
+def _beside_float_weights(graph: Graph) -> None:
+    """Behind layers with float weights between two quantizers."""
+    makers, takers = graph.makers(), graph.takers()
+    for node in [node for node in graph.nodes if node.op_type in QUANTIZED_UNASKED]:
+        weight = makers.get(node.input[1])
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            continue
+        if _comes_from(node.input[0], makers) and _leads_to(node.output[0], takers):
+            _stop(graph, node)
+
+
+def _between_grids(graph: Graph) -> None:
+    """Before a quantizer whose numbers lie on another grid already."""
+    makers = graph.makers()
+    for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
+        before = _dequantized(node.input[0], makers, LOOKED_THROUGH)
+        if before is not None and _grid_of(graph, before) != _grid_of(graph, node):
+            barrier = graph.make("Max", [node.input[0], _lowest(graph)], f"{node.input[0]}.apart")
+            node.input[0] = barrier.output[0]
+            graph.replace(node, [barrier, node])
+
+
+def _instead_of_relus(graph: Graph) -> None:
+    """In the place of a `Relu` behind a `Gemm`, unless a quantizer takes it along."""
+    makers, takers = graph.makers(), graph.takers()
+    for node in [node for node in graph.nodes if node.op_type == "Relu"]:
+        maker, following = makers.get(node.input[0]), takers.get(node.output[0], [])
+        quantized = bool(following) and all(one.op_type == "QuantizeLinear" for one in following)
+        if maker is not None and maker.op_type == "Gemm" and not quantized:
+            zero = graph.constant("zero_float")
+            name = graph.add_constant("zero_float", numpy.float32(0)) if zero is None else "zero_float"
+            graph.replace(node, [helper.make_node("Max", [node.input[0], name], list(node.output))])
+
+
+def _grid_of(graph: Graph, node: NodeProto) -> list[bytes]:
+    """Scale and zero point; the names of what is no constant."""
+    constants = [(name, graph.constant(name)) for name in node.input[1:]]
+    return [name.encode() if value is None else value.tobytes() for name, value in constants]
+
+
+def _comes_from(name: str, makers: dict[str, NodeProto]) -> bool:
+    """Whether a value was dequantized, and only moved since."""
+    return _dequantized(name, makers, MOVES) is not None
+
+
+def _dequantized(name: str, makers: dict[str, NodeProto], through: Sequence[str]) -> NodeProto | None:
+    """The node that dequantized a value, if only such nodes lie between."""
+    while (maker := makers.get(name)) is not None and maker.op_type in through:
+        name = maker.input[0]
+    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+
+
+def _leads_to(name: str, takers: dict[str, list[NodeProto]]) -> bool:
+    """Whether a value is quantized, and only clipped or moved before."""
+    while len(found := takers.get(name, [])) == 1 and found[0].op_type in LOOKED_THROUGH:
+        name = found[0].output[0]
+    return len(found) == 1 and found[0].op_type == "QuantizeLinear"
+
+
+def _stop(graph: Graph, node: NodeProto) -> None:
+    name = node.output[0]
+    node.output[0] = graph.new_name(f"{name}.free")
+    graph.replace(node, [node, helper.make_node("Max", [node.output[0], _lowest(graph)], [name])])
+
+
+def _lowest(graph: Graph) -> str:
+    """The name of a number that no other is below."""
+    known = graph.constant("lowest_float") is not None
+    return "lowest_float" if known else graph.add_constant("lowest_float", numpy.finfo(numpy.float32).min)

@@ -1,0 +1,84 @@
+"""The moments of a phase beside its begin and end, on the same hand of the run's clock."""
+
+from dataclasses import dataclass
+
+from lightning_compress.core.phases import Duration, Run, Window, resolve
+
+
+@dataclass(frozen=True)
+class Written:
+    """Durations as they were written, None for what was not asked for.
+
+    Args:
+        begin, end: of the phase.
+        warmup: how long the learning rates rise.
+        weights_from, rates_from: moments to go back to.
+        calibrated_for: how long statistics are averaged.
+    """
+
+    begin: Duration
+    end: Duration
+    warmup: Duration | None = None
+    weights_from: Duration | None = None
+    rates_from: Duration | None = None
+    calibrated_for: Duration | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The same, counted on the hand of the phase's window."""
+
+    warmup: int = 0
+    weights_from: int | None = None
+    rates_from: int | None = None
+    calibrated_for: int = 0
+
+
+def moments_of(written: Written, window: Window, run: Run) -> Moments:
+    """Put all on the clock of a run.
+
+    Raises:
+        ValueError: if one cannot be counted as the phase is, the warm-up is longer than the phase, or a moment to go
+            back to comes after its beginning.
+    """
+    warmup = _length("warmup", written.warmup, written, window, run)
+    if warmup > window.end - window.begin:
+        raise ValueError(
+            f"warmup={written.warmup!r} is {warmup} {window.hand}, but the phase from begin={written.begin!r} to end="
+            f"{written.end!r} has only {int(window.end) - window.begin}. Shorten the warmup, or lengthen the phase."
+        )
+    return Moments(
+        warmup,
+        _earlier("rewind", written.weights_from, written, window, run),
+        _earlier("learning_rate's rewind", written.rates_from, written, window, run),
+        _length("recalibrate_over", written.calibrated_for, written, window, run),
+    )
+
+
+def _length(name: str, length: Duration | None, written: Written, window: Window, run: Run) -> int:
+    if length is None:
+        return 0
+    counted = resolve(written.begin, written.end, length, run)
+    _refuse_other_hand(name, length, counted, written, window)
+    return counted.every
+
+
+def _earlier(name: str, moment: Duration | None, written: Written, window: Window, run: Run) -> int | None:
+    if moment is None:
+        return None
+    counted = resolve(moment, written.end, None, run)
+    _refuse_other_hand(name, moment, counted, written, window)
+    if counted.begin > window.begin:
+        raise ValueError(
+            f"{name}={moment!r} is moment {counted.begin} and begin={written.begin!r} is moment {window.begin} of this "
+            f"run, counted in {window.hand}: what is rewound goes back to a moment before begin."
+        )
+    return counted.begin
+
+
+def _refuse_other_hand(name: str, value: Duration, counted: Window, written: Written, window: Window) -> None:
+    if counted.hand != window.hand:
+        raise ValueError(
+            f"{name}={value!r} is counted in {counted.hand} here, but begin={written.begin!r} and end={written.end!r} "
+            f"in {window.hand}. Write all of them in the same unit."
+        )

@@ -1,0 +1,69 @@
+"""Bits that fall from many to few while a network gets used to it."""
+
+from dataclasses import dataclass
+
+from lightning_compress.core.phases import Window
+from lightning_compress.core.schedules import Schedule
+from lightning_compress.quantization.config import Request
+from lightning_compress.quantization.functional.formats import parse
+from lightning_compress.quantization.quantized_model import QuantizedModel
+
+
+@dataclass(frozen=True)
+class Fall:
+    """From the initial bits to those of a request.
+
+    Args:
+        initial_bits: of all that has fewer in the end.
+        schedule: share of the way behind the phase, to share of the way between the bits.
+        request: what is asked for in the end.
+
+    Raises:
+        ValueError: if nothing can fall, or the final formats are no whole number of bits.
+    """
+
+    initial_bits: int
+    schedule: Schedule
+    request: Request
+
+    def __post_init__(self) -> None:
+        form, final = parse(self.initial_bits), self._final()
+        if form is None or form.dtype is not None or not all(isinstance(one, int) for one in final):
+            raise ValueError(
+                f"initial_bits={self.initial_bits!r} and {final} are not all whole numbers of bits to fall between."
+            )
+        if self.initial_bits <= min(final):
+            raise ValueError(
+                f"initial_bits={self.initial_bits} are no more than the final bits {final}: nothing would fall."
+            )
+
+    def moments(self, window: Window) -> list[tuple[int, str]]:
+        """When the bits may change, and to what those of the weights, or else of the activations, do."""
+        final = self._final()[0]
+        return [
+            (moment, f"{fallen(self.initial_bits, final, self._share(moment, window))} bits")
+            for moment in window.moments()
+        ]
+
+    def apply(self, quantized: QuantizedModel, moment: int, window: Window) -> None:
+        """Set the bits that are due at this moment."""
+        share = self._share(moment, window)
+        for quantizer in quantized.quantizers():
+            bits = fallen(self.initial_bits, quantizer.final.bits, share)
+            if quantizer.final.dtype is None and bits != quantizer.form.bits and (form := parse(bits, quantizer.side)):
+                quantizer.change_format(form)
+
+    def _final(self) -> list[int]:
+        return [one for one in (self.request.weights, self.request.activations) if one is not None]  # type: ignore[misc]
+
+    def _share(self, moment: int, window: Window) -> float:
+        return min(self.schedule(window.progress(moment)), 1.0)
+
+
+def fallen(initial: int, final: int, share: float) -> int:
+    """Bits between the initial and the final ones; what has more of them already keeps those.
+
+    >>> [fallen(8, 4, share) for share in (0.0, 0.5, 1.0)], fallen(8, 16, 0.0)
+    ([8, 6, 4], 16)
+    """
+    return final if final >= initial else round(initial + (final - initial) * share)

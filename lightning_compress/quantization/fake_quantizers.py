@@ -1,0 +1,304 @@
+"""What a quantizer remembers: ranges as buffers, what it learns as parameters; kept beside the user's model."""
+
+import math
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.quantization.functional.formats import Format, Side, read
+from lightning_compress.quantization.functional.granularity import Rows
+from lightning_compress.quantization.functional.ranges import Range, grid_over
+from lightning_compress.quantization.functional.rounding import Quantized
+
+
+class Mode:
+    """What the quantizers of one model do at the moment.
+
+    Attributes:
+        active: whether the quantized phase has begun.
+        quantizing: whether values are put on their grids.
+        observing: whether a batch of training is under way: ranges of activations follow what comes, and chance acts.
+        frozen: whether no range changes any more.
+        step: what is drawn depends on it, and on a seed, alone.
+    """
+
+    def __init__(self) -> None:
+        self.active, self.quantizing, self.observing, self.frozen = False, False, False, False
+        self.step = 0
+
+    def generator(self, seed: int, device: torch.device) -> torch.Generator:
+        """Random numbers of a seed at this step: the same again if a forward is computed anew for its gradient."""
+        return torch.Generator(device).manual_seed((seed * 1_000_003 + self.step) % 2**63)
+
+
+class Quantizer(nn.Module):
+    """A quantizer function with what it has learned and seen.
+
+    Args:
+        function: of `quantizers`, or one like those.
+        form: the format of the values.
+        mode: shared by all quantizers of a model.
+        seed: of what it draws.
+    """
+
+    side: Side = "weights"
+    scale: Tensor
+
+    def change_format(self, form: Format) -> None:
+        """Go over to another number of bits."""
+        raise NotImplementedError
+
+    def __init__(self, function: Callable[..., Quantized], form: Format, mode: Mode, seed: int = 0) -> None:
+        super().__init__()
+        self.function, self.form, self.final, self.mode, self.seed = function, form, form, mode, seed
+        self.low, self.high = form.low, form.high
+        self.learned: dict[str, Callable[..., Tensor]] = getattr(function, "learned", {})
+        # To look the names up at each call would take as long as a small operator.
+        self.named = tuple(signature(function).parameters)
+        self.train(False)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+        tensors = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        return {"tensors": tensors, "format": self.form.name}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave; its format may be one on the way to the final one."""
+        if (form := read(state["format"], self.side)) is not None:
+            self.change_format(form)
+        self.load_state_dict(state["tensors"])
+
+    @property
+    def follows(self) -> bool:
+        """Whether its grid comes from a range that it watches."""
+        return "scale" in self.named
+
+    def move_to(self, device: torch.device) -> None:
+        """Be where the model is: a Trainer brings it back from its accelerator in the end."""
+        if self.scale.device != device:
+            self.to(device)
+
+    def quantized(self, values: Tensor, **offered: Any) -> Quantized:
+        """`values` on the grid."""
+        offered |= {"values": values, "low": self.low, "high": self.high, "dtype": self.form.dtype}
+        offered |= {name: getattr(self, name) for name in self.learned}
+        if "generator" in self.named:
+            # What is drawn keeps training from a bias; what is deployed draws nothing.
+            drawing = self.mode.observing
+            offered["generator"] = self.mode.generator(self.seed, values.device) if drawing else None
+        found: Quantized = self.function(**{name: offered[name] for name in self.named if name in offered})
+        return found
+
+
+class WeightQuantizer(Quantizer):
+    """Puts a weight on its grid: each of its rows has a scale."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rows: Rows,
+        function: Callable[..., Quantized],
+        form: Format,
+        mode: Mode,
+        range_: Range,
+        symmetric: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(function, form, mode, seed)
+        self.rows, self.range, self.symmetric = rows, range_, symmetric
+        count = len(rows.split(weight))
+        self.register_buffer("scale", torch.ones(count, 1, dtype=torch.float32, device=weight.device))
+        self.register_buffer("zero_point", torch.zeros(count, 1, dtype=torch.int32, device=weight.device))
+        for name in self.learned:
+            self.register_parameter(name, nn.Parameter(torch.ones(count, 1, dtype=torch.float32, device=weight.device)))
+        self.begin(weight)
+
+    @torch.no_grad()
+    def begin(self, weight: Tensor) -> None:
+        """Begin anew with the weight as it is."""
+        matrix = self.rows.split(weight.detach())
+        for name, initial in self.learned.items():
+            self.get_parameter(name).copy_(initial(matrix.float(), self.low, self.high))
+        self.watch(matrix)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.on_grid(weight)[0]
+
+    def on_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight on its grid, and the scale of each row, if there is one grid."""
+        self.move_to(weight.device)
+        matrix = self.rows.split(weight)
+        if self.follows and not self.mode.frozen:
+            self.watch(matrix)
+        values, scale, _ = self.quantized(matrix, scale=self.scale, zero_point=self.zero_point)
+        return self.rows.join(values), scale
+
+    @torch.no_grad()
+    def watch(self, matrix: Tensor) -> None:
+        """Fit the scales to the weight as it is."""
+        if self.follows:
+            minimum, maximum = self.range.estimate(matrix.detach(), dim=1, low=self.low, high=self.high)
+            scale, zero_point = grid_over(minimum, maximum, self.low, self.high, self.symmetric)
+            self.scale.copy_(scale)
+            if not self.symmetric:
+                self.zero_point.copy_(zero_point)
+
+    @property
+    def bound(self) -> float | None:
+        """The largest size that the weight itself may have after an update, if its method has one."""
+        bound: Callable[[int], float] | None = getattr(self.function, "bound", None)
+        return None if bound is None else bound(self.high)
+
+    def obstacle(self) -> str | None:
+        """Why no grid fits to the weight, if so."""
+        steps = [self.scale, *self.parameters()]
+        return None if all(bool(one.isfinite().all()) for one in steps) else "are not all finite"
+
+    @torch.no_grad()
+    def off_grid(self, weight: Tensor) -> Tensor:
+        """How far the weight is from its place on the grid; 0 beyond the ends of the grid."""
+        values, scale = self.on_grid(weight)
+        if scale is None:
+            return torch.zeros_like(weight)
+        inside = (self.rows.split(weight).abs() <= scale * max(self.high, -self.low)).to(weight.dtype)
+        return (weight - values) * self.rows.join(inside)
+
+    @torch.no_grad()
+    def change_format(self, form: Format) -> None:
+        """Go over to another number of bits; a learned step keeps its range."""
+        if "step" in self.learned and form.high and self.high:
+            self.get_parameter("step").mul_(self.high / form.high)
+        self.form, self.low, self.high = form, form.low, form.high
+
+
+class ActivationQuantizer(Quantizer):
+    """Puts what flows through a place on its grid, once it has seen what comes there.
+
+    Attributes:
+        started: whether it has seen anything but zeros.
+        zeros: whether it has seen zeros, and nothing else yet.
+        place: where that is, in words for errors.
+    """
+
+    place = "one place"
+    minimum: Tensor
+    maximum: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    side = "activations"
+
+    def __init__(
+        self,
+        function: Callable[..., Quantized],
+        form: Format,
+        mode: Mode,
+        range_: Range,
+        non_negative: bool,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(function, form, mode, seed)
+        self.range, self.non_negative, self.started, self.zeros = range_, non_negative, False, False
+        self._limit(form)
+        # Where half or double precision is the default, ranges are still in single.
+        for name in ("minimum", "maximum"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32, device=device))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32, device=device))
+        for name in self.learned:
+            self.register_parameter(name, nn.Parameter(torch.ones((), dtype=torch.float32, device=device)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if values.is_nested:  # torch's encoder makes one of a padded batch, in evaluation
+            return torch.nested.as_nested_tensor([self(one) for one in values.unbind()])
+        if not values.is_floating_point() or not values.numel():
+            return values
+        self.move_to(values.device)
+        if self.mode.observing and not self.mode.frozen and not _is_backward():
+            try:
+                self.watch(values.detach())
+            except ValueError as error:
+                raise ValueError(f"The activations at {self.place} fit on no grid: {error}") from error
+        return self.on_grid(values)[0] if self.started and self.mode.quantizing else values
+
+    def on_grid(self, values: Tensor) -> Quantized:
+        """What comes, on the grid."""
+        return self.quantized(values, scale=self.scale, zero_point=self.zero_point)
+
+    def obstacle(self, zeros: bool = True) -> str | None:
+        """Why no grid fits to what has come, if so; `zeros`: whether nothing but those is a reason."""
+        if not self.started:
+            return "are all zero" if zeros and self.zeros else None
+        if not self.follows:
+            learned = [float(one.detach()) for one in self.parameters()]
+            return None if all(map(math.isfinite, learned)) else f"have led to a step of {learned}"
+        low, high = float(self.minimum), float(self.maximum)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return f"are not finite: they reach from {low} to {high}"
+        return "are all zero" if zeros and low == high == 0 else None
+
+    @torch.no_grad()
+    def watch(self, values: Tensor) -> None:
+        """Let the range follow what comes; it, and what is learned, begin with the first that is not all zero."""
+        if not self.started and (self.follows or self.learned) and not values.any():
+            # Zeros lie on every such grid, and tell of none: states of a recurrence, and padding, begin with them.
+            self.zeros = True
+            return
+        if self.follows:
+            found = self.range.estimate(values.float(), dim=None, low=self.low, high=self.high)
+            if self.started:
+                found = self.range.join((self.minimum, self.maximum), found)
+            self.minimum.copy_(found[0]), self.maximum.copy_(found[1])
+            self.settle()
+        if not self.started:
+            for name, initial in self.learned.items():
+                row = values.float().reshape(1, -1)
+                self.get_parameter(name).copy_(initial(row, self.low, self.high).reshape(()))
+        self.started, self.zeros = True, False
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Derive the grid from the range."""
+        minimum = self.minimum.clamp(min=0.0) if self.non_negative else self.minimum
+        scale, zero_point = grid_over(minimum, self.maximum, self.low, self.high, symmetric=False)
+        self.scale.copy_(scale), self.zero_point.copy_(zero_point)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "started": self.started, "zeros": self.zeros}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        self.started, self.zeros = bool(state["started"]), bool(state.get("zeros", False))
+
+    def change_format(self, form: Format) -> None:
+        """Go over to another number of bits; a learned step keeps its range."""
+        before = self.high
+        self._limit(form)
+        with torch.no_grad():
+            if "step" in self.learned and self.high and before:
+                self.get_parameter("step").mul_(before / self.high)
+            if self.started and self.follows:
+                self.settle()
+
+    def _limit(self, form: Format) -> None:
+        self.form, self.low, self.high = form, form.low, form.high
+        # A learned step has no zero point beside it, so that signed values need a signed grid.
+        if self.learned and not self.non_negative and form.low == 0:
+            half = (form.high + 1) // 2
+            self.low, self.high = -half, half - 1
+        # Behind a ReLU levels below zero would be lost; and who rounds to whole numbers has but two of them in 0 and 1.
+        elif form.kind == "ternary" and self.non_negative:
+            self.low, self.high = 0, 2
+        elif form.kind == "binary" and (self.non_negative or "high" in self.named):
+            self.low = 0
+
+
+def _is_backward() -> bool:
+    """Whether a checkpointed forward is computed a second time: then it must find what the first one found."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

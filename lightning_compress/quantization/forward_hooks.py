@@ -1,0 +1,142 @@
+"""How quantizers act while a module runs: by hooks, which a copy of the module takes along with copies of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.registry import call_with_needs
+from lightning_compress.nn.forward_capture import in_order
+from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, Mode, WeightQuantizer
+from lightning_compress.quantization.functional.gradients import quantize_gradient
+from lightning_compress.quantization.functional.rounding import straight_through
+from lightning_compress.quantization.integer_bias import IntegerBias
+from lightning_compress.quantization.layers import Held, Layer
+
+
+def act_in(model: nn.Module) -> bool:
+    """Whether hooks of quantizers are in a module, or in a copy of one."""
+    hooks = (
+        hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
+    )
+    return any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
+
+
+class Swap:
+    """Puts a layer's weights on their grids, and its bias where it is deployed, for as long as its forward runs.
+
+    Python looks an attribute up among the instance's own before torch looks among its parameters.
+    """
+
+    def __init__(self, layer: Layer, quantizers: dict[str, WeightQuantizer], bias: IntegerBias | None = None) -> None:
+        attention = isinstance(layer.module, nn.MultiheadAttention)
+        self.weights = [(_path(held, attention), held.leaf, quantizers[held.name]) for held in layer.weights
+                        if held.name in quantizers]  # fmt: skip
+        self.recurrent, self.bias = isinstance(layer.module, nn.RNNBase), bias
+
+    def put(self, module: nn.Module) -> None:
+        """From now on `module` finds weights on grids."""
+        for path, leaf, quantizer in self.weights:
+            owner = module.get_submodule(path) if path else module
+            weight: Tensor = owner._parameters[leaf]  # type: ignore[assignment]
+            owner.__dict__[leaf], scale = quantizer.on_grid(weight)
+            if self.bias is not None and self.bias.acts(module):
+                _put_bias(module, self.bias(module._parameters["bias"], scale), weight.dtype)
+        if self.recurrent:
+            _flatten(module)
+
+    def take(self, module: nn.Module) -> None:
+        """From now on it finds its own weights again."""
+        found = False
+        for path, leaf, _ in self.weights:
+            owner = module.get_submodule(path) if path else module
+            found |= owner.__dict__.pop(leaf, None) is not None
+        if self.bias is not None:
+            module.__dict__.pop("bias", None)
+        if found and self.recurrent:
+            _flatten(module)
+
+
+class Entering:
+    """Before a module's forward: its weights and what it is given go on their grids."""
+
+    is_a_quantizers = True
+
+    def __init__(self, mode: Mode, doors: dict[int, ActivationQuantizer], swap: Swap | None) -> None:
+        self.mode, self.doors, self.swap = mode, doors, swap
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self.mode.active:
+            return None
+        if self.swap is not None and self.mode.quantizing:
+            self.swap.put(module)
+        return _with_quantized(module, args, kwargs, self.doors) if self.doors else None
+
+
+class Leaving:
+    """After a module's forward: its own weights come back, and what it returns goes on its grid."""
+
+    is_a_quantizers = True
+
+    def __init__(
+        self, mode: Mode, end: ActivationQuantizer | None, swap: Swap | None, errors: "Errors | None" = None
+    ) -> None:
+        self.mode, self.end, self.swap, self.errors = mode, end, swap, errors
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if self.swap is not None:
+            self.swap.take(module)
+        if not self.mode.active or not isinstance(output, Tensor):
+            return None
+        if self.errors is not None and self.mode.quantizing and output.requires_grad:
+            output = quantize_gradient(output, self.errors)
+        return output if self.end is None else self.end(output)
+
+
+class Errors:
+    """Quantizes what flows back from a layer to those before it."""
+
+    def __init__(self, function: Callable[..., Tensor], bits: int, mode: Mode, seed: int) -> None:
+        self.function, self.bits, self.mode, self.seed = function, bits, mode, seed
+
+    def __call__(self, error: Tensor) -> Tensor:
+        """`error` on its grid; a function of gradients names it so."""
+        offered = {"error": error, "gradient": error, "bits": self.bits}
+        found: Tensor = call_with_needs(
+            self.function, generator=self.mode.generator(self.seed, error.device), **offered
+        )
+        return found
+
+
+def _path(held: Held, attention: bool) -> str:
+    """Where in its layer a weight is: attention reads that of its output projection itself."""
+    return "out_proj" if attention and isinstance(held.owner, nn.Linear) else ""
+
+
+def _put_bias(module: nn.Module, bias: Tensor | None, dtype: torch.dtype) -> None:
+    """Let a layer find this bias, and the gradient its own."""
+    own = module._parameters["bias"]
+    if bias is not None:
+        module.__dict__["bias"] = bias.to(dtype) if own is None else straight_through(own, bias)
+
+
+def _flatten(module: nn.Module) -> None:
+    """Let a recurrent layer look its weights up anew: it keeps a list of them."""
+    names: list[str] = module._flat_weights_names  # type: ignore[assignment]
+    module.__dict__["_flat_weights"] = [getattr(module, name) for name in names]
+
+
+def _with_quantized(
+    module: nn.Module, args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer]
+) -> tuple[Any, Any]:
+    """The arguments with the tensors at these positions on their grids."""
+    given = [value for value in in_order(module, args, kwargs) if isinstance(value, Tensor)]
+    # Attention asks whether its query, key and value are one tensor: they stay one.
+    known = {
+        id(given[position]): quantizer(given[position])
+        for position, quantizer in doors.items()
+        if position < len(given)
+    }
+    new_args = tuple(known.get(id(value), value) for value in args)
+    return new_args, {name: known.get(id(value), value) for name, value in kwargs.items()}

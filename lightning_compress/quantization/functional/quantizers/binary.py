@@ -1,0 +1,126 @@
+"""Quantizers to two levels, of which none is zero: a weight that was pruned comes back as the upper one."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_compress.quantization.functional.rounding import (
+    Quantized,
+    above_zero,
+    bounds,
+    drawn,
+    no_offset,
+    scale_of_rows,
+    serves,
+    sign,
+    straight_through,
+    wide,
+)
+
+
+@bounds(lambda _high: 1.0)
+@serves("binary")
+def binary_connect(values: Tensor) -> Quantized:
+    """The sign of each weight. The gradient passes where `|values| <= 1`.
+
+    The weights themselves are clipped to [-1, 1] after each update (`bounds`). No zeros.
+
+    Args:
+        values: weights `(rows, elements)`.
+
+    Returns:
+        Values -1 and +1, scale 1.
+
+    Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
+    """
+    scale = scale_of_rows(values, 1.0)
+    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, no_offset(scale))
+
+
+@bounds(lambda _high: 1.0)
+@serves("binary")
+def stochastic_binary(values: Tensor, generator: torch.Generator | None) -> Quantized:
+    """As `binary_connect`, but +1 with the probability `clip((values + 1) / 2, 0, 1)`. No zeros.
+
+    Without a generator it is `binary_connect`.
+
+    Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
+    """
+    if generator is None:
+        return binary_connect(values)
+    scale = scale_of_rows(values, 1.0)
+    result = sign((wide(values) + 1) / 2 - drawn(values, generator))
+    return Quantized(straight_through(values, result, values.abs() <= 1), scale, no_offset(scale))
+
+
+@serves("binary")
+def xnor(values: Tensor) -> Quantized:
+    """The sign of each weight times the mean size of its row. No zeros, but in a row of nothing else.
+
+    The gradient goes through the mean, and where `|values| <= 1` through the sign too. The paper prints `1 / elements`
+    for the first of these, which leaves out the other weights of the row.
+
+    Args:
+        values: weights `(rows, elements)`; in the paper a row is a filter.
+
+    Returns:
+        Values, scale: the mean size of the row.
+
+    Reference: Rastegari et al., 2016, section 3.1, https://arxiv.org/abs/1603.05279
+    """
+    wide_values = wide(values)
+    mean = wide_values.abs().mean(1, keepdim=True)
+    signs = straight_through(wide_values, sign(wide_values), wide_values.abs() <= 1)
+    scale = above_zero(mean.detach()).float()
+    return Quantized((signs * mean).to(values.dtype), scale, no_offset(scale))
+
+
+@serves("binary")
+def bnn(values: Tensor, low: int = -1) -> Quantized:
+    """The sign of each activation. The gradient passes where `|values| <= 1`. No zeros where both signs can come.
+
+    Args:
+        values: activations of any shape; in the paper of either sign, with a BatchNorm before and no ReLU.
+        low: 0 where none is below zero, as behind a ReLU, whose two levels are 0 and 1: what it takes is above or not.
+
+    Returns:
+        Values `low` and 1, scale 1.
+
+    Reference: Hubara et al., 2016, section 1, https://arxiv.org/abs/1602.02830
+    """
+    scale = torch.ones((), device=values.device)
+    return Quantized(straight_through(values, _signs(values, low), values.abs() <= 1), scale, no_offset(scale))
+
+
+@serves("binary")
+def xnor_activations(values: Tensor, low: int = -1, window: int = 1) -> Quantized:
+    """The sign of each activation times the mean size of the channels at its place. No zeros where both signs can come.
+
+    The gradient passes where `|values| <= 1`, times that mean. The paper multiplies what a binary convolution returns
+    by the means, averaged over the kernel's window; on its input, as here, that is the same for 1 x 1 kernels.
+
+    Args:
+        values: activations `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, *space)` of two or
+            more dimensions of space.
+        low: as in `bnn`.
+        window: width in height and width of the box that means are averaged over, an odd number; 1 for none.
+
+    Returns:
+        Values, and no scale: it differs from place to place.
+
+    Raises:
+        ValueError: if the window is no odd number above 0.
+
+    Reference: Rastegari et al., 2016, section 3.2, https://arxiv.org/abs/1603.05279
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window is an odd number of places from 1 on, but is {window}. For 3 x 3 kernels write 3.")
+    mean = wide(values.detach()).abs().mean(1 if values.ndim > 3 else -1, keepdim=True)
+    if window > 1 and values.ndim == 4:
+        mean = functional.avg_pool2d(mean, window, stride=1, padding=window // 2)
+    return Quantized(straight_through(values, _signs(values, low) * mean, mean * (values.abs() <= 1)), None, None)
+
+
+def _signs(values: Tensor, low: int) -> Tensor:
+    """The two levels of activations; what is no number stays none."""
+    return sign(values) if low < 0 else torch.where(values > 0, 1.0, 0.0 * values)

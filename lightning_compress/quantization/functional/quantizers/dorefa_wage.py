@@ -1,0 +1,101 @@
+"""Quantizers that bring everything into [-1, 1], where their grid is fixed: DoReFa and WAGE."""
+
+import torch
+from torch import Tensor
+
+from lightning_compress.quantization.functional.rounding import (
+    Quantized,
+    above_zero,
+    bounds,
+    no_offset,
+    scale_of_rows,
+    serves,
+    straight_through,
+    wide,
+)
+
+
+@serves("integer", "ternary")
+def dorefa_weights(values: Tensor, high: int) -> Quantized:
+    """Squash weights by tanh, divide by the largest of the row, round to `high` steps on each side of zero.
+
+    The gradient goes through the division and the tanh. The size of the weights is lost, so that a normalization has
+    to follow. The paper's grid has one level more, `2 ** bits`, and none of them is zero; this one keeps zeros, and is
+    a grid of whole numbers. The paper has one row for the whole layer.
+
+    Args:
+        values: weights `(rows, elements)`.
+        high: the largest whole number.
+
+    Returns:
+        Values in [-1, 1], scale `1 / high`.
+
+    Reference: Zhou et al., 2016, section 2.3, https://arxiv.org/abs/1606.06160
+    """
+    squashed = wide(values).tanh()
+    shares = squashed / above_zero(squashed.abs().amax(1, keepdim=True))
+    scale = scale_of_rows(values, 1 / high)
+    rounded = (shares.detach() * high).round_() * scale
+    return Quantized(straight_through(shares, rounded).to(values.dtype), scale, no_offset(scale))
+
+
+@serves("integer", "ternary", "binary")
+def dorefa_activations(values: Tensor, high: int, low: int = 0) -> Quantized:
+    """Clip activations to [0, 1] and round to `high` steps. The gradient passes within the bounds.
+
+    Args:
+        values: activations of any shape.
+        high: the largest whole number.
+        low: where it is below 0, the bounds are [-1, 1].
+
+    Returns:
+        Values in [0, 1], or [-1, 1], scale `1 / high`.
+
+    Reference: Zhou et al., 2016, section 2.4, https://arxiv.org/abs/1606.06160
+    """
+    bounded = wide(values).clamp(-1.0 if low < 0 else 0.0, 1.0)
+    scale = torch.tensor(1 / high, device=values.device)
+    rounded = (bounded.detach() * high).round_() * scale
+    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, no_offset(scale))
+
+
+@bounds(lambda high: high / (high + 1))
+@serves("integer", "ternary")
+def wage_weights(values: Tensor, high: int) -> Quantized:
+    """Round weights to multiples of `2 ** (1 - bits)` in (-1, 1). The gradient passes where `|values| <= 1`.
+
+    The weights themselves are clipped to (-1, 1) after each update (`bounds`). The paper also draws them from
+    +-max(1.5 * scale, sqrt(6 / inputs)) and divides the layer's output by a power of two: that is left to others.
+
+    Args:
+        values: weights `(rows, elements)`.
+        high: the largest whole number, `2 ** (bits - 1) - 1`.
+
+    Returns:
+        Values, scale `1 / (high + 1)`.
+
+    Reference: Wu et al., 2018, section 3.3, https://arxiv.org/abs/1802.04680
+    """
+    scale = scale_of_rows(values, 1 / (high + 1))
+    places = (wide(values) * (high + 1)).round_().clamp_(-high, high)
+    return Quantized(straight_through(values, places * scale, values.abs() <= 1), scale, no_offset(scale))
+
+
+@serves("integer")
+def wage_activations(values: Tensor, high: int) -> Quantized:
+    """Round activations to multiples of `2 ** (1 - bits)` in (-1, 1). The gradient passes within the outermost ones.
+
+    Args:
+        values: activations of any shape, of either sign.
+        high: the largest whole number, `2 ** bits - 1`; zero lies in the middle.
+
+    Returns:
+        Values, scale `2 / (high + 1)`, zero point `(high + 1) / 2`.
+
+    Reference: Wu et al., 2018, section 3.3.2, https://arxiv.org/abs/1802.04680
+    """
+    middle = (high + 1) // 2
+    scale = torch.tensor(1 / middle, device=values.device)
+    bounded = wide(values).clamp(-(middle - 1) / middle, (middle - 1) / middle)
+    rounded = (bounded.detach() * middle).round_() * scale
+    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, no_offset(scale) + middle)

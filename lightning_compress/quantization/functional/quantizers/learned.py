@@ -1,0 +1,98 @@
+"""Quantizers whose grid is learned together with the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_compress.quantization.functional.rounding import (
+    SMALLEST_STEP,
+    Quantized,
+    above_zero,
+    gradient_between_,
+    learns,
+    no_offset,
+    serves,
+    straight_through,
+    wide,
+)
+
+FIRST_CLIP = 10.0
+
+
+def _first_step(values: Tensor, low: int, high: int) -> Tensor:
+    return above_zero(2 * values.abs().mean(1, keepdim=True) / high**0.5)
+
+
+def _first_clip(values: Tensor, low: int, high: int) -> Tensor:
+    reach = values.abs() if low < 0 else values.clamp(min=0)
+    return above_zero(reach.amax(1, keepdim=True).clamp(max=FIRST_CLIP))
+
+
+@learns(step=_first_step)
+@serves("integer", "ternary")
+def lsq(values: Tensor, low: int, high: int, step: Tensor) -> Quantized:
+    """Round to multiples of a learned step, `clip(values / step, low, high).round() * step`.
+
+    Within the limits the step's gradient is `round(v / step) - v / step`, outside the limit itself; it is divided by
+    `sqrt(N * high)`, where N is the number of weights of a row, or of features of a sample. `values` have a gradient
+    within the limits. A step that an update has thrown below zero counts by its size.
+
+    Args:
+        values: weights `(rows, elements)`, or activations `(batch, ...)`.
+        low, high: limits; the paper's are `-2 ** (bits - 1)` and `2 ** (bits - 1) - 1` for signed numbers, and 0 and
+            `2 ** bits - 1` for non-negative ones. Where low is 0, negative values become 0.
+        step: learned, shape `(rows, 1)`, or 0-d for activations; at first `2 * mean|v| / sqrt(high)`.
+
+    Reference: Esser et al., 2020, section 2, https://arxiv.org/abs/1902.08153
+    """
+    positive = step.abs().clamp(min=SMALLEST_STEP)
+    features = values.shape[1:].numel() if values.ndim > 1 else values.numel()
+    damping = (max(features, 1) * high) ** -0.5
+    found = _LearnedStep.apply(values, positive, low, high, damping)  # type: ignore[no-untyped-call]
+    return Quantized(found, positive.detach(), no_offset(positive))
+
+
+@learns(clip=_first_clip)
+@serves("integer", "ternary")
+def pact(values: Tensor, high: int, clip: Tensor, low: int = 0) -> Quantized:
+    """Clip activations at a learned value and round to `high` steps below it.
+
+    The clip's gradient is 1 for each value that reaches it, else 0. The paper pulls it down by the weight decay of the
+    weights: that is left to the optimizer. A clip that was thrown below zero counts by its size.
+
+    Args:
+        values: activations `(batch, ...)`.
+        high: the largest whole number.
+        clip: learned, 0-d; at first 10, or the largest value of the first batch if that is smaller.
+        low: where it is 0, negative values become 0, as in the paper; below 0 they are clipped at `-clip`.
+
+    Reference: Choi et al., 2018, section 3, https://arxiv.org/abs/1805.06085
+    """
+    wide_values, bound = wide(values), clip.abs().clamp(min=SMALLEST_STEP)
+    below = torch.where(wide_values < bound, wide_values, bound)
+    bounded = torch.where(below > -bound, below, -bound) if low < 0 else below.clamp(min=0)
+    scale = bound.detach() / high
+    places = (bounded.detach() / scale).round_().clamp_(-high, high)
+    return Quantized(straight_through(bounded, places * scale).to(values.dtype), scale, no_offset(scale))
+
+
+class _LearnedStep(torch.autograd.Function):
+    """The core's learnable operators decide by the rounded number what lies outside; the paper by the number itself."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int, damping: float) -> Tensor:
+        ctx.save_for_backward(values, step)
+        ctx.low, ctx.high, ctx.damping = low, high, damping
+        return (wide(values) / step).clamp_(low, high).round_().mul_(step).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Left to autograd, with a rounding that passes gradients, the slope has none: its two parts cancel out.
+        values, step = (one.detach() for one in ctx.saved_tensors)
+        ratio = wide(values) / step
+        slope = ratio.clamp(ctx.low, ctx.high).round_().sub_(gradient_between_(ratio, ratio.clone(), ctx.low, ctx.high))
+        moved = slope * gradient if gradient.requires_grad else slope.mul_(gradient)
+        total = moved.sum() if step.ndim == 0 else moved.sum(1, keepdim=True)
+        passed = gradient_between_(gradient, ratio, ctx.low, ctx.high)
+        return passed, (total * ctx.damping).to(step.dtype), None, None, None

@@ -1,0 +1,108 @@
+"""Quantizers that learn nothing and bend nothing: grids of a given scale, and short floating point."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_compress.quantization.functional.rounding import (
+    Quantized,
+    drawn,
+    gradient_between_,
+    limits_around_zero,
+    serves,
+    straight_through,
+    wide,
+)
+
+
+@serves("integer", "ternary")
+def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Quantized:
+    """Round to the nearest of `scale * (low - zero_point)`, ..., `scale * (high - zero_point)`, halves to even.
+
+    The gradient passes where the rounded number lies within the limits. Values are those of
+    `torch.fake_quantize_per_channel_affine` and `torch.fake_quantize_per_tensor_affine`, bit for bit, but for what is
+    no number, which those turn into one.
+
+    Args:
+        values: weights `(rows, elements)`, or activations of any shape.
+        scale: shape `(rows, 1)`, or 0-d for activations.
+        zero_point: int32 in `[low, high]`, shape as `scale`.
+        low, high: limits of the whole numbers.
+
+    Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
+    """
+    return Quantized(_on_grid(values, scale, zero_point, low, high), scale, zero_point)
+
+
+@serves("integer", "ternary")
+def stochastic(
+    values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, generator: torch.Generator | None
+) -> Quantized:
+    """As `uniform`, but round up with the probability of the fraction that rounding down would lose.
+
+    On average nothing is lost; what lies on the grid stays where it is. Without a generator it is `uniform`.
+
+    Reference: Gupta et al., 2015, section 3.1, https://arxiv.org/abs/1502.02551
+    """
+    chances = None if generator is None else drawn(values, generator)
+    return Quantized(_on_grid(values, scale, zero_point, low, high, chances), scale, zero_point)
+
+
+@serves("float")
+def floating(values: Tensor, dtype: torch.dtype) -> Quantized:
+    """Round to the nearest number of a short floating point format; what is too large becomes its largest.
+
+    There is no scale: weights far below 1 lose digits in 8 bits, whose smallest normal numbers are 2 ** -6 (e4m3) and
+    2 ** -14 (e5m2). The gradient passes within the range of the format.
+
+    Args:
+        values: of any shape.
+        dtype: of torch, narrower than float32.
+
+    Returns:
+        Values in the precision that was given, scale None.
+
+    Reference: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740, and 2022, https://arxiv.org/abs/2209.05433
+    """
+    largest = torch.finfo(dtype).max
+    bounded = wide(values).clamp(-largest, largest)
+    return Quantized(straight_through(values, bounded.to(dtype), wide(values).abs() <= largest), None, None)
+
+
+def _on_grid(
+    values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, chances: Tensor | None = None
+) -> Tensor:
+    found: Tensor = _Uniform.apply(values, scale, zero_point, low, high, chances)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Uniform(torch.autograd.Function):
+    """The core's fused operators take ten times as long as these few, and hide what is no number."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, chances: Tensor | None
+    ) -> Tensor:
+        ctx.limits = limits_around_zero(zero_point, low, high)
+        # What the values were is kept by others too, and takes less time to round again than a mask to apply. The scale
+        # may have followed other values, in place, before the gradient comes.
+        scale = scale.clone()
+        ctx.save_for_backward(values, scale, chances)
+        return _steps(values, scale, chances).clamp_(*ctx.limits).mul_(scale).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, scale, chances = ctx.saved_tensors
+        steps, (lowest, highest) = _steps(values.detach(), scale, chances), ctx.limits
+        return gradient_between_(gradient, steps, lowest - 0.5, highest + 0.5), None, None, None, None, None
+
+
+def _steps(values: Tensor, scale: Tensor, chances: Tensor | None) -> Tensor:
+    """How many steps each value is away from zero, as a whole number that may lie outside the limits."""
+    # To multiply, not to divide, is what torch's own operators do: it may decide to which side a half falls.
+    ratio = wide(values) * (1 / scale)
+    if chances is None:
+        return ratio.round_()
+    whole = ratio.floor()
+    return whole.add_(chances < ratio - whole)

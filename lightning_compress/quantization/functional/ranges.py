@@ -1,0 +1,220 @@
+"""Which interval of real numbers a grid covers, and the scale and zero point that follow from it.
+
+An estimator takes `values`, and `dim=None` for one interval, 0-d, or `dim=1` for one of each row of a matrix, shape
+`(rows, 1)`. It returns `(minimum, maximum)` in float32. It may ask for `low` and `high`, the limits of the grid's whole
+numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import signature
+from math import ceil, gcd
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_compress.quantization.functional.rounding import SMALLEST_STEP
+
+Interval: TypeAlias = tuple[Tensor, Tensor]
+# More numbers say little more about a distribution, and would cost more than the layer whose numbers they are.
+SAMPLE = 2**18
+GOLDEN = 0.6180339887498949
+
+
+def min_max(values: Tensor, dim: int | None = None) -> Interval:
+    """From the smallest to the largest value.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    rows = _rows(values, dim)
+    # `torch.aminmax` along a dimension takes twenty times as long as these two, and without one half as long.
+    low, high = torch.aminmax(rows) if dim is None else (rows.amin(1, keepdim=True), rows.amax(1, keepdim=True))
+    return low, high
+
+
+def percentile(values: Tensor, dim: int | None = None, share: float = 0.9999) -> Interval:
+    """The smallest interval that leaves out no more than `1 - share` of the values at each end.
+
+    Of more than 2 ** 18 values so many are looked at, always the same, spread evenly. If one of those is no number,
+    neither is the interval.
+
+    Raises:
+        ValueError: if the share is not in (0.5, 1], or there are no values.
+    """
+    if not 0.5 < share <= 1:
+        raise ValueError(
+            f"share is a fraction in (0.5, 1], but is {share}. To leave out 0.1 % at each end write 0.999."
+        )
+    sample = _sample(_rows(values, dim), SAMPLE)
+    count = sample.shape[1]
+    # The rounding of `share * count` must not take one value more.
+    kept = min(max(ceil(share * count - 1e-6), 1), count)
+    high = sample.kthvalue(kept, dim=1, keepdim=True).values
+    low = sample.kthvalue(count - kept + 1, dim=1, keepdim=True).values
+    unknown = sample.isnan().any(1, keepdim=True)
+    return tuple(_shaped(one.masked_fill(unknown, torch.nan), dim) for one in (low, high))  # type: ignore[return-value]
+
+
+def mse(values: Tensor, dim: int | None, low: int, high: int) -> Interval:
+    """The part of the whole interval, shrunken towards zero, whose rounding has the least squared error.
+
+    Looked for first in twentieths of the whole, then in hundredths around the best of them. The grid is symmetric if
+    `low` is below 0. Of many values, 2 ** 18 are looked at, but no fewer than 1024 of a row.
+
+    Raises:
+        ValueError: if there are no values, or one is not finite.
+    """
+    whole = min_max(values, dim)
+    rows = _rows(values, dim)
+    sample = _sample(rows, max(SAMPLE // len(rows), 1024))
+    best = _best_share(sample, whole, [step / 20 for step in range(1, 21)], low, high)
+    around = [best + step / 100 for step in range(-4, 5)]
+    best = _best_share(sample, whole, around, low, high)
+    return _shaped(best, dim) * whole[0], _shaped(best, dim) * whole[1]
+
+
+def affine(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: bool) -> Interval:
+    """The scale and zero point of a grid that covers an interval, widened to hold 0.
+
+    Args:
+        minimum, maximum: of the interval, any one shape.
+        low, high: limits of the grid's whole numbers.
+        symmetric: whether the grid's middle is 0; then its reach is that of the larger end.
+
+    Returns:
+        Scale in float32 and zero point in int32, in the shape of the interval. 0 lies on the grid. Where the interval
+        is nothing but 0, the scale is 1.
+
+    Raises:
+        ValueError: if an end is not finite, the ends are the wrong way round, or the grid cannot be symmetric.
+    """
+    _check_grid(low, high, symmetric)
+    _check_ends(minimum, maximum)
+    return grid_over(minimum, maximum, low, high, symmetric)
+
+
+def grid_over(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: bool) -> Interval:
+    """What `affine` returns, without its checks: to look at a number on an accelerator is to wait for it."""
+    below, above = minimum.float().clamp(max=0), maximum.float().clamp(min=0)
+    if symmetric:
+        scale = _positive(torch.maximum(-below, above) / high)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    # Each end alone: the width of the whole could overflow.
+    scale = _positive(above / (high - low) - below / (high - low))
+    return scale, (low - (below / scale).round()).to(torch.int32)
+
+
+def widened(old: Interval, new: Interval) -> Interval:
+    """The interval that holds both."""
+    return torch.minimum(old[0], new[0]), torch.maximum(old[1], new[1])
+
+
+def averaged(old: Interval, new: Interval, momentum: float = 0.01) -> Interval:
+    """The old interval, moved to the new one by a share of their distance."""
+    return torch.lerp(old[0], new[0], momentum), torch.lerp(old[1], new[1], momentum)
+
+
+@dataclass(frozen=True)
+class Range:
+    """How the interval of one batch is found, and how it joins that of the batches before.
+
+    Attributes:
+        estimator: `min_max`, `percentile`, `mse` or one like them.
+        momentum: the share of a new interval in a running average; None: the interval only widens.
+
+    Reference: Jacob et al., 2018, section 3.1, https://arxiv.org/abs/1712.05877
+    """
+
+    estimator: Callable[..., Interval] = min_max
+    momentum: float | None = 0.01
+    # To look these names up at each call would take as long as a small operator.
+    _asked: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        named = signature(self.estimator).parameters
+        object.__setattr__(self, "_asked", tuple(one for one in ("values", "dim", "low", "high") if one in named))
+        if self.momentum is not None and not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum is a share in (0, 1], or None to widen only, but is {self.momentum}.")
+
+    @property
+    def widens(self) -> bool:
+        """Whether it never becomes narrower."""
+        return self.momentum is None
+
+    def estimate(self, values: Tensor, *, dim: int | None, low: int, high: int) -> Interval:
+        """The interval of these values."""
+        offered = {"values": values, "dim": dim, "low": low, "high": high}
+        found: Interval = self.estimator(**{name: offered[name] for name in self._asked})
+        return found
+
+    def join(self, old: Interval, new: Interval) -> Interval:
+        """The interval of all values up to the new ones."""
+        return widened(old, new) if self.momentum is None else averaged(old, new, self.momentum)
+
+
+def _rows(values: Tensor, dim: int | None) -> Tensor:
+    """As a matrix, each of whose rows has an interval."""
+    if dim not in (None, 1) or (dim == 1 and values.ndim != 2):
+        raise ValueError(f"dim is None, or 1 for the rows of a matrix, but is {dim} for shape {tuple(values.shape)}.")
+    if not values.numel():
+        raise ValueError(f"values of shape {tuple(values.shape)} hold no numbers, so that they have no range.")
+    matrix = values.detach().reshape(1, -1) if dim is None else values.detach()
+    return matrix.float()
+
+
+def _shaped(column: Tensor, dim: int | None) -> Tensor:
+    return column.reshape(()) if dim is None else column
+
+
+def _sample(rows: Tensor, wanted: int) -> Tensor:
+    """So many numbers of each row, always the same; all, if there are no more."""
+    count = rows.shape[1]
+    if count <= wanted:
+        return rows
+    # Equal strides could meet the same channel or pixel again and again.
+    stride = int(count * GOLDEN)
+    while gcd(stride, count) != 1:
+        stride += 1
+    places = torch.arange(wanted, device=rows.device) * stride % count
+    return rows[:, places]
+
+
+def _best_share(sample: Tensor, whole: Interval, shares: list[Tensor] | list[float], low: int, high: int) -> Tensor:
+    """Of each row the share of its whole interval that has the least error, shape `(rows, 1)`."""
+    ends = [end.reshape(-1, 1) for end in whole]
+    tried = [torch.as_tensor(share, device=sample.device).expand(len(sample), 1).clamp(0.01, 1) for share in shares]
+    errors = torch.cat([_error(sample, share * ends[0], share * ends[1], low, high) for share in tried], dim=1)
+    return torch.cat(tried, dim=1).gather(1, errors.argmin(1, keepdim=True))
+
+
+def _error(sample: Tensor, minimum: Tensor, maximum: Tensor, low: int, high: int) -> Tensor:
+    scale, zero_point = affine(minimum, maximum, low, high, symmetric=low < 0)
+    rounded = (sample / scale).round_().clamp_(low - zero_point, high - zero_point).mul_(scale)
+    return rounded.sub_(sample).square_().sum(1, keepdim=True)
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_STEP))
+
+
+def _check_grid(low: int, high: int, symmetric: bool) -> None:
+    if low >= high or high < 1:
+        raise ValueError(f"A grid needs low < high and high >= 1, but has low={low} and high={high}.")
+    if symmetric and low >= 0:
+        raise ValueError(
+            f"A symmetric grid needs numbers below 0, but low={low}. Give low={-high}, or symmetric=False."
+        )
+
+
+def _check_ends(minimum: Tensor, maximum: Tensor) -> None:
+    if not (minimum.isfinite().all() and maximum.isfinite().all()):
+        raise ValueError(
+            f"A range from {float(minimum.min())} to {float(maximum.max())} is not finite, so no grid can cover it. "
+            f"Look for overflow or division by zero before it: a lower learning rate or float32 may help."
+        )
+    if not (minimum <= maximum).all():
+        raise ValueError(
+            f"A range goes from its minimum up, but {float(minimum.max())} is above {float(maximum.min())}."
+        )

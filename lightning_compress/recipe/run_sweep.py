@@ -1,0 +1,167 @@
+"""Run a sweep here, one run after the other and offline: a program under a recipe, with the settings of each run."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightning_compress.recipe.builtin import locate
+from lightning_compress.recipe.recipe import Recipe
+from lightning_compress.recipe.sections import JOINING
+from lightning_compress.recipe.subprocess_env import variables
+from lightning_compress.recipe.sweep import Sweep, as_yaml
+from lightning_compress.reporting.compare import compare
+from lightning_compress.reporting.values import Report
+
+REPORT_FILE = "compression_report.json"
+TAIL_LINES = 10
+TAIL_BYTES = 8_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its settings as text, the folder of its output and report, and its environment."""
+
+    name: str
+    folder: Path
+    variables: Mapping[str, str]
+    reports: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit code of its program, and its report if it wrote one."""
+
+    name: str
+    code: int
+    report: Report | None
+
+
+def jobs(
+    sweep: Sweep,
+    recipe: str | Path,
+    runs: Sequence[Sequence[str]],
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    allow: Sequence[str] = (),
+) -> list[Job]:
+    """The runs of a sweep, each checked by making its callbacks, before any of them starts.
+
+    `CompressionReport`, if the recipe has it, writes into a folder of the run, whatever its `dirpath` says.
+
+    Args:
+        sweep: whose name the runs share as their group in W&B, which is offline unless `WANDB_MODE` says otherwise.
+        recipe: a path, or the name of a ready recipe.
+        runs: the settings of each.
+        folder: for all of them; each gets a folder in it, numbered from 1.
+        overrides: of every run.
+        allow: dotted paths that the recipe may name, as in `Recipe.load`.
+
+    Raises:
+        FileNotFoundError: if there is no such recipe.
+        ValueError: if a setting leads nowhere or is refused, or `folder` has something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} has something in it already. Name another folder by --output-dir.")
+    shared = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": sweep.path.stem, **os.environ}
+    made = []
+    for number, settings in enumerate(runs, 1):
+        own, full = folder / str(number), [*overrides, *settings]
+        places = _reporting(Recipe.load(locate(recipe), overrides=full, allow=allow, sections=JOINING))
+        full += [f"{place}.dirpath={as_yaml(str(own.absolute()))}" for place in places]
+        made.append(Job(", ".join(settings), own, variables(recipe, full, allow, shared), bool(places)))
+    return made
+
+
+def run_all(jobs: Sequence[Job], command: Sequence[str], console: Console | None = None) -> list[Outcome]:
+    """Start the command for each job, one after the other; what fails is told, and the next one starts.
+
+    Raises:
+        ValueError: if there is no such command.
+    """
+    console = console or Console()
+    if not command or shutil.which(command[0]) is None:
+        raise ValueError(f"There is no command {' '.join(command)!r} to start. Write it after --: -- python train.py.")
+    bar = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    outcomes = []
+    with Progress(*bar, console=console) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for number, job in enumerate(jobs, 1):
+            progress.update(task, description=job.name)
+            begin = time.monotonic()
+            outcome = _run(job, command)
+            outcomes.append(outcome)
+            title = (
+                f"Run {number} of {len(jobs)}, {job.name}, {_ended(outcome, job)} ({time.monotonic() - begin:.0f} s)"
+            )
+            for line in (title, *_told(outcome, job)):
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            progress.advance(task)
+    return outcomes
+
+
+def show(outcomes: Sequence[Outcome], sweep: Sweep, folder: Path, console: Console | None = None) -> None:
+    """Print the runs that have a report beside each other, write `table.md`, and name the best by the metric."""
+    console = console or Console()
+    reports = {one.name: one.report for one in outcomes if one.report is not None}
+    if not reports:
+        console.print("No run wrote a report, so there is nothing to compare: has the recipe a CompressionReport?")
+        return
+    comparison = compare(reports)
+    comparison.print()
+    (folder / "table.md").write_text(comparison.to_markdown(), encoding="utf-8")
+    if sweep.metric is not None:
+        console.print(_best(reports, sweep.metric, sweep.goal), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Written to {folder / 'table.md'}.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _reporting(recipe: Recipe) -> list[str]:
+    entries = recipe.to_dict().get("callbacks", [])
+    short = [entry["class_path"].rpartition(".")[2] for entry in entries]
+    return [f"callbacks.{index}" for index, name in enumerate(short) if name == "CompressionReport"]
+
+
+def _run(job: Job, command: Sequence[str]) -> Outcome:
+    job.folder.mkdir(parents=True)
+    with (job.folder / "output.txt").open("wb") as output:
+        done = subprocess.run(
+            command, env=job.variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    path = job.folder / REPORT_FILE
+    return Outcome(job.name, done.returncode, Report.load(path) if path.exists() else None)
+
+
+def _ended(outcome: Outcome, job: Job) -> str:
+    if outcome.code:
+        return f"failed with exit code {outcome.code}"
+    return "is done, but wrote no report" if job.reports and outcome.report is None else "is done"
+
+
+def _told(outcome: Outcome, job: Job) -> Iterator[str]:
+    """The end of what a failed run has printed."""
+    if not outcome.code:
+        return
+    path = job.folder / "output.txt"
+    with path.open("rb") as output:
+        output.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = output.read().decode("utf-8", errors="replace").splitlines()
+    yield from (f"  {line}" for line in [line for line in lines if line.strip()][-TAIL_LINES:])
+    yield f"  (all of it: {path})"
+
+
+def _best(reports: Mapping[str, Report], metric: str, goal: str) -> str:
+    found = {name: report.metrics[metric] for name, report in reports.items() if metric in report.metrics}
+    found = {name: value for name, value in found.items() if not isnan(value)}
+    if not found:
+        known = sorted({name for report in reports.values() for name in report.metrics})
+        return f"No run has logged the sweep's metric '{metric}'. Logged: {', '.join(known) or 'nothing'}."
+    best = (min if goal == "minimize" else max)(found, key=lambda name: found[name])
+    return f"Best by {metric}: {best}."

@@ -1,7 +1,0 @@
-"""What a model holds and costs, measured and told: the values, and their forms in a terminal, a file and a web page."""
-
-from lightning_compress.report.course import Boundary, Phase
-from lightning_compress.report.model import report
-from lightning_compress.report.values import Layer, Report
-
-__all__ = ["Boundary", "Layer", "Phase", "Report", "report"]

@@ -1,0 +1,68 @@
+"""What a report says of a quantized model: its bytes as integers, and what was not timed."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from lightning_compress.quantization.fake_quantizers import Quantizer
+from lightning_compress.quantization.quantized_model import quantized_of
+
+# A float32 scale and a zero point of one byte.
+SITE_BYTES = 5
+
+
+def packed_bytes(model: nn.Module) -> int | None:
+    """Bytes of the file of packed weights, and of the scales and zero points of activations; None if not quantized."""
+    quantized = quantized_of(model)
+    if quantized is None or not quantized.mode.active or quantized.unstarted():
+        return None
+    # `export` reads checkpoints with the help of `report`, so that neither can import the other first.
+    from lightning_compress.export.api import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = export(model, Path(folder) / "packed.safetensors")
+    return written.size_bytes + SITE_BYTES * sum(map(_has_scales, quantized.activations.values()))
+
+
+@contextmanager
+def without(model: nn.Module, what: str) -> Iterator[None]:
+    """With an attribute of the quantizers' mode switched off.
+
+    Args:
+        what: "active": in floating point, for quantizers imitate integers at a price that no deployed model pays;
+            "observing": in the middle of a batch they would learn from what is measured.
+    """
+    quantized = quantized_of(model)
+    if quantized is None:
+        yield
+        return
+    before = getattr(quantized.mode, what)
+    setattr(quantized.mode, what, False)
+    try:
+        yield
+    finally:
+        setattr(quantized.mode, what, before)
+
+
+def remarks(model: nn.Module) -> list[str]:
+    """What a reader of the numbers should know about a quantized model."""
+    quantized = quantized_of(model)
+    if quantized is None or not quantized.mode.active:
+        return []
+    scales = sum(quantizer.scale.numel() for quantizer in quantized.weights.values() if _has_scales(quantizer))
+    sites = sum(map(_has_scales, quantized.activations.values()))
+    floating = [f"{layer} ({why})" for layer, why in quantized.layout.floating.items()]
+    return [
+        f"Quantized: {quantized.bits:.2f} bits to a weight on average, {scales:,} scales of weights, "
+        f"{sites} scales and zero points of activations, all in the bytes of the packed file. "
+        f"Latency is that of the float32 network: export the model, and time the file.",
+        *([f"Output in floating point: {', '.join(floating)}."] if floating else []),
+    ]
+
+
+def _has_scales(quantizer: Quantizer) -> bool:
+    """Whether it has a grid; short floating point has none."""
+    return quantizer.form.dtype is None

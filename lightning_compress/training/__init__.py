@@ -1,0 +1,1 @@
+"""What every callback shares: phases on a Trainer's clock, saved state, loggers, monitors."""

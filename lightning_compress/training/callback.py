@@ -1,0 +1,371 @@
+"""What every compression callback shares: when it acts, what it saves, how it logs, how it cleans up."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+from lightning_compress._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    builds_its_layers_late,
+    rank_zero_info,
+    rank_zero_warn,
+    steps_schedules_itself,
+)
+from lightning_compress.core.conflicts import (
+    UNITS,
+    Claim,
+    Whole,
+    length_of,
+    refuse_clashes,
+    refuse_late_cuts,
+    refuse_outside,
+    windows_of,
+)
+from lightning_compress.core.phases import Duration, Length, Run, Window, check_order, earlier, parse, resolve
+from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.training.loggers import log_config, log_now, plain
+from lightning_compress.training.lr_schedule_checks import short_schedules
+from lightning_compress.training.monitors import early_stopping_held, forget_best
+
+SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+
+
+class CompressionCallback(Callback):
+    """A thin layer between Lightning's hooks and functions that know nothing of it; subclasses hold no maths.
+
+    Args:
+        name: part of the logged keys and key of the saved state; give two callbacks of one kind two names.
+        begin, end, every: durations: "20%", "3 epochs", "500 steps", an int (steps) or a float (fraction of the run);
+            `every` is None if nothing has a pace.
+
+    Raises:
+        ValueError: if a duration cannot be read, or `begin` is not before `end`.
+    """
+
+    state_format = 1
+    has_phase = True  # whether it acts between its begin and its end
+    shown: str | None = None  # the metric that the progress bar shows and `history` keeps
+
+    def __init__(
+        self, name: str, begin: Duration = "0%", end: Duration = "100%", every: Duration | None = "1 steps"
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a word, but is {name!r}.")
+        check_order(begin, end, every)
+        self.name, self.begin, self.end, self.every = name, begin, end, every
+        self.window: Window | None = None
+        self.last_moment: int | None = None
+        self.moved: list[float] | None = None
+        self.undo = ExitStack()
+        self.history: list[tuple[int, float]] = []
+        self.restored = False
+        self.saved: dict[str, Any] | None = None
+
+    # What a subclass fills in -----------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what does not fit this module, before anything is trained or written."""
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find parameters, take `self.saved`, install hooks and put the way back on `self.undo`."""
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin: all is restored, the optimizers and `self.window` are there."""
+
+    def resolved(self, run: Run) -> Window:
+        """The phase on the clock of a run."""
+        return resolve(self.begin, self.end, self.every, run)
+
+    def planned(self, run: Run) -> Window:
+        """The phase as it was moved in the run that is gone on with, or as it was written."""
+        window = self.resolved(run)
+        if not self.resumed or self.moved is None:
+            return window
+        begin, end, *after = self.moved
+        return replace(window, begin=int(begin), end=end, after=tuple(map(int, after)))
+
+    def move_up(self, since: float, by: int) -> None:
+        """A phase that was to end at `since` has ended `by` moments before: what follows it comes as much earlier."""
+        self.move_to(earlier(self._window, since, by, parse(self.end) == Length(1.0, "fraction")))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values only, or `weights_only=True` refuses the checkpoint."""
+        return {}
+
+    def weights_replaced(self) -> None:
+        """Another callback has put other values into the weights: make true again what this one promises of them."""
+
+    def follow(self, cut: Cut) -> None:
+        """Another callback has cut tensors of the module by index: cut what was made for their old shapes."""
+
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+        """What this callback does to which weights, and only one callback can do to them."""
+        return []
+
+    def cuts(self) -> bool:
+        """Whether it changes shapes of the module, up to the end of its phase."""
+        return False
+
+    def whole(self) -> Whole | None:
+        """From when on nobody may cut the module any more, because this callback counts on it."""
+        return None
+
+    def sets_rates(self) -> bool:
+        """Whether the learning rates of its phase are its own, and not those of the user's schedule."""
+        return False
+
+    def learning_rate_now(self) -> float | None:
+        """The rate of the first parameters of the first optimizer in the latest step, if this callback has set it."""
+        return None
+
+    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+        """Names of modules whose channels nobody may cut, because this callback counts on them."""
+        return []
+
+    # When -------------------------------------------------------------------------------------------------------
+
+    def moment(self, trainer: Trainer) -> int | None:
+        """The scheduled moment that is due now, once; None if there is none.
+
+        Call it while a step is taken. The caller says `self.done(moment)` when it has acted.
+        """
+        if self.window is None:
+            return None
+        moment = self.window.moment(now(trainer, self.window.hand))
+        return None if moment == self.last_moment else moment
+
+    def done(self, moment: int) -> None:
+        """Remember that what was due at `moment` has happened."""
+        self.last_moment = moment
+
+    def move_to(self, window: Window) -> None:
+        """Let the phase begin and end at other moments from now on, in a resumed run too."""
+        if window != self.window:
+            self.window, self.moved = window, [window.begin, window.end, *window.after]
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this fit goes on from a checkpoint that this callback wrote into."""
+        return self.saved is not None
+
+    @property
+    def _window(self) -> Window:
+        if self.window is None:
+            raise RuntimeError(f"'{self.name}' knows when it acts once training has begun.")
+        return self.window
+
+    @property
+    def reached(self) -> bool:
+        """Whether the end of the phase is behind."""
+        return self.window is not None and self.last_moment == self.window.end
+
+    def timeline(self, run: Run) -> list[tuple[int, str]]:
+        """Moments in the hand of this callback's window, and what happens then."""
+        window = self.resolved(run)
+        ends = [] if math.isinf(window.end) else [(int(window.end), "ends")]
+        return [(window.begin, "begins"), *ends]
+
+    # What is said -----------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        return {
+            name: plain(getattr(self, name)) for name in signature(type(self).__init__).parameters if name != "self"
+        }
+
+    def log_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
+        full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
+        log_now(trainer, full)
+        if self.shown in metrics:
+            self.history.append((int(trainer.global_step), float(metrics[self.shown])))
+        for key, value in full.items():
+            self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{self.shown}")
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        return f"lightning_compress/{self.name}"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self.undo.close()
+        self.window, self.restored, self.saved = None, False, None
+        _refuse_equal_names(self, trainer)
+        _refuse_sharded(self, trainer)
+        if not builds_its_layers_late(pl_module):
+            self.check(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if builds_its_layers_late(pl_module):
+            self.check(trainer, pl_module)
+        self.attach(trainer, pl_module)
+        log_config(trainer, {f"compress/{self.name}": {"class": type(self).__name__, **self.settings()}})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run, callbacks = run_of(trainer, pl_module), ours(trainer)
+        windows = windows_of(callbacks, run)
+        self.window = windows[self.name]
+        if self.window.begin > self.planned(run).begin:
+            rank_zero_info(f"'{self.name}' begins after the last cut, at {self.window.begin} {self.window.hand}.")
+        if not self.resumed:
+            self.last_moment, self.history, self.moved = None, [], None
+        if callbacks[0] is self:  # one tells for all
+            refuse_late_cuts(callbacks, windows)
+            refuse_clashes(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
+            if not steps_schedules_itself(pl_module):
+                _check_schedules(trainer, run, windows)
+        _check_against_the_run(self, trainer, run)
+        self.start(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.undo.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.undo.close()  # Lightning does not call `teardown` after an exception
+
+    # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        history = [list(point) for point in self.history]
+        own = {"last_moment": self.last_moment, "history": history, "moved": self.moved}
+        state = {"format": self.state_format, **own, **self.state()}
+        checkpoint.setdefault("callbacks", {})[self.state_key] = state
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.restored, self.saved = True, checkpoint.get("callbacks", {}).get(self.state_key)
+        if self.saved is not None:
+            self.refuse_damaged(self.saved)
+            self.last_moment = self.saved["last_moment"]
+            self.history = [(step, value) for step, value in self.saved["history"]]
+            self.moved = self.saved.get("moved")
+
+    # Tools for subclasses ---------------------------------------------------------------------------------------
+
+    def refuse_damaged(self, saved: Any) -> None:
+        """Refuse what cannot be this callback's entry of a checkpoint.
+
+        Raises:
+            ValueError: with what to do instead.
+        """
+        if (
+            not isinstance(saved, dict)
+            or not {"last_moment", "history"} <= saved.keys()
+            or saved.get("format") != self.state_format
+        ):
+            found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+            raise ValueError(
+                f"The checkpoint's entry '{self.state_key}' is damaged, or was written by another version: its format "
+                f"is {found}, and {self.state_format} is read here. Start from its weights instead, by "
+                f"load_from_checkpoint."
+            )
+
+    def hold_monitors(self, trainer: Trainer) -> None:
+        """Keep `EarlyStopping` waiting until the end of the phase is reached."""
+        callbacks: list[Any] = trainer.callbacks
+        self.undo.enter_context(early_stopping_held(callbacks, lambda: self.reached))
+
+    def release_monitors(self, trainer: Trainer) -> None:
+        """The end is reached: what was best before is not a model that anybody asked for."""
+        if monitored := forget_best(trainer.callbacks):
+            rank_zero_info(
+                f"'{self.name}' has reached its end at step {trainer.global_step}: checkpoints and early stopping by "
+                f"{', '.join(sorted(set(monitored)))} now choose among what comes after it."
+            )
+
+
+def now(trainer: Trainer, hand: str) -> int:
+    """What a hand of the run's clock shows when the step that is being taken is done."""
+    return _HANDS[hand](trainer)
+
+
+def position(trainer: Trainer, hand: str) -> int:
+    """What a hand of the run's clock shows before the step that is being taken."""
+    return now(trainer, hand) - (hand != "epochs")
+
+
+def run_of(trainer: Trainer, pl_module: LightningModule) -> Run:
+    """What the Trainer knows of the length of its run."""
+    batches = trainer.num_training_batches
+    changing = any(hasattr(callback, "scheduling") for callback in trainer.callbacks)
+    return Run(
+        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
+        max_steps=None if trainer.max_steps == -1 else trainer.max_steps,
+        batches_per_epoch=None if math.isinf(batches) else int(batches),
+        accumulate=trainer.accumulate_grad_batches,
+        automatic=pl_module.automatic_optimization and not changing,
+        max_time=_is_timed(trainer),
+        trial=bool(trainer.fast_dev_run),
+    )
+
+
+_HANDS: dict[str, Callable[[Any], int]] = {
+    "steps": lambda trainer: trainer.global_step + 1,
+    "batches": lambda trainer: trainer.fit_loop.epoch_loop.batch_progress.total.ready,
+    "epochs": lambda trainer: trainer.current_epoch,
+}
+
+
+def _is_timed(trainer: Trainer) -> bool:
+    return any(type(callback).__name__ == "Timer" for callback in trainer.callbacks)
+
+
+def ours(trainer: Trainer) -> list[CompressionCallback]:
+    """The compression callbacks of a Trainer, in their order."""
+    return [one for one in trainer.callbacks if isinstance(one, CompressionCallback)]
+
+
+def _check_against_the_run(callback: CompressionCallback, trainer: Trainer, run: Run) -> None:
+    """Refuse a phase that the run never comes to, and warn of one that it leaves unfinished."""
+    window = callback.window
+    if window is None or trainer.fast_dev_run:
+        return
+    refuse_outside(callback.name, callback.begin, window, run)
+    if math.isinf(window.end):
+        return
+    total = length_of(run, window.hand)
+    if total is not None and window.end > total:
+        rank_zero_warn(
+            f"'{callback.name}' ends at {callback.end!r}, which is {UNITS[window.hand]} {window.end}, but this run has "
+            f"only {total} {window.hand}: it will not reach its end. Lower `end`, or train longer."
+        )
+    if _is_timed(trainer):
+        rank_zero_warn(f"'{callback.name}' may not reach its end: max_time may end this run before.")
+
+
+def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, Window]) -> None:
+    """Refuse learning-rate schedules at whose end torch stops the run, and warn of others that end before it."""
+    kinds = {type(one).__name__ for one in trainer.callbacks}
+    if trainer.fast_dev_run or "StochasticWeightAveraging" in kinds:  # it takes a schedule of its own in the end
+        return
+    last = [windows[one.name] for one in ours(trainer) if one.sets_rates()]
+    covered = any(window.end >= (length_of(run, window.hand) or math.inf) for window in last)
+    for short in short_schedules(trainer.lr_scheduler_configs, run, trainer.global_step, trainer.current_epoch):
+        if short.stops and not kinds & {"EarlyStopping", "Timer"}:
+            raise ValueError(short.words)
+        if short.stops or not covered:
+            rank_zero_warn(short.words)
+
+
+def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:
+    others = [other for other in ours(trainer) if other is not callback and other.name == callback.name]
+    if others:
+        raise ValueError(
+            f"Two callbacks have the name '{callback.name}': {type(callback).__name__} and {type(others[0]).__name__}. "
+            f"Give one another name: {type(callback).__name__}(..., name='{callback.name}_2')."
+        )
+
+
+def _refuse_sharded(callback: CompressionCallback, trainer: Trainer) -> None:
+    strategy = type(trainer.strategy)
+    if SHARDED & {cls.__name__ for cls in strategy.__mro__}:
+        raise ValueError(
+            f"{type(callback).__name__} needs whole weights on every rank, but {strategy.__name__} shards them. Use "
+            f"strategy='ddp', or one device."
+        )

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress import export, quantize
+from lightning_compress.export.onnx.agreement import agreement
+from lightning_compress.export.onnx.write import write_onnx
+from tests.export import handmade
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    torch.manual_seed(0)
+    made = handmade.deployable(handmade.Perceptron())
+    path = tmp_path_factory.mktemp("agreement") / "model.onnx"
+    write_onnx(made, path, torch.randn(8, 32))
+    return made, path
+
+
+def test_a_file_agrees_with_what_it_was_made_of(written):
+    made, path = written
+    batches = [torch.randn(50, 32), (torch.randn(7, 32),), {"values": torch.randn(3, 32)}]
+    assert agreement(path, made, iter(batches)) == agreement(path, made.module, batches) == 1.0
+
+
+class Turned(nn.Module):
+    """Gives every sample whose first value is positive to the next class."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.dropout = module, nn.Dropout(0.9)
+
+    def forward(self, values):
+        scores = self.dropout(self.module(values))
+        return torch.where(values[:, :1] > 0, scores.roll(1, dims=1), scores)
+
+
+def test_the_share_is_over_all_samples_of_all_batches_and_the_module_stays_in_its_mode(written):
+    made, path = written
+    turned = Turned(made.module).train()
+    batches = [torch.randn(30, 32), torch.randn(10, 32)]
+    positive = sum(int((batch[:, 0] > 0).sum()) for batch in batches)
+    assert 0 < positive < 40
+    assert agreement(path, turned, batches) == (40 - positive) / 40
+    assert turned.training
+    assert turned.dropout.training
+
+
+def test_nothing_to_compare_is_refused(written):
+    made, path = written
+    with pytest.raises(ValueError, match="no batch to compare"):
+        agreement(path, made, [])
+    with pytest.raises(ValueError, match="no tensor of scores"):
+        agreement(path, nn.Sequential(made.module, nn.Flatten(0)), [torch.randn(2, 32)])
+
+
+def deep():
+    """Layers with and without BatchNorm, one of whose channels it has closed."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 5))
+    for norm in [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]:
+        with torch.no_grad():
+            norm.weight.uniform_(-2.0, 4.0), norm.bias.normal_(0, 0.5), norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.2, 0.4)
+            norm.weight[0] = 0.0
+    return model.eval()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_onnx_runtime_gives_the_numbers_that_the_quantized_model_gives(bits, tmp_path):
+    """Biases that only one of the two rounds would move some number of every sample to another step."""
+    from lightning_compress.export.onnx.qdq.runtime import run, session
+
+    images = torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = quantize(deep(), [images], weights=bits, activations=bits, progress=False)
+    report = export(model, tmp_path / "model.onnx", images[:4])
+    assert report.integer_kernels == {"QLinearConv": 5, "QGemm": 1}
+    assert max(report.bias_errors.values()) < 1e-6
+    with torch.no_grad():
+        wanted = model(images)
+    (found,) = run(session(tmp_path / "model.onnx"), images).values()
+    near = (torch.from_numpy(found) - wanted).abs().amax(1) < 1e-5 * wanted.abs().max()
+    assert near.float().mean() > 0.9
+    assert agreement(tmp_path / "model.onnx", model, [images]) == 1.0

@@ -1,0 +1,120 @@
+"""What modules are given and give, seen from outside."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress.nn.forward_capture import Capture, Discovery, random_state_kept, shown, submodule, tensors
+
+
+class Model(nn.Module):
+    """A network, a head and a loss, called one after the other by `step`."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        self.loss = nn.MSELoss()
+
+    def step(self, x):
+        return self.loss(self.net(x), torch.zeros(len(x), 3))
+
+
+def test_calls_have_arguments_output_and_layers():
+    model, x = Model(), torch.randn(2, 4)
+    capture = Capture(model, ["net.0"])
+    capture.follow(model.net)
+    with capture.open():
+        output = model.net(x)
+        (call,) = capture.take()
+    assert call.args[0] is x
+    assert call.output is output
+    assert torch.equal(call.layers["net.0"].relu(), output)
+
+
+def test_nothing_is_noted_outside_and_nothing_twice():
+    model, x = Model(), torch.randn(2, 4)
+    capture = Capture(model, ["net.0"])
+    capture.follow(model.net)
+    model.net(x)
+    with capture.open():
+        model.net(x)
+        assert len(capture.take()) == 1
+        assert capture.take() == []
+        model.net(x)
+    with capture.open():
+        assert capture.take() == []
+
+
+def test_a_layer_belongs_to_the_call_it_was_called_in():
+    model, first, second = Model(), torch.randn(2, 4), torch.randn(2, 4)
+    capture = Capture(model, ["net.0"])
+    capture.follow(model.net)
+    with capture.open():
+        outputs = [model.net(first), model.net(second)]
+        calls = capture.take()
+    for call, output in zip(calls, outputs, strict=True):
+        assert torch.equal(call.layers["net.0"].relu(), output)
+
+
+def test_hooks_go_away():
+    model = Model()
+    capture = Capture(model, ["net.0"])
+    capture.follow(model.net)
+    discovery = Discovery(model)
+    capture.remove()
+    discovery.remove()
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+def test_the_module_that_works_is_found_among_others():
+    model = Model()
+    discovery = Discovery(model)
+    with discovery.open():
+        model.step(torch.randn(2, 4))
+    root, calls = discovery.found()
+    assert root is model.net
+    assert len(calls) == 1
+
+
+def test_an_exception_in_a_call_does_not_confuse_the_next_step():
+    model = Model()
+    discovery = Discovery(model)
+    with discovery.open(), pytest.raises(RuntimeError):
+        model.net(torch.randn(2, 5))
+    with discovery.open():
+        model.step(torch.randn(2, 4))
+    assert discovery.found()[0] is model.net
+
+
+@pytest.mark.parametrize("name", ["net.0", "net._orig_mod.0"])
+def test_compiled_modules_are_named_as_before(name):
+    model = Model()
+    first = model.net[0]
+    model.net = torch.compile(model.net, backend="eager")
+    assert submodule(model, name) is first
+    assert shown("_orig_mod.a._orig_mod") == "a"
+
+
+def test_a_missing_layer_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no layer 'net.00' in Model. Did you mean 'net.0'"):
+        submodule(Model(), "net.00")
+
+
+def test_tensors_are_found_at_any_depth():
+    class Graph:
+        def __init__(self):
+            self.x, self.name = torch.ones(1), "graph"
+
+    one, two = torch.zeros(1), torch.zeros(2)
+    found = list(tensors({"a": [one, (two, "word")], "b": Graph(), "c": 3}))
+    assert [value.shape for value in found] == [(1,), (2,), (1,)]
+
+
+def test_random_streams_are_kept():
+    torch.manual_seed(0)
+    with random_state_kept():
+        torch.rand(3)
+        torch.manual_seed(9)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.rand(1))

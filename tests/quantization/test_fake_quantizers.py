@@ -1,0 +1,96 @@
+"""What a quantizer of activations begins with: the first numbers that tell of a grid."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress import QuantizationAwareTraining
+from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, Mode
+from lightning_compress.quantization.functional.formats import parse
+from lightning_compress.quantization.functional.ranges import Range
+from lightning_compress.quantization.methods import method_for
+from tests.quantization.by_hand import randn
+from tests.quantization.watching import noted
+
+SETTINGS = {"lsq": 4, "pact": 4, "moving_average": 8, "min_max": 8, "percentile": 8}
+
+
+def place(name):
+    """A quantizer in the middle of a batch."""
+    mode, form = Mode(), parse(SETTINGS[name], "activations")
+    mode.quantizing = mode.observing = True
+    method = method_for({"activations": name}, None, form)
+    return ActivationQuantizer(method.activations, form, mode, method.range, non_negative=False)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_zeros_that_come_first_leave_the_beginning_to_what_comes_then(name):
+    ours, other, values = place(name), place(name), randn(4, 6)
+    assert not ours(torch.zeros(4, 6)).any()
+    assert not ours.started
+    assert torch.equal(ours(values), other(values))
+    assert str(ours.state()) == str(other.state())
+    later = torch.zeros(4, 6)
+    assert torch.equal(ours(later), other(later))
+    assert str(ours.state()) == str(other.state())
+
+
+def test_a_grid_that_needs_to_see_nothing_takes_zeros_from_the_first_on():
+    mode, form = Mode(), parse("binary", "activations")
+    mode.quantizing = mode.observing = True
+    binary = ActivationQuantizer(method_for("bnn", None, form).activations, form, mode, Range(), non_negative=False)
+    assert torch.equal(binary(torch.zeros(2)), torch.ones(2))
+    assert binary.obstacle() is None
+
+
+@pytest.mark.parametrize("name", ["min_max", "lsq"])
+@pytest.mark.parametrize(("non_negative", "levels"), [(True, {0.0, 1.0, 2.0}), (False, {-1.0, 0.0, 1.0})])
+def test_three_levels_of_activations_lie_where_their_numbers_do(name, non_negative, levels):
+    mode, form = Mode(), parse("ternary", "activations")
+    mode.quantizing = mode.observing = True
+    method = method_for({"activations": name}, None, form)
+    ternary = ActivationQuantizer(method.activations, form, mode, method.range, non_negative=non_negative)
+    values = torch.linspace(0 if non_negative else -2, 2, 41) ** 3
+    on_grid = ternary(values)
+    _, scale, _ = ternary.on_grid(values)
+    assert set((on_grid / scale).tolist()) == levels
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nothing_but_zeros_is_an_obstacle_in_a_resumed_run_too(name):
+    ours, again = place(name), place(name)
+    assert ours.obstacle() is None  # no batch has come here yet
+    ours(torch.zeros(4, 6))
+    again.load(ours.state())
+    assert ours.obstacle() == again.obstacle() == "are all zero"
+    assert ours.obstacle(zeros=False) is None
+
+
+class OwnRecurrence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.given, self.state, self.out = nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, values):
+        state = torch.zeros(len(values), 6)
+        for part in values.split(2, dim=1):
+            state = torch.tanh(self.given(part) + self.state(state))
+        return self.out(state)
+
+
+@pytest.mark.parametrize("method", ["lsq", "moving_average"])
+def test_a_recurrence_that_begins_with_zeros_has_a_grid_of_its_own_size(method, pl, make_module, make_trainer, loader):
+    quantization = QuantizationAwareTraining(
+        begin=2, weights=None, activations=4, first="same", last="same", method=method
+    )
+    note = noted(pl, quantization, lambda one: one.quantized and {
+        name: float(quantizer.on_grid(torch.ones(1)).scale) for name, quantizer in one.quantized.activations.items()
+    })  # fmt: skip
+    module = make_module(lambda parameters: torch.optim.SGD(parameters, lr=1e-12), net=OwnRecurrence)
+    seen = []
+    module.net.state.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    make_trainer([quantization, note], max_epochs=1).fit(module, loader)
+    second = seen[2 * 4 + 1]  # of the third batch, the first that is quantized
+    wanted = 2 * second.abs().mean() / 7**0.5 if method == "lsq" else (second.max() - second.min()) / 15
+    # Of moving averages each further call of the batch moves the range a little.
+    assert note.by_batch[2]["net.state input 0"] == pytest.approx(float(wanted), rel=0.02)
