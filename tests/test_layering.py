@@ -1,12 +1,21 @@
 """Imports go down, techniques do not know each other, and what is pure lies where pure things lie."""
 
+from itertools import chain
+
 import pytest
 
 from tests.tools import layers
-from tests.tools.import_graph import collapse, cycles, import_graph, levels, shortest_way
+from tests.tools.import_graph import collapse, cycles, levels, shortest_way
 
-# What is still to be mended. Each line must be found: one that is mended must go from here.
-KNOWN: dict[str, set[str]] = {}
+# How the lines begin of what is still to be mended. Each must be found: one that is mended must go from here.
+KNOWN = {
+    "Cycles": (
+        "files import each other in a circle: reporting/render/html.py",
+        "entries of distillation/ import each other in a circle: objective.py, teachers",
+        "entries of quantization/ import each other in a circle: config.py, layers.py, placement",
+        "entries of reporting/ import each other in a circle: render, values.py",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +25,9 @@ def found():
 
 @pytest.mark.parametrize("title", layers.RULES)
 def test_the_package_keeps_every_rule(title, found):
-    assert set(found[title]) == KNOWN.get(title, set())
+    known = KNOWN.get(title, ())
+    assert [line for line in found[title] if not line.startswith(known)] == []
+    assert [start for start in known if not any(line.startswith(start) for line in found[title])] == []
 
 
 @pytest.fixture
@@ -42,7 +53,7 @@ def test_a_tree_that_keeps_the_rules_has_no_problem(package):
         core__phases="import torch.nn.functional as F",
         nn__surgery="from torch import nn\nfrom lightning_compress.core.phases import begin",
         training__callback="from lightning_compress._lightning import Callback\nimport lightning_compress.nn.surgery",
-        pruning__functional__criteria="import torch\nfrom lightning_compress.core import phases\ntorch.nn.functional.relu",
+        pruning__functional__criteria="import torch\nimport lightning_compress.core.phases\ntorch.nn.functional.pad",
         pruning__masks="from .functional import criteria\nfrom ..nn.surgery import cut",
         pruning__callback="from lightning_compress.pruning import masks\nimport lightning_compress.training.callback",
         export__api="import lightning_compress.pruning.masks",
@@ -74,7 +85,7 @@ def test_a_circle_of_folders_is_found_though_no_files_make_one(package):
         pruning__b__one="",
     )
     (line,) = layers.problems(folder)["Cycles"]
-    assert line.startswith("entries of pruning/ import each other in a circle: a, b; the fewest imports one way: ")
+    assert line.startswith("entries of pruning/ import each other in a circle: a, b; fewest one way: ")
     assert "pruning/b/two.py -> pruning/a/two.py" in line or "pruning/a/one.py -> pruning/b/one.py" in line
 
 
@@ -124,7 +135,9 @@ def test_a_way_from_a_technique_through_a_third_is_found(other, package):
 def test_running_the_init_of_a_folder_counts_as_a_way(package):
     folder = package(pruning__a="from lightning_compress.nn.names import shown", nn__names="", distillation__b="")
     (folder / "nn" / "__init__.py").write_text("import lightning_compress.distillation.b")
-    assert "pruning/a.py -> nn/__init__.py -> distillation/__init__.py" in "".join(*layers.problems(folder).values())
+    assert "pruning/a.py -> nn/__init__.py -> distillation/__init__.py" in " ".join(
+        chain(*layers.problems(folder).values())
+    )
 
 
 @pytest.mark.parametrize("text", [
@@ -171,7 +184,7 @@ def test_levels_and_ways_of_a_graph_by_hand():
 
 
 def test_the_package_is_read_at_all():
-    graph = import_graph(layers.PACKAGE)
+    graph = layers.Package.read(layers.PACKAGE).graph
     assert len(graph) > 200
     assert "core/phases.py" in graph["pruning/callback.py"]
     techniques = {layers.top(file) for file in graph if layers.layer(file) == layers.TECHNIQUE}

@@ -39,14 +39,15 @@ def read_trees(package: Path) -> dict[str, ast.Module]:
     return {path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
 
-def import_graph(package: Path) -> dict[str, set[str]]:
-    """Each file of a package with the files of the package that it imports.
+def import_graph(trees: Mapping[str, ast.Module], package: str) -> dict[str, set[str]]:
+    """Each file of a package, by what `read_trees` returns, with the files of the package that it imports.
 
     Whoever imports `package.a.b` also runs `a/__init__.py`, so that counts too, unless the importing file lies below
     `a` itself. The package's own `__init__.py` counts only where something is taken from it by name.
     """
-    trees, name = read_trees(package), package.name
-    return {file: set(_targets(imported_names(tree, name, file), file, name, trees)) for file, tree in trees.items()}
+    return {
+        file: set(_targets(imported_names(tree, package, file), file, package, trees)) for file, tree in trees.items()
+    }
 
 
 def _targets(names: set[str], file: str, package: str, files: Iterable[str]) -> Iterator[str]:

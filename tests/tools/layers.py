@@ -9,6 +9,7 @@ no rule names is a technique.
 import ast
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.tools.import_graph import (
@@ -41,6 +42,20 @@ COMPOSITION = 8
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_utilities")
 
 
+@dataclass(frozen=True)
+class Package:
+    """The parsed files of a package, and which imports which."""
+
+    name: str
+    trees: dict[str, ast.Module]
+    graph: dict[str, set[str]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Package":
+        trees = read_trees(folder)
+        return cls(folder.name, trees, import_graph(trees, folder.name))
+
+
 def top(file: str) -> str:
     """The folder or file directly below the package that a file belongs to."""
     return file.split("/")[0]
@@ -55,20 +70,21 @@ def is_pure(file: str) -> bool:
     return top(file) == "core" or "functional" in Path(file).parent.parts
 
 
-def cycle_problems(package: Path) -> Iterator[str]:
+def cycle_problems(package: Package) -> Iterator[str]:
     """Cycles among files, and among the entries (files and subfolders) of each folder."""
-    graph = import_graph(package)
+    graph = package.graph
     for group in cycles(graph):
         yield f"files import each other in a circle: {', '.join(group)}"
     for folder in folders(graph):
         for group in cycles(collapse(graph, folder)):
             if not all(entry.endswith(".py") for entry in group):  # else the files said it
                 where = folder or package.name
-                yield f"entries of {where}/ import each other in a circle: {', '.join(group)}{_arrows(graph, folder, group)}"
+                fewest = _fewest_imports(graph, folder, group)
+                yield f"entries of {where}/ import each other in a circle: {', '.join(group)}; fewest one way: {fewest}"
 
 
-def _arrows(graph: dict[str, set[str]], folder: str, group: list[str]) -> str:
-    """The imports that close a circle: those of the entry pair with the fewest."""
+def _fewest_imports(graph: dict[str, set[str]], folder: str, group: list[str]) -> str:
+    """The imports between the two entries of a circle that have the fewest: those to mend first."""
     prefix = f"{folder}/" if folder else ""
     entry = {file: file[len(prefix) :].split("/")[0] for file in graph if file.startswith(prefix)}
     found: dict[tuple[str, str], list[str]] = {}
@@ -78,12 +94,12 @@ def _arrows(graph: dict[str, set[str]], folder: str, group: list[str]) -> str:
             if own in group and pair[1] in group and own != pair[1]:
                 found.setdefault(pair, []).append(f"{file} -> {target}")
     both_ways = {pair: imports for pair, imports in found.items() if pair[::-1] in found} or found
-    return "; the fewest imports one way: " + ", ".join(min(both_ways.values(), key=len))
+    return ", ".join(min(both_ways.values(), key=len))
 
 
-def upward_problems(package: Path) -> Iterator[str]:
+def upward_problems(package: Package) -> Iterator[str]:
     """Imports of something in a higher layer; among them every import of the composition from below."""
-    for file, targets in import_graph(package).items():
+    for file, targets in package.graph.items():
         for target in sorted(targets):
             if layer(target) > layer(file):
                 yield f"{file} (layer {layer(file)}) imports {target} (layer {layer(target)})"
@@ -91,9 +107,9 @@ def upward_problems(package: Path) -> Iterator[str]:
                 yield f"{file} is pure by its place, but imports {target}"
 
 
-def reach_problems(package: Path) -> Iterator[str]:
+def reach_problems(package: Package) -> Iterator[str]:
     """Ways from a technique to another, to `export/` or to `reporting/`, directly or through other files."""
-    graph = import_graph(package)
+    graph = package.graph
     techniques = sorted({top(file) for file in graph if layer(file) == TECHNIQUE})
     for technique in techniques:
         for other in [*techniques, "export", "reporting"]:
@@ -103,9 +119,9 @@ def reach_problems(package: Path) -> Iterator[str]:
                 yield f"{technique} reaches {other}: {' -> '.join(min(filter(None, ways), key=len))}"
 
 
-def purity_problems(package: Path) -> Iterator[str]:
+def purity_problems(package: Package) -> Iterator[str]:
     """Pure files that use `torch.nn` (but for `torch.nn.functional`), `torch.optim` or Lightning."""
-    for file, tree in read_trees(package).items():
+    for file, tree in package.trees.items():
         if is_pure(file):
             used = imported_names(tree, package.name, file) | _attribute_chains(tree)
             impure = sorted(name for name in used if _is_impure(name) and name != "torch.nn")
@@ -134,10 +150,10 @@ def _imports_all_of_nn(tree: ast.AST) -> bool:
     )
 
 
-def lightning_problems(package: Path) -> Iterator[str]:
+def lightning_problems(package: Package) -> Iterator[str]:
     """Lightning imported outside `_lightning.py`, or `_lightning.py` by files that must not know of it."""
-    graph = import_graph(package)
-    for file, tree in read_trees(package).items():
+    graph = package.graph
+    for file, tree in package.trees.items():
         names = imported_names(tree, package.name, file)
         direct = sorted(name for name in names if name.split(".")[0] in LIGHTNING[:2])
         if direct and file != "_lightning.py":
@@ -156,14 +172,15 @@ RULES = {
 }
 
 
-def problems(package: Path) -> dict[str, list[str]]:
+def problems(folder: Path) -> dict[str, list[str]]:
     """What breaks each rule."""
+    package = Package.read(folder)
     return {title: list(rule(package)) for title, rule in RULES.items()}
 
 
-def picture(package: Path) -> Iterator[str]:
+def picture(package: Package) -> Iterator[str]:
     """The entries of the package by height, each with the entries it imports; then the heights within each folder."""
-    graph = import_graph(package)
+    graph = package.graph
     for folder in folders(graph):
         entries = collapse(graph, folder)
         heights = levels(entries)
@@ -175,11 +192,13 @@ def picture(package: Path) -> Iterator[str]:
             yield f"  {height}  {'  '.join(sorted(name for name in heights if heights[name] == height))}"
 
 
-def main(package: Path = PACKAGE) -> int:
+def main(folder: Path = PACKAGE) -> int:
     print(
-        "Levels (an entry imports only entries below its own level, if there is no cycle)", *picture(package), sep="\n"
+        "Levels (an entry imports only entries below its own level, if there is no cycle)",
+        *picture(Package.read(folder)),
+        sep="\n",
     )
-    found = problems(package)
+    found = problems(folder)
     for title, lines in found.items():
         print(f"\n{title}: {len(lines) or 'none'}", *(f"  {line}" for line in lines), sep="\n")
     return int(any(found.values()))
