@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from fsspec.implementations.local import LocalFileOpener
 
-from lightning_compress.core.conflicts import windows_of
+from lightning_compress.core.conflicts import phase_windows
 from lightning_compress.core.phases import Run
 from lightning_compress.recipe.builtin import shipped
 from lightning_compress.training.callback import CompressionCallback
@@ -56,7 +56,7 @@ def kills(name):
 def phases(name):
     """The windows of a recipe's callbacks that change the run."""
     ours = [one for one in callbacks(name, "pytorch_lightning") if isinstance(one, CompressionCallback)]
-    windows = windows_of(ours, Run(epochs=EPOCHS, batches_per_epoch=BATCHES))
+    windows = phase_windows(ours, Run(epochs=EPOCHS, batches_per_epoch=BATCHES))
     return {one.name: windows[one.name] for one in ours if one.has_phase}
 
 

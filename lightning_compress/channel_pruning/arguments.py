@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_compress.channel_pruning.budget import KINDS, RUNTIMES, Budget
 from lightning_compress.channel_pruning.functional import criteria, distributions
 from lightning_compress.core.optional_dependencies import need
-from lightning_compress.core.registry import find, known_needs
+from lightning_compress.core.registry import find, check_signature
 
 OFFERED_TO_DISTRIBUTIONS = ("groups", "scores", "originals", "fraction", "floor")
 PENALTIES = ("slimming", "group_lasso")
@@ -41,12 +41,12 @@ def budget_of(latency_in: str = "torch", **given: float | None) -> Budget:
 
 def criterion_of(criterion: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The criterion of that name, if all that it asks for is offered."""
-    return known_needs(find(criterion, criteria), criteria.OFFERED)
+    return check_signature(find(criterion, criteria), criteria.OFFERED)
 
 
 def distribution_of(distribution: str | Callable[..., Any]) -> Callable[..., Any]:
     """The distribution of that name, if all that it asks for is offered."""
-    return known_needs(find(distribution, distributions), OFFERED_TO_DISTRIBUTIONS)
+    return check_signature(find(distribution, distributions), OFFERED_TO_DISTRIBUTIONS)
 
 
 def check_rest(round_to: object, recalibrate: object, penalty: object, strength: object) -> None:

@@ -23,7 +23,7 @@ from lightning_compress.channel_pruning.soft_pruning import soften
 from lightning_compress.channel_pruning.statistics import SEEN, Gathered
 from lightning_compress.core.arguments import as_schedule, check_fraction
 from lightning_compress.core.conflicts import Claim
-from lightning_compress.core.distributed import wrap_again
+from lightning_compress.core.distributed import rewrap_ddp
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Duration, Run, Window, resolve
 from lightning_compress.core.registry import needs
@@ -316,7 +316,7 @@ class ChannelPruning(CompressionCallback):
             soften(shrinker.model, shrinker.free, gone)
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
-                    other.weights_replaced()
+                    other.on_weights_replaced()
         elif gone:
             self._cut(trainer, pl_module, gone)
             self._log(trainer)
@@ -335,7 +335,7 @@ class ChannelPruning(CompressionCallback):
         for other in trainer.callbacks:
             if isinstance(other, CompressionCallback) and other is not self:
                 other.follow(cut)
-        wrap_again(trainer.strategy)
+        rewrap_ddp(trainer.strategy)
         self.cut = cut.after(self.cut)
         shrinker.went(gone)
         if self.recalibrate:
@@ -383,4 +383,4 @@ def _called(seen: Seen | None) -> tuple[str, Any]:
 
 def _whole(trainer: Trainer, pl_module: LightningModule) -> set[str]:
     """Names of modules that other callbacks count on."""
-    return {name for other in ours(trainer) for name in other.keeps_whole(pl_module)}
+    return {name for other in ours(trainer) for name in other.protected_modules(pl_module)}

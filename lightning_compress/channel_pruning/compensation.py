@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_compress.channel_pruning.dependency.groups import Gone, Group, Member
 from lightning_compress.channel_pruning.functional.reconstruction import least_squares
 from lightning_compress.channel_pruning.statistics import Gathered, patches_of, unit_order
-from lightning_compress.core.distributed import from_first_rank, several
+from lightning_compress.core.distributed import broadcast_, several
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def refit(gathered: Gathered, groups: Sequence[Group], gone: Gone) -> None:
                 module = gathered.model.get_submodule(member.place.module)
                 _refit(module, *patches_of(module, seen, member, group.units), member, stay)
                 if several():
-                    from_first_rank([module.weight])  # type: ignore[list-item]
+                    broadcast_([module.weight])  # type: ignore[list-item]
 
 
 def _refit(module: nn.Module, patches: Tensor, weight: Tensor, member: Member, stay: list[int]) -> None:

@@ -11,8 +11,8 @@ from lightning_compress.channel_pruning.dependency.layer_types import channel_di
 from lightning_compress.channel_pruning.functional.reconstruction import constant_units
 from lightning_compress.channel_pruning.statistics import by_unit
 from lightning_compress.nn.example_inputs import call, copied, mapped
-from lightning_compress.nn.forward_capture import random_state_kept
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.forward_capture import preserved_random_state
+from lightning_compress.nn.isolation import isolated_eval
 
 
 def fold_constants(model: nn.Module, example: Any, groups: Sequence[Group], gone: Gone) -> int:
@@ -58,7 +58,7 @@ def _inputs(model: nn.Module, example: Any, names: set[str]) -> dict[str, Tensor
         for name in names
     ]
     try:
-        with untouched(model), random_state_kept(), torch.compiler.set_stance("force_eager"):
+        with isolated_eval(model), preserved_random_state(), torch.compiler.set_stance("force_eager"):
             call(model, copied(example))
             torch.manual_seed(0)
             call(model, mapped(example, _drawn))  # what an example of equal samples would hide

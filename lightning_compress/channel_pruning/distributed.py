@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.channel_pruning.dependency.groups import Gone, Group
-from lightning_compress.core.distributed import agree, digest, from_first_rank, several, summed
+from lightning_compress.core.distributed import agree, digest, broadcast_, several, summed
 
 
 def mean_scores(scores: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def same_units(gone: Gone, groups: Sequence[Group], device: torch.device) -> Gon
     chosen = {group.name: torch.zeros(group.units, dtype=torch.uint8, device=device) for group in groups}
     for name, units in gone.items():
         chosen[name][list(units)] = 1
-    from_first_rank(chosen.values())
+    broadcast_(chosen.values())
     return {name: tuple(one.nonzero()[:, 0].tolist()) for name, one in chosen.items()}
 
 

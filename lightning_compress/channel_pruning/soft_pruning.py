@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_compress.channel_pruning.cut_plan import indices_of, lost_channels
 from lightning_compress.channel_pruning.dependency.groups import Gone, Group
-from lightning_compress.nn.surgery import tensor_named
+from lightning_compress.nn.surgery import get_tensor
 
 
 @torch.no_grad()
@@ -20,6 +20,6 @@ def soften(model: nn.Module, groups: Sequence[Group], gone: Gone) -> None:
         if place.side == "in":
             continue
         for one in place.slices:
-            tensor = tensor_named(model, one.tensor)
+            tensor = get_tensor(model, one.tensor)
             if isinstance(tensor, nn.Parameter):
                 tensor.index_fill_(one.dim, indices_of(place, one, channels).to(tensor.device), 0)

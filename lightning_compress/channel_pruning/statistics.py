@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_compress.channel_pruning.dependency.groups import Group, Member
 from lightning_compress.channel_pruning.dependency.layer_types import channel_dim, is_norm
 from lightning_compress.channel_pruning.dependency.probe import name_of
-from lightning_compress.nn.surgery import named, tensor_named
+from lightning_compress.nn.surgery import named, get_tensor
 
 SEEN = frozenset({"activations", "activation_grads", "feature_maps", "patches"})
 PATCHES = 2000  # sampled positions of one layer, as many as the papers take
@@ -126,7 +126,7 @@ def by_unit(tensor: Tensor, member: Member, units: int, dim: int = 0) -> Tensor:
 
 def _made(gathered: Gathered, member: Member, units: int) -> dict[str, Any]:
     weight = member.place.slices[0]
-    tensor = tensor_named(gathered.model, weight.tensor).detach()
+    tensor = get_tensor(gathered.model, weight.tensor).detach()
     grad = gathered.weight_grads.get(weight.tensor)
     rows = {"weight": tensor, "grad": grad}
     sections = member.place.size // weight.size  # of a grouped transposed convolution, which share indices
@@ -144,7 +144,7 @@ def _gamma(gathered: Gathered, group: Group) -> dict[str, Any]:
             continue
         for one in member.place.slices:
             if one.tensor.endswith(".weight"):
-                tensor = tensor_named(gathered.model, one.tensor).detach()
+                tensor = get_tensor(gathered.model, one.tensor).detach()
                 scales.append(by_unit(tensor.abs(), member, group.units).flatten(1).mean(1))
                 if (grad := gathered.weight_grads.get(one.tensor)) is not None:
                     grads.append(by_unit(grad, member, group.units).flatten(1).mean(1))

@@ -44,7 +44,7 @@ class Whole:
         return window.begin if self.at == "begin" else window.end
 
 
-def windows_of(callbacks: Sequence["CompressionCallback"], run: Run) -> dict[str, Window]:
+def phase_windows(callbacks: Sequence["CompressionCallback"], run: Run) -> dict[str, Window]:
     """When each phase is. One that begins where the last cut is made begins one moment later: the cut comes first."""
     windows = {one.name: one.planned(run) for one in callbacks}
     cuts = {(windows[one.name].hand, windows[one.name].end) for one in callbacks if one.cuts()}
@@ -55,7 +55,7 @@ def windows_of(callbacks: Sequence["CompressionCallback"], run: Run) -> dict[str
     return windows
 
 
-def may_move(other: "CompressionCallback", callbacks: Iterable["CompressionCallback"], since: float, by: int) -> int:
+def allowed_shift(other: "CompressionCallback", callbacks: Iterable["CompressionCallback"], since: float, by: int) -> int:
     """How much of `by` a phase may come earlier, so that cuts that began before `since` and stay come before it still.
 
     Args:
@@ -80,7 +80,7 @@ def refuse_outside(name: str, begin: object, window: Window, run: Run) -> None:
     Raises:
         ValueError: if it begins when the run is over.
     """
-    total = length_of(run, window.hand)
+    total = total_length(run, window.hand)
     if total is not None and window.begin >= total:
         raise ValueError(
             f"'{name}' would do nothing: begin={begin!r} is {UNITS[window.hand]} {window.begin}, but this run has only "
@@ -88,7 +88,7 @@ def refuse_outside(name: str, begin: object, window: Window, run: Run) -> None:
         )
 
 
-def length_of(run: Run, hand: str) -> int | None:
+def total_length(run: Run, hand: str) -> int | None:
     """How much there is of a hand of the clock in a whole run; None if that is not known."""
     known = run.epochs is not None and run.batches_per_epoch is not None and run.max_steps is None
     batches = run.epochs * run.batches_per_epoch if known else None  # type: ignore[operator]
@@ -125,7 +125,7 @@ def _refuse_late_cut(mine: "CompressionCallback", other: "CompressionCallback", 
         )
 
 
-def refuse_clashes(
+def refuse_conflicts(
     callbacks: Sequence["CompressionCallback"], claims: Mapping[str, Iterable[Claim]], windows: Windows
 ) -> None:
     """Refuse two callbacks that would do to the same weights what only one can do.

@@ -30,7 +30,7 @@ def agree(value: int, device: torch.device) -> bool:
     return int(bounds[0]) == -int(bounds[1])
 
 
-def from_first_rank(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Overwrite each tensor with that of rank 0, in place."""
     for tensor in tensors:
         dist.broadcast(tensor, src=0)
@@ -42,7 +42,7 @@ def summed(tensors: Iterable[Tensor]) -> None:
         dist.all_reduce(tensor)
 
 
-def wrap_again(strategy: Any) -> None:
+def rewrap_ddp(strategy: Any) -> None:
     """Let a Trainer's strategy wrap its module anew, if it has: the old wrapper has buckets of the old shapes."""
     if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
         strategy.model = strategy._setup_model(strategy.lightning_module)

@@ -155,7 +155,7 @@ def resolve(begin: Duration, end: Duration, every: Duration | None, run: Run) ->
     raise ValueError(_unknown(begin, end, every, run))
 
 
-def in_rounds(moments: Sequence[Duration], run: Run) -> Window:
+def window_from_milestones(moments: Sequence[Duration], run: Run) -> Window:
     """A phase from the first to the last of several moments, each where a phase would begin that is written so.
 
     Raises:
@@ -174,7 +174,7 @@ def in_rounds(moments: Sequence[Duration], run: Run) -> Window:
     return replace(windows[0], end=begins[-1], after=tuple(one - begins[0] for one in begins[:-1]))
 
 
-def adjoining(window: Window, end: Duration, run: Run) -> Window:
+def clip_to(window: Window, end: Duration, run: Run) -> Window:
     """The window with the end where another one that begins at `end` would begin: no moment is in both.
 
     In a run of few steps it may have no moment at all.

@@ -58,7 +58,7 @@ def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., An
     return known[name]
 
 
-def known_needs(function: Callable[..., Any], offered: Iterable[str]) -> Callable[..., Any]:
+def check_signature(function: Callable[..., Any], offered: Iterable[str]) -> Callable[..., Any]:
     """Return `function`, if all it asks for is offered.
 
     Raises:
@@ -90,7 +90,7 @@ def needs(function: Callable[..., Any]) -> frozenset[str]:
     )
 
 
-def call_with_needs(function: Callable[..., Any], **offered: Any) -> Any:
+def call_with_supported_args(function: Callable[..., Any], **offered: Any) -> Any:
     """Call `function` with those of the `offered` values that it names as parameters."""
     return function(**{name: offered[name] for name in signature(function).parameters if name in offered})
 

@@ -37,7 +37,7 @@ from lightning_compress.distillation.teachers.network import BranchTeacher, Step
 from lightning_compress.distillation.teachers.snapshots import Snapshots
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.forward_capture import Call, submodule
-from lightning_compress.training.callback import CompressionCallback, position, run_of
+from lightning_compress.training.callback import CompressionCallback, position, describe_run
 from lightning_compress.training.loggers import is_logged
 
 Teachers = str | Path | nn.Module | Teacher | Callable[..., Any] | Sequence[Any]
@@ -172,14 +172,14 @@ class Distillation(CompressionCallback):
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_unnamed_backward(self, trainer, pl_module)
         tutors, window = self._distiller.objective.tutors, self._window
-        moments = self.snapshots.counted(self.end, window, run_of(trainer, pl_module))
+        moments = self.snapshots.counted(self.end, window, describe_run(trainer, pl_module))
         self.snapshots.start(tutors, moments, self._now(trainer), window.begin)
         for optimizer in trainer.optimizers:
             after = lambda stepped, *_: self._distiller.after_step(stepped, _scale(trainer))
             self.undo.callback(optimizer.register_step_post_hook(after).remove)
         use_teacher(trainer, self.name, tutors, self._files)
 
-    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+    def protected_modules(self, pl_module: LightningModule) -> list[str]:
         teachers = self.teacher if isinstance(self.teacher, list | tuple) else [self.teacher]
         branches = [one.layer for one in teachers if isinstance(one, BranchTeacher)]
         names = [*branches, *(name for term in self.terms for name in term.student if name != OUTPUT)]

@@ -15,7 +15,7 @@ from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.objective import Lesson, Objective, seen, total
 from lightning_compress.distillation.teachers.cached import CachedTeacher
 from lightning_compress.distillation.teachers.network import Step
-from lightning_compress.nn.forward_capture import Call, Capture, Discovery, is_compiled, submodule
+from lightning_compress.nn.forward_capture import Call, Capture, StudentDiscovery, is_compiled, submodule
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Distiller:
         self.attached = True
         self.capture = Capture(model, self.objective.student_layers())
         undo.callback(self.capture.remove)
-        self._discovery = Discovery(model) if self.student is None else None
+        self._discovery = StudentDiscovery(model) if self.student is None else None
         if self._discovery is not None:
             undo.callback(self._discovery.remove)
         else:

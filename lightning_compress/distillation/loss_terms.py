@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.core.registry import find, in_snake_case, known_needs, needs
+from lightning_compress.core.registry import find, in_snake_case, check_signature, needs
 from lightning_compress.distillation import losses as known_losses
 
 OUTPUT = "output"
@@ -105,7 +105,7 @@ def _check(term: Term, name: str) -> None:
         if missing or needs(called) - {"self", *MADE_OF, *term.options}:
             raise ValueError(f"{name} must be made of student_shape and teacher_shape, and of options with defaults.")
     else:
-        known_needs(term.loss, (*known_losses.OFFERED, *term.options))
+        check_signature(term.loss, (*known_losses.OFFERED, *term.options))
 
 
 def _names(place: Any) -> tuple[Names, Names | None]:

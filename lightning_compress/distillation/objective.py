@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_compress.distillation.batch_fields import Key, tensor_of
 from lightning_compress.distillation.loss_terms import OUTPUT, Names, Term
 from lightning_compress.distillation.teachers.network import Teacher
-from lightning_compress.nn.forward_capture import Call, random_state_kept
+from lightning_compress.nn.forward_capture import Call, preserved_random_state
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Objective:
 
     def build(self, call: Call, taught: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Make the modules of losses that learn, of the shapes at hand; the user's random stream stays where it is."""
-        with random_state_kept():
+        with preserved_random_state():
             torch.manual_seed(self.seed)
             for place, (tutor, outputs) in enumerate(zip(self.tutors, taught, strict=True)):
                 for number, term in enumerate(self.terms):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.nn.channel_cut import Cut, part_of
+from lightning_compress.nn.channel_cut import Cut, cut_prefix
 from lightning_compress.nn.selection import canonical
 from lightning_compress.nn.surgery import reshape
 from lightning_compress.pruning.masks import MaskedParameters
@@ -69,7 +69,7 @@ def _reshape(
             try:
                 cut = Cut.of(entry["cut"])
                 names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-                prefix = part_of(cut, names)
+                prefix = cut_prefix(cut, names)
                 reshape(module, _under(prefix, weights), cut.inside(prefix))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"{checkpoint} has a damaged cut: {type(error).__name__} {error}.") from error

@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.conflicts import Claim, may_move
+from lightning_compress.core.conflicts import Claim, allowed_shift
 from lightning_compress.core.distributed import several
-from lightning_compress.core.phases import Duration, Run, Window, adjoining
+from lightning_compress.core.phases import Duration, Run, Window, clip_to
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -29,10 +29,10 @@ from lightning_compress.finetuning.phase_times import Moments, Written, moments_
 from lightning_compress.finetuning.rewinding import Rewinding
 from lightning_compress.finetuning.step_overrides import Values, around_step
 from lightning_compress.finetuning.stopping import as_until, value_of
-from lightning_compress.nn.batchnorm_recalibration import Recalibration, has_norms
+from lightning_compress.nn.batchnorm_recalibration import Recalibration, has_batchnorm
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Patterns, as_patterns
-from lightning_compress.training.callback import CompressionCallback, ours, position, run_of
+from lightning_compress.training.callback import CompressionCallback, ours, position, describe_run
 
 
 class FineTuning(CompressionCallback):
@@ -118,13 +118,13 @@ class FineTuning(CompressionCallback):
         return [(since, "remembers the weights"), (window.begin, f"begins with the weights of {since}"), *ends]
 
     def resolved(self, run: Run) -> Window:
-        return adjoining(super().resolved(run), self.end, run)
+        return clip_to(super().resolved(run), self.end, run)
 
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lay_out(pl_module)
-        if self.recalibrate_bn is not None and not has_norms(pl_module):
+        if self.recalibrate_bn is not None and not has_batchnorm(pl_module):
             raise ValueError(f"recalibrate_bn={self.recalibrate_bn!r}, but the module has no BatchNorm. Leave it out.")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,7 +143,7 @@ class FineTuning(CompressionCallback):
         self.undo.callback(self.recalibration.end)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run, window = run_of(trainer, pl_module), self._window
+        run, window = describe_run(trainer, pl_module), self._window
         self.moments = self._moments(run)
         self.tuning.warmup = self.moments.warmup
         if not self.tuning.sources:  # there are some if one Trainer goes on
@@ -160,7 +160,7 @@ class FineTuning(CompressionCallback):
                 still = lambda: [parameter for one in phases for parameter in one.standing]
                 self.undo.enter_context(around_step(optimizer, prepare, still))
 
-    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+    def protected_modules(self, pl_module: LightningModule) -> list[str]:
         """What is frozen for a while is left whole for all of the run."""
         frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers_of(pl_module, self.layers))
         return [name.rpartition(".")[0] for layer in frozen for one in layer for name in one.names]
@@ -169,10 +169,10 @@ class FineTuning(CompressionCallback):
         mend = "Let one begin where the other ends, or give both things to do to one of them."
         return [Claim("be about", frozenset(self.touched), mend, stays=False)]
 
-    def sets_rates(self) -> bool:
+    def sets_learning_rates(self) -> bool:
         return self.rate.kind in ("fixed", "restart", "rewind")
 
-    def learning_rate_now(self) -> float | None:
+    def current_learning_rate(self) -> float | None:
         return self.tuning.rates.get("learning_rate")
 
     def follow(self, cut: Cut) -> None:
@@ -189,7 +189,7 @@ class FineTuning(CompressionCallback):
         ):
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
-                    other.weights_replaced()
+                    other.on_weights_replaced()
         self._hold_still(now)
         if self.recalibrate_bn is not None:
             begin = window.begin if self.recalibrate_bn == "begin" else window.end
@@ -218,9 +218,9 @@ class FineTuning(CompressionCallback):
         """The parameters that stand still now."""
         return [parameter for still in self.layout.stills if still.holds for parameter in still.parameters]
 
-    def move_up(self, since: float, by: int) -> None:
+    def shift_earlier(self, since: float, by: int) -> None:
         before = self._window.begin
-        super().move_up(since, by)
+        super().shift_earlier(since, by)
         for source in self.tuning.sources:
             source.begins_earlier(before - self._window.begin)
 
@@ -238,9 +238,9 @@ class FineTuning(CompressionCallback):
             return
         self.move_to(replace(window, end=at))
         later = [one for one, its in others if its.begin >= window.end or (its.after and its.end >= window.end)]
-        moves = [may_move(one, ours(trainer), window.end, int(window.end) - at) for one in later]
+        moves = [allowed_shift(one, ours(trainer), window.end, int(window.end) - at) for one in later]
         for other, by in zip(later, moves, strict=True):
-            other.move_up(window.end, by)
+            other.shift_earlier(window.end, by)
         rank_zero_info(f"'{self.name}' ends at {at} {hand}, not {window.end}: {self.enough}.")
 
     # What is kept -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def word_size_bytes(dtype: torch.dtype) -> int:
     return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
 
 
-def words_of(tensor: Tensor) -> Words:
+def to_words(tensor: Tensor) -> Words:
     """Flat little-endian words, two for a complex element; -0.0 becomes 0.0.
 
     Masking by multiplication leaves both zeros, and the sign of one would cost as much as a whole weight.
@@ -42,7 +42,7 @@ def words_of(tensor: Tensor) -> Words:
     return _without_negative_zero(words) if _is_wide_float(tensor.dtype) else words
 
 
-def tensor_of(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def from_words(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """The tensor whose words these are."""
     if not len(words):
         return torch.zeros(shape, dtype=dtype)

@@ -10,12 +10,12 @@ WIDTHS_BITS = range(2, 17)
 _CHUNK_SYMBOLS = 1 << 20  # a multiple of 8, so that each chunk ends on a whole byte
 
 
-def packed_bitmap(nonzero: NDArray[np.bool_]) -> bytes:
+def pack_bitmap(nonzero: NDArray[np.bool_]) -> bytes:
     """One bit for each element, in order, highest bit first; the last byte is filled with zeros."""
     return np.packbits(nonzero).tobytes()
 
 
-def unpacked_bitmap(data: bytes, elements: int) -> Integers:
+def unpack_bitmap(data: bytes, elements: int) -> Integers:
     """Flat positions of the nonzeros of `elements` elements."""
     return np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8), count=elements))
 
@@ -41,7 +41,7 @@ def best_width_bits(gaps: Integers) -> tuple[int, int]:
     return width, symbols[width]
 
 
-def packed_gaps(gaps: Integers, width_bits: int) -> bytes:
+def pack_gaps(gaps: Integers, width_bits: int) -> bytes:
     """Gaps as symbols of `width_bits`, see `best_width_bits`; the last byte is filled with zeros."""
     escape = _escape(width_bits)
     skips = gaps // escape
@@ -51,7 +51,7 @@ def packed_gaps(gaps: Integers, width_bits: int) -> bytes:
     return b"".join(_packed(symbols[start : start + _CHUNK_SYMBOLS], width_bits) for start in starts)
 
 
-def unpacked_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
+def unpack_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
     """Flat positions of the first `nonzeros` nonzeros.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_compress.nn.example_inputs import call
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 
 LEAST_RUNS = 5
 
@@ -44,7 +44,7 @@ def measure_latency(
     Raises:
         Exception: whatever the model raises for this input.
     """
-    with untouched(model), _threads(threads):
+    with isolated_eval(model), _threads(threads):
         return timed(lambda: call(model, example), batch, threads=threads, runs=runs, seconds=seconds)
 
 

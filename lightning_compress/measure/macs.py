@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from lightning_compress.measure.flop_formulas import WEIGHT_OPERANDS, missing_formulas
 from lightning_compress.measure.stored_tensors import count_nonzero, layers_by_module, stored
 from lightning_compress.nn.example_inputs import call, mapped
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 
 
 @dataclass
@@ -43,7 +43,7 @@ def count_macs(model: nn.Module, example: Any) -> dict[str, Macs]:
     formulas = {**flop_registry, **missing}
     counting = {operation: tally.watching(operation, formula) for operation, formula in formulas.items()}
     with ExitStack() as undo:
-        contexts = (untouched(model), _frozen(model), parametrize.cached(), _whole_operations())
+        contexts = (isolated_eval(model), _frozen(model), parametrize.cached(), _whole_operations())
         for context in (*contexts, tally.following_calls()):
             undo.enter_context(context)
         with FlopCounterMode(display=False, custom_mapping=counting):
@@ -93,7 +93,7 @@ class _Tally:
         self.running.append(layer)
         # The weight in use may be computed: by a parametrization, the hook of an older weight norm or prune, or a
         # quantizer, which lays it before the parameter for the time of a call.
-        for name in (*computed_names(module), *(module._parameters.keys() & vars(module).keys())):
+        for name in (*parametrized_names(module), *(module._parameters.keys() & vars(module).keys())):
             if isinstance(weight := getattr(module, name, None), Tensor):
                 self._own(layer, weight)
 
@@ -131,7 +131,7 @@ class _Tally:
         return self.nonzeros[key]
 
 
-def computed_names(module: nn.Module) -> list[str]:
+def parametrized_names(module: nn.Module) -> list[str]:
     """Attributes that are computed from parameters: by `parametrize`, or by the older `weight_norm` and `prune`."""
     new = list(getattr(module, "parametrizations", {}))
     ends = [(name, end) for name in module._parameters for end in ("_orig", "_v") if name.endswith(end)]

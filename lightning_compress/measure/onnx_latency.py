@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_compress.measure.latency import Latency, timed
 from lightning_compress.nn.example_inputs import copied
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 
 
 def measure_onnx_latency(
@@ -41,7 +41,7 @@ def measure_onnx_latency(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        with untouched(model), _quiet():
+        with isolated_eval(model), _quiet():
             torch.onnx.export(
                 model,
                 copied(arguments),

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_compress.measure.element_bits import DTYPES, Words, tensor_of, word_size_bytes, words_of
+from lightning_compress.measure.element_bits import DTYPES, Words, from_words, word_size_bytes, to_words
 from lightning_compress.measure.index_encoding import (
     best_width_bits,
     gaps_between,
-    packed_bitmap,
-    packed_gaps,
+    pack_bitmap,
+    pack_gaps,
     packed_size_bytes,
-    unpacked_bitmap,
-    unpacked_gaps,
+    unpack_bitmap,
+    unpack_gaps,
 )
 from lightning_compress.measure.stored_tensors import identity
 
@@ -59,7 +59,7 @@ def records(tensors: Mapping[str, Tensor], *, sparse: bool = True) -> Iterator[b
     """One record for each tensor, in order."""
     for name, tensor, same_as in _with_ties(tensors):
         if same_as is None:
-            words = words_of(tensor)
+            words = to_words(tensor)
             yield _head(name, tensor, plan := _plan(words, sparse)) + _body(words, plan)
         else:
             yield _text(name) + bytes([SAME]) + _number(same_as)
@@ -70,7 +70,7 @@ def encoded_size_bytes(tensors: Mapping[str, Tensor], *, sparse: bool = True) ->
     size_bytes = HEADER_SIZE_BYTES
     for name, tensor, same_as in _with_ties(tensors):
         if same_as is None:
-            plan = _plan(words_of(tensor), sparse)
+            plan = _plan(to_words(tensor), sparse)
             size_bytes += len(_head(name, tensor, plan)) + plan.size_bytes
         else:
             size_bytes += len(_text(name)) + 1 + len(_number(same_as))
@@ -141,8 +141,8 @@ def _body(words: Words, plan: _Plan) -> bytes:
     positions = np.flatnonzero(words)
     values = words[positions].tobytes()
     if plan.code == BITMAP:
-        return packed_bitmap(words != 0) + values
-    packed = packed_gaps(gaps_between(positions), plan.width_bits)
+        return pack_bitmap(words != 0) + values
+    packed = pack_gaps(gaps_between(positions), plan.width_bits)
     return bytes([plan.width_bits]) + _number(len(positions)) + _number(len(packed)) + packed + values
 
 
@@ -151,19 +151,19 @@ def _read(reader: "_Reader", code: int) -> Tensor:
     shape = tuple(reader.number() for _ in range(reader.number()))
     elements = int(np.prod(shape, dtype=object)) * (2 if dtype.is_complex else 1)
     if code == DENSE:
-        return tensor_of(_values(reader, elements, dtype), dtype, shape)
+        return from_words(_values(reader, elements, dtype), dtype, shape)
     if code == BITMAP:
-        positions = unpacked_bitmap(reader.take((elements + 7) // 8), elements)
+        positions = unpack_bitmap(reader.take((elements + 7) // 8), elements)
     elif code == GAPS:
         width_bits, nonzeros = reader.take(1)[0], reader.number()
-        positions = unpacked_gaps(reader.take(reader.number()), width_bits, nonzeros)
+        positions = unpack_gaps(reader.take(reader.number()), width_bits, nonzeros)
         if len(positions) != nonzeros:
             raise ValueError(f"{nonzeros} nonzeros are to follow, but there are gaps for {len(positions)}")
     else:
         raise ValueError(f"there is no code {code}")
     words = np.zeros(elements, f"<u{word_size_bytes(dtype)}")
     words[positions] = _values(reader, len(positions), dtype)
-    return tensor_of(words, dtype, shape)
+    return from_words(words, dtype, shape)
 
 
 def _values(reader: "_Reader", count: int, dtype: torch.dtype) -> Words:

@@ -55,6 +55,6 @@ class Recalibration:
         self.begun = True
 
 
-def has_norms(model: nn.Module) -> bool:
+def has_batchnorm(model: nn.Module) -> bool:
     """Whether there is anything to estimate."""
     return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())

@@ -67,12 +67,12 @@ class Cut:
         return cls(kept, _as(tuple, list, state["attributes"]), _as(tuple, list, state["before"]))
 
 
-def kept_of(cut: Cut, names: Iterable[str]) -> Kept:
+def kept_indices(cut: Cut, names: Iterable[str]) -> Kept:
     """What stays of a tensor that has all of these names."""
     return next((cut.kept[name] for name in names if name in cut.kept), {})
 
 
-def part_of(cut: Cut, names: Collection[str]) -> str:
+def cut_prefix(cut: Cut, names: Collection[str]) -> str:
     """Where in a cut model a module with these tensors lies: the prefix under which most of its names are cut."""
     ends = {canonical(name) for name in names}
     prefixes = {full[: len(full) - len(name)] for full in cut.kept for name in ends if f".{full}".endswith(f".{name}")}

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from lightning_compress.nn.forward_capture import in_order, shown, tensors
+from lightning_compress.nn.forward_capture import ordered_arguments, shown, tensors
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _Watcher(TorchFunctionMode):
     def enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.running.append(name)
-            arguments = in_order(module, args, kwargs)
+            arguments = ordered_arguments(module, args, kwargs)
             given = [one for one in arguments if isinstance(one, Tensor)]
             within = tensors([one for one in arguments if not isinstance(one, Tensor)])
             self.flow.doors[name] = min(len(given), self.flow.doors.get(name, len(given)))

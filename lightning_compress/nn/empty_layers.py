@@ -76,7 +76,7 @@ def is_empty(module: nn.Module) -> bool:
     return type(module) in FULL
 
 
-def as_it_is(module: nn.Module) -> type[nn.Module]:
+def layer_class_for_size(module: nn.Module) -> type[nn.Module]:
     """The class that a layer needs for as many channels as it has now."""
     full = FULL.get(type(module), type(module))
     if full not in EMPTY:

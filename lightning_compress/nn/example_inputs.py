@@ -36,7 +36,7 @@ def batch_size(example: Any, batch_dim: int = 0) -> int | None:
     return None
 
 
-def with_batch(example: Any, batch: int, batch_dim: int = 0) -> Any:
+def resize_batch(example: Any, batch: int, batch_dim: int = 0) -> Any:
     """A copy with `batch` samples, repeated from the start or cut.
 
     Changed are the tensors that are as long along `batch_dim` as the first one; others are copied as they are.

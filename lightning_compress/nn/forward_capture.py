@@ -28,7 +28,7 @@ class Call:
     older: bool = False
 
 
-def in_order(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def ordered_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """What a module is called with, in the order of its forward's parameters, however the call is written."""
     if not kwargs:
         return list(args)
@@ -98,7 +98,7 @@ class Capture:
             self._outputs = {}
 
 
-class Discovery:
+class StudentDiscovery:
     """Finds the module that works in a step: the outermost one that turns what needs no gradient into what does.
 
     Modules inside compiled ones are left alone: hooks that come and go would compile them anew.
@@ -228,7 +228,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
+def preserved_random_state() -> Iterator[None]:
     """Leave torch's random streams as they were, on the CPU and on this process's accelerator."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):

@@ -18,7 +18,7 @@ def measuring() -> bool:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def isolated_eval(model: nn.Module) -> Iterator[None]:
     """Inside, every submodule is in eval mode and no gradient is recorded; afterwards nothing has changed.
 
     The mode is set flag by flag, because a `train()` of the user's own may do more (merge adapters, freeze layers).

@@ -15,7 +15,7 @@ OURS = "lightning_compress/"
 NAMES_SHOWN = 8
 
 
-def take_weights(model: nn.Module, path: str | Path, copies: Iterable[tuple[nn.Module, str]] = ()) -> Cut:
+def load_weights(model: nn.Module, path: str | Path, copies: Iterable[tuple[nn.Module, str]] = ()) -> Cut:
     """Load a Lightning checkpoint's weights, or those of a bare `state_dict`, into a module.
 
     Channels that the checkpoint's model had lost go from the module too. Masks, grids and whatever else stands in the
@@ -36,15 +36,15 @@ def take_weights(model: nn.Module, path: str | Path, copies: Iterable[tuple[nn.M
     """
     content = load(path)
     weights = {canonical(name): value for name, value in state_dict_of(content, path).items()}
-    cut = cut_in(content, path)
+    cut = saved_cut(content, path)
     for one, prefix in [(model, ""), *copies]:
-        give_shapes(one, weights, cut.inside(prefix), Cut(), path)
+        reshape_to_checkpoint(one, weights, cut.inside(prefix), Cut(), path)
     _refuse_misfits(model, weights, path)
     model.load_state_dict({name: weights[canonical(name)] for name in model.state_dict()})
     return cut
 
 
-def cut_in(content: Any, path: str | Path) -> Cut:
+def saved_cut(content: Any, path: str | Path) -> Cut:
     """What the model of a checkpoint had lost of the one that was built.
 
     Raises:
@@ -61,7 +61,7 @@ def cut_in(content: Any, path: str | Path) -> Cut:
     return whole
 
 
-def give_shapes(model: nn.Module, weights: Mapping[str, Tensor], cut: Cut, now: Cut, path: str | Path) -> None:
+def reshape_to_checkpoint(model: nn.Module, weights: Mapping[str, Tensor], cut: Cut, now: Cut, path: str | Path) -> None:
     """Let a module lose what the file's has lost.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.nn.channel_cut import Cut, Kept, over
-from lightning_compress.nn.empty_layers import as_it_is
+from lightning_compress.nn.empty_layers import layer_class_for_size
 from lightning_compress.nn.selection import canonical
 
 
@@ -55,7 +55,7 @@ def cut_model(model: nn.Module, cut: Cut) -> Callable[[], None]:
             setattr(module, key, value)
     for module in modules.values():
         undo.callback(setattr, module, "__class__", type(module))
-        module.__class__ = as_it_is(module)
+        module.__class__ = layer_class_for_size(module)
     return undo.close
 
 
@@ -153,7 +153,7 @@ def reshape(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut, now: C
         for key, value in values.items():
             setattr(modules[name], key, value)
     for module in modules.values():
-        module.__class__ = as_it_is(module)
+        module.__class__ = layer_class_for_size(module)
 
 
 def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
-def tensor_named(model: nn.Module, name: str) -> Tensor:
+def get_tensor(model: nn.Module, name: str) -> Tensor:
     """One parameter or buffer, without a walk through all of them.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_compress.core.registry import call_with_needs
+from lightning_compress.core.registry import call_with_supported_args
 from lightning_compress.nn.selection import Candidate
 from lightning_compress.pruning import granularity as grain
 from lightning_compress.pruning.functional.topk import top_k_mask
@@ -112,7 +112,7 @@ def _distributed(
 ) -> dict[str, int]:
     about = {key: {name: getattr(layers, key)[name] for name in names} for key in ("sizes", "costs", "shapes")}
     scores = UnitScores(layers, score, names)
-    counts: dict[str, int] = call_with_needs(distribution, scores=scores, sparsity=sparsity, **about)
+    counts: dict[str, int] = call_with_supported_args(distribution, scores=scores, sparsity=sparsity, **about)
     _refuse_miscounts(counts, about["sizes"], distribution)
     return counts
 

@@ -12,8 +12,8 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.arguments import as_schedule, check_fraction
 from lightning_compress.core.conflicts import Claim, Whole
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.phases import Duration, Run, Window, in_rounds
-from lightning_compress.core.registry import find, known_needs
+from lightning_compress.core.phases import Duration, Run, Window, window_from_milestones
+from lightning_compress.core.registry import find, check_signature
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Predicate, Selection, as_patterns, select
 from lightning_compress.nn.weight_averages import averages
@@ -96,10 +96,10 @@ class Pruning(CompressionCallback):
         self.floor = check_fraction("floor", floor)
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(f"initial_sparsity={initial_sparsity} is above final_sparsity={final_sparsity}.")
-        self.criterion = known_needs(find(criterion, criteria), criteria.OFFERED)
+        self.criterion = check_signature(find(criterion, criteria), criteria.OFFERED)
         self.granularity = granularity
         self.grain = parse(granularity)
-        self.distribution = known_needs(find(distribution, distributions), distributions.OFFERED)
+        self.distribution = check_signature(find(distribution, distributions), distributions.OFFERED)
         self.schedule = as_schedule(schedule)
         self.targets, self.ignore = targets, ignore
         as_patterns(targets), as_patterns(ignore)
@@ -135,7 +135,7 @@ class Pruning(CompressionCallback):
         return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * min(share, 1.0)
 
     def resolved(self, run: Run) -> Window:
-        return super().resolved(run) if self.rounds is None else in_rounds(self.rounds, run)
+        return super().resolved(run) if self.rounds is None else window_from_milestones(self.rounds, run)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = self.resolved(run)
@@ -180,7 +180,7 @@ class Pruning(CompressionCallback):
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
-    def weights_replaced(self) -> None:
+    def on_weights_replaced(self) -> None:
         if self.pruner is not None:
             self.masked.apply()
 

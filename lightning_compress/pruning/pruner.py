@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_compress.core import distributed as ranks
 from lightning_compress.core.arguments import check_fraction
-from lightning_compress.core.registry import call_with_needs, needs
-from lightning_compress.nn.channel_cut import Cut, kept_of
+from lightning_compress.core.registry import call_with_supported_args, needs
+from lightning_compress.nn.channel_cut import Cut, kept_indices
 from lightning_compress.pruning.allocation import Distribution, Layers, allocate, masks
 from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.pruning.statistics import Gathered
@@ -94,7 +94,7 @@ class Pruner:
         if "generator" in named:
             place = list(self.layers.by_name).index(name)
             offered["generator"] = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
-        scores: Tensor = call_with_needs(self.criterion, **offered)
+        scores: Tensor = call_with_supported_args(self.criterion, **offered)
         _refuse_bad_scores(scores, parameter, name, self.criterion)
         mask = self.masked.masks.get(name)
         return scores if mask is None or not monotone else torch.where(mask != 0, scores, -torch.inf)
@@ -141,7 +141,7 @@ class Pruner:
         Raises:
             ValueError: if the granularity's units do not divide the weights that are left.
         """
-        kept = {name: kept_of(cut, one.names) for name, one in self.layers.by_name.items()}
+        kept = {name: kept_indices(cut, one.names) for name, one in self.layers.by_name.items()}
         self.layers = Layers(self.layers.by_name, self.layers.granularity)
         misfits = {
             name: why for name, why in self.layers.misfits().items() if self.layers.by_name[name].parameter.numel()
@@ -177,7 +177,7 @@ class Pruner:
         tensors = list(self.masked.masks.values())
         if ranks.agree(ranks.digest(tensors), tensors[0].device):
             return True
-        ranks.from_first_rank(tensors)
+        ranks.broadcast_(tensors)
         return False
 
 

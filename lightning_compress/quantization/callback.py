@@ -42,7 +42,7 @@ from lightning_compress.quantization.placement.layout import layout_of
 from lightning_compress.quantization.placement.sites import Layout
 from lightning_compress.quantization.placement.unused_frozen_layers import apart, said_of_frozen
 from lightning_compress.quantization.quantized_model import QuantizedModel, await_quantized
-from lightning_compress.training.callback import CompressionCallback, now, run_of
+from lightning_compress.training.callback import CompressionCallback, now, describe_run
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -184,7 +184,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unable(trainer.optimizers, self.layers, self.request)
         self._warn_of_averages(trainer, pl_module)
-        self._freezes = moments_of(run_of(trainer, pl_module), {} if self.calibrate_only else self.freezes)
+        self._freezes = moments_of(describe_run(trainer, pl_module), {} if self.calibrate_only else self.freezes)
         self.norms = Norms.of(pl_module)
         self.undo.callback(self.norms.stand_still, False)
         if self.quantized is not None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.registry import call_with_needs
-from lightning_compress.nn.forward_capture import in_order
+from lightning_compress.core.registry import call_with_supported_args
+from lightning_compress.nn.forward_capture import ordered_arguments
 from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, Mode, WeightQuantizer
 from lightning_compress.quantization.functional.gradients import quantize_gradient
 from lightning_compress.quantization.functional.rounding import straight_through
@@ -103,7 +103,7 @@ class Errors:
     def __call__(self, error: Tensor) -> Tensor:
         """`error` on its grid; a function of gradients names it so."""
         offered = {"error": error, "gradient": error, "bits": self.bits}
-        found: Tensor = call_with_needs(
+        found: Tensor = call_with_supported_args(
             self.function, generator=self.mode.generator(self.seed, error.device), **offered
         )
         return found
@@ -131,7 +131,7 @@ def _with_quantized(
     module: nn.Module, args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer]
 ) -> tuple[Any, Any]:
     """The arguments with the tensors at these positions on their grids."""
-    given = [value for value in in_order(module, args, kwargs) if isinstance(value, Tensor)]
+    given = [value for value in ordered_arguments(module, args, kwargs) if isinstance(value, Tensor)]
     # Attention asks whether its query, key and value are one tensor: they stay one.
     known = {
         id(given[position]): quantizer(given[position])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core.registry import call_with_needs
+from lightning_compress.core.registry import call_with_supported_args
 from lightning_compress.nn.optimizer_groups import group_of, joined
 from lightning_compress.quantization.layers import Held
 from lightning_compress.quantization.optimizer_support import refuse_unable
@@ -150,7 +150,7 @@ def quantize_gradients(quantized: QuantizedModel, optimizer: Optimizer) -> None:
         function = quantized.plans[layer].method.gradients
         if function is not None and bits is not None:
             generator = quantized.mode.generator(quantized.seed + 30_000 + number, gradient.device)
-            gradient.copy_(call_with_needs(function, gradient=gradient, bits=bits, generator=generator))
+            gradient.copy_(call_with_supported_args(function, gradient=gradient, bits=bits, generator=generator))
 
 
 @torch.no_grad()

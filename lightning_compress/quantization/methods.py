@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lightning_compress.core.registry import find, known_needs, near_miss
+from lightning_compress.core.registry import find, check_signature, near_miss
 from lightning_compress.quantization.functional import gradients, quantizers
 from lightning_compress.quantization.functional.formats import Format
 from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile
@@ -152,7 +152,7 @@ def _named(method: Any) -> Offer:
         return METHODS[method]
     own = find(method, quantizers)
     learned: Mapping[str, Any] = getattr(own, "learned", {})
-    known_needs(own, (*quantizers.OFFERED, *learned))
+    check_signature(own, (*quantizers.OFFERED, *learned))
     return Offer((own,), (own,))
 
 

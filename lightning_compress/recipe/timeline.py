@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.core.conflicts import refuse_late_cuts, refuse_outside, windows_of
+from lightning_compress.core.conflicts import refuse_late_cuts, refuse_outside, phase_windows
 from lightning_compress.core.phases import Run, resolve
 from lightning_compress.training.callback import CompressionCallback
 
@@ -69,7 +69,7 @@ def _refused(callbacks: list[Any], run: Run) -> list[str]:
     """Why a Trainer would refuse these windows before its first step."""
     ours = [one for one in callbacks if isinstance(one, CompressionCallback)]
     try:
-        windows = windows_of(ours, run)
+        windows = phase_windows(ours, run)
         for one in ours:
             refuse_outside(one.name, one.begin, windows[one.name], run)
         refuse_late_cuts(ours, windows)

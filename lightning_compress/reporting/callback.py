@@ -23,7 +23,7 @@ from lightning_compress.reporting.measure_model import Protocol, measured
 from lightning_compress.reporting.phase_history import Course, active
 from lightning_compress.reporting.wandb_resume import another_run
 from lightning_compress.training.callback import CompressionCallback, ours, position
-from lightning_compress.training.loggers import is_logged, log_now, wandb_runs
+from lightning_compress.training.loggers import is_logged, log_immediately, wandb_runs
 
 BEFORE_AND_AFTER = "compression_report"
 BOUNDARY_SECONDS = 0.25  # of timing where a phase begins or ends: training waits for it
@@ -199,11 +199,11 @@ class CompressionReport(CompressionCallback):
 
     def _log_step(self, trainer: Trainer) -> None:
         """Who is in its phase, and the learning rate: the bands and the line of a plot over all of the run."""
-        set_by = [rate for one in ours(trainer) if (rate := one.learning_rate_now()) is not None]
+        set_by = [rate for one in ours(trainer) if (rate := one.current_learning_rate()) is not None]
         rate = set_by[0] if set_by else self._rate
         self.history.append((int(trainer.global_step), rate))
         acting = {f"compress/{name}/active": float(acts) for name, (_, acts) in self._acting.items()}
-        log_now(trainer, {**acting, f"compress/{self.name}/learning_rate": rate})
+        log_immediately(trainer, {**acting, f"compress/{self.name}/learning_rate": rate})
 
     def _measured_now(self, pl_module: LightningModule, what: str) -> Report | None:
         """A quick look in the middle of the run; None if it fails, which is no reason to lose the run."""

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_compress.reporting import Boundary, Phase, Report
 from lightning_compress.reporting.checkpoint_report import report_checkpoint
 from lightning_compress.reporting.render.summary import summary as lines
-from lightning_compress.training.loggers import log_now, loggers, wandb_runs
+from lightning_compress.training.loggers import log_immediately, loggers, wandb_runs
 
 COLUMNS = (
     "name",
@@ -27,7 +27,7 @@ SIZES = ("size_bytes", "size_bytes_sparse", "size_bytes_quantized")
 
 def send(trainer: Any, report: Report, files: Sequence[Path]) -> None:
     """Send a report to each logger of the Trainer; without one nothing happens."""
-    log_now(trainer, summary(report))
+    log_immediately(trainer, summary(report))
     for run in wandb_runs(trainer):
         _to_wandb(run, report, files)
     for logger in loggers(trainer, "TensorBoardLogger"):

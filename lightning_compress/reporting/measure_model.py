@@ -12,10 +12,10 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_compress.measure.file_size import GZIP_LIMIT_BYTES, FileSize, file_size
 from lightning_compress.measure.latency import Latency, measure_latency
-from lightning_compress.measure.macs import Macs, computed_names, count_macs
+from lightning_compress.measure.macs import Macs, parametrized_names, count_macs
 from lightning_compress.measure.sparse_encoding import as_float32
 from lightning_compress.measure.stored_tensors import Stored, count_nonzero, layers_by_module, stored
-from lightning_compress.nn.example_inputs import batch_size, copied, described, with_batch
+from lightning_compress.nn.example_inputs import batch_size, copied, described, resize_batch
 from lightning_compress.reporting.quantized import packed_bytes, remarks, without
 from lightning_compress.reporting.values import Layer, Report
 
@@ -132,7 +132,7 @@ def _macs(
     if protocol.batch_dim is None:
         return _macs_as_given(model, example), 1
     try:
-        return count_macs(model, with_batch(example, 1, protocol.batch_dim)), 1
+        return count_macs(model, resize_batch(example, 1, protocol.batch_dim)), 1
     except Exception as error:
         counted = _macs_as_given(model, example)
         batch = batch_size(example, protocol.batch_dim) or 1
@@ -160,7 +160,7 @@ def _latency(model: nn.Module, example: Any, batch: int, protocol: Protocol, not
         notes.append(f"Latency at batch {batch} was not timed: batch_dim=None says that the input has no batch.")
         return None
     try:
-        inputs = copied(example) if protocol.batch_dim is None else with_batch(example, batch, protocol.batch_dim)
+        inputs = copied(example) if protocol.batch_dim is None else resize_batch(example, batch, protocol.batch_dim)
         return measure_latency(
             model, inputs, batch, threads=protocol.threads, runs=protocol.runs, seconds=protocol.seconds
         )
@@ -180,7 +180,7 @@ def _remarks(model: nn.Module, layers: list[Layer], dense: FileSize, sparse: Fil
             f"No MACs were counted for {_listed(unused)}: the model did not use them for this input, or used an "
             f"operation that the counter does not know."
         )
-    named = [(name, module) for name, module in model.named_modules() if computed_names(module)]
+    named = [(name, module) for name, module in model.named_modules() if parametrized_names(module)]
     if named:
         remarks.append(
             f"{_listed([name for name, _ in named])}: the weight is computed from other parameters (a parametrization, "

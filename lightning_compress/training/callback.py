@@ -20,17 +20,17 @@ from lightning_compress.core.conflicts import (
     UNITS,
     Claim,
     Whole,
-    length_of,
-    refuse_clashes,
+    total_length,
+    refuse_conflicts,
     refuse_late_cuts,
     refuse_outside,
-    windows_of,
+    phase_windows,
 )
 from lightning_compress.core.phases import Duration, Length, Run, Window, check_order, earlier, parse, resolve
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.training.loggers import log_config, log_now, plain
-from lightning_compress.training.lr_schedule_checks import short_schedules
-from lightning_compress.training.monitors import early_stopping_held, forget_best
+from lightning_compress.training.loggers import log_config, log_immediately, plain
+from lightning_compress.training.lr_schedule_checks import find_short_schedules
+from lightning_compress.training.monitors import paused_early_stopping, reset_monitors
 
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -89,7 +89,7 @@ class CompressionCallback(Callback):
         begin, end, *after = self.moved
         return replace(window, begin=int(begin), end=end, after=tuple(map(int, after)))
 
-    def move_up(self, since: float, by: int) -> None:
+    def shift_earlier(self, since: float, by: int) -> None:
         """A phase that was to end at `since` has ended `by` moments before: what follows it comes as much earlier."""
         self.move_to(earlier(self._window, since, by, parse(self.end) == Length(1.0, "fraction")))
 
@@ -97,7 +97,7 @@ class CompressionCallback(Callback):
         """What a resumed run needs: tensors and plain values only, or `weights_only=True` refuses the checkpoint."""
         return {}
 
-    def weights_replaced(self) -> None:
+    def on_weights_replaced(self) -> None:
         """Another callback has put other values into the weights: make true again what this one promises of them."""
 
     def follow(self, cut: Cut) -> None:
@@ -115,15 +115,15 @@ class CompressionCallback(Callback):
         """From when on nobody may cut the module any more, because this callback counts on it."""
         return None
 
-    def sets_rates(self) -> bool:
+    def sets_learning_rates(self) -> bool:
         """Whether the learning rates of its phase are its own, and not those of the user's schedule."""
         return False
 
-    def learning_rate_now(self) -> float | None:
+    def current_learning_rate(self) -> float | None:
         """The rate of the first parameters of the first optimizer in the latest step, if this callback has set it."""
         return None
 
-    def keeps_whole(self, pl_module: LightningModule) -> list[str]:
+    def protected_modules(self, pl_module: LightningModule) -> list[str]:
         """Names of modules whose channels nobody may cut, because this callback counts on them."""
         return []
 
@@ -181,7 +181,7 @@ class CompressionCallback(Callback):
     def log_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
         full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
-        log_now(trainer, full)
+        log_immediately(trainer, full)
         if self.shown in metrics:
             self.history.append((int(trainer.global_step), float(metrics[self.shown])))
         for key, value in full.items():
@@ -210,8 +210,8 @@ class CompressionCallback(Callback):
         log_config(trainer, {f"compress/{self.name}": {"class": type(self).__name__, **self.settings()}})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run, callbacks = run_of(trainer, pl_module), ours(trainer)
-        windows = windows_of(callbacks, run)
+        run, callbacks = describe_run(trainer, pl_module), ours(trainer)
+        windows = phase_windows(callbacks, run)
         self.window = windows[self.name]
         if self.window.begin > self.planned(run).begin:
             rank_zero_info(f"'{self.name}' begins after the last cut, at {self.window.begin} {self.window.hand}.")
@@ -219,7 +219,7 @@ class CompressionCallback(Callback):
             self.last_moment, self.history, self.moved = None, [], None
         if callbacks[0] is self:  # one tells for all
             refuse_late_cuts(callbacks, windows)
-            refuse_clashes(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
+            refuse_conflicts(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
             if not steps_schedules_itself(pl_module):
                 _check_schedules(trainer, run, windows)
         _check_against_the_run(self, trainer, run)
@@ -269,11 +269,11 @@ class CompressionCallback(Callback):
     def hold_monitors(self, trainer: Trainer) -> None:
         """Keep `EarlyStopping` waiting until the end of the phase is reached."""
         callbacks: list[Any] = trainer.callbacks
-        self.undo.enter_context(early_stopping_held(callbacks, lambda: self.reached))
+        self.undo.enter_context(paused_early_stopping(callbacks, lambda: self.reached))
 
     def release_monitors(self, trainer: Trainer) -> None:
         """The end is reached: what was best before is not a model that anybody asked for."""
-        if monitored := forget_best(trainer.callbacks):
+        if monitored := reset_monitors(trainer.callbacks):
             rank_zero_info(
                 f"'{self.name}' has reached its end at step {trainer.global_step}: checkpoints and early stopping by "
                 f"{', '.join(sorted(set(monitored)))} now choose among what comes after it."
@@ -290,7 +290,7 @@ def position(trainer: Trainer, hand: str) -> int:
     return now(trainer, hand) - (hand != "epochs")
 
 
-def run_of(trainer: Trainer, pl_module: LightningModule) -> Run:
+def describe_run(trainer: Trainer, pl_module: LightningModule) -> Run:
     """What the Trainer knows of the length of its run."""
     batches = trainer.num_training_batches
     changing = any(hasattr(callback, "scheduling") for callback in trainer.callbacks)
@@ -329,7 +329,7 @@ def _check_against_the_run(callback: CompressionCallback, trainer: Trainer, run:
     refuse_outside(callback.name, callback.begin, window, run)
     if math.isinf(window.end):
         return
-    total = length_of(run, window.hand)
+    total = total_length(run, window.hand)
     if total is not None and window.end > total:
         rank_zero_warn(
             f"'{callback.name}' ends at {callback.end!r}, which is {UNITS[window.hand]} {window.end}, but this run has "
@@ -344,9 +344,9 @@ def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, Window]) 
     kinds = {type(one).__name__ for one in trainer.callbacks}
     if trainer.fast_dev_run or "StochasticWeightAveraging" in kinds:  # it takes a schedule of its own in the end
         return
-    last = [windows[one.name] for one in ours(trainer) if one.sets_rates()]
-    covered = any(window.end >= (length_of(run, window.hand) or math.inf) for window in last)
-    for short in short_schedules(trainer.lr_scheduler_configs, run, trainer.global_step, trainer.current_epoch):
+    last = [windows[one.name] for one in ours(trainer) if one.sets_learning_rates()]
+    covered = any(window.end >= (total_length(run, window.hand) or math.inf) for window in last)
+    for short in find_short_schedules(trainer.lr_scheduler_configs, run, trainer.global_step, trainer.current_epoch):
         if short.stops and not kinds & {"EarlyStopping", "Timer"}:
             raise ValueError(short.words)
         if short.stops or not covered:

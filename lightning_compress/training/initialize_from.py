@@ -9,7 +9,7 @@ from lightning_compress._lightning import LightningModule, Trainer, rank_zero_in
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Run
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.load_weights import give_shapes, take_weights
+from lightning_compress.nn.load_weights import reshape_to_checkpoint, load_weights
 from lightning_compress.nn.weight_averages import copies
 from lightning_compress.training.callback import CompressionCallback
 
@@ -47,7 +47,7 @@ class StartFrom(CompressionCallback):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored or trainer.global_step:
             return
-        self.cut = take_weights(pl_module, self.path, copies(pl_module, trainer.callbacks))
+        self.cut = load_weights(pl_module, self.path, copies(pl_module, trainer.callbacks))
         _refuse_further_cuts(self, trainer)
         rank_zero_info(f"'{self.name}': the module has the weights of {self.path}.")
 
@@ -64,7 +64,7 @@ class StartFrom(CompressionCallback):
         cut = Cut() if state is None else Cut.of(state["cut"])
         for model, prefix in [(pl_module, ""), *copies(pl_module, trainer.callbacks)]:
             weights, now = checkpoint["state_dict"], self.cut.inside(prefix)
-            give_shapes(model, weights, cut.inside(prefix), now, "The checkpoint")
+            reshape_to_checkpoint(model, weights, cut.inside(prefix), now, "The checkpoint")
         self.cut = cut
         return original(checkpoint)
 

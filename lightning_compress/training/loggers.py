@@ -10,7 +10,7 @@ MLFLOW_TAG_CHARACTERS = 5000
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('compress/")
 
 
-def log_now(trainer: Any, metrics: dict[str, float]) -> None:
+def log_immediately(trainer: Any, metrics: dict[str, float]) -> None:
     """Send numbers to every logger at this step, whatever `log_every_n_steps` says: mask updates are rare."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:

@@ -29,7 +29,7 @@ class Short:
     stops: bool
 
 
-def short_schedules(configs: Sequence[Any], run: Run, step: int, epoch: int) -> list[Short]:
+def find_short_schedules(configs: Sequence[Any], run: Run, step: int, epoch: int) -> list[Short]:
     """Every schedule that is over before the run.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from lightning_compress.core.patching import wrapped_method
 
 
-def forget_best(callbacks: Iterable[Any]) -> list[str]:
+def reset_monitors(callbacks: Iterable[Any]) -> list[str]:
     """Let every `ModelCheckpoint(monitor=...)` and `EarlyStopping` begin its comparison anew.
 
     What a checkpoint callback has saved stays until a new best one takes its place, but counts as the worst.
@@ -33,7 +33,7 @@ def forget_best(callbacks: Iterable[Any]) -> list[str]:
 
 
 @contextmanager
-def early_stopping_held(callbacks: Iterable[Any], reached: Callable[[], bool]) -> Iterator[None]:
+def paused_early_stopping(callbacks: Iterable[Any], reached: Callable[[], bool]) -> Iterator[None]:
     """Within the context, `EarlyStopping` neither counts nor stops until `reached()`."""
 
     def check(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:

@@ -10,10 +10,10 @@ import pytest
 from lightning_compress.core.conflicts import (
     Claim,
     Whole,
-    refuse_clashes,
+    refuse_conflicts,
     refuse_late_cuts,
     refuse_outside,
-    windows_of,
+    phase_windows,
 )
 from lightning_compress.core.phases import Run, Window, resolve
 
@@ -51,7 +51,7 @@ def cut(begin, end):
 
 
 def check(run, *phases):
-    refuse_late_cuts(phases, windows_of(phases, run))
+    refuse_late_cuts(phases, phase_windows(phases, run))
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_cuts_come_before_shapes_must_stay(run, cutting, other, message):
 
 def test_what_begins_at_the_last_cut_waits_for_it():
     grids = Phase("grids", 50, 51, at="begin")
-    assert windows_of([grids, cut(10, 50)], STEPS)["grids"] == Window("steps", 51, 52)
-    assert windows_of([grids, cut(10, 49)], STEPS)["grids"] == Window("steps", 50, 51)
-    assert windows_of([cut(10, 50), Phase("zeros", 40, 50, at="end")], STEPS)["zeros"] == Window("steps", 40, 50)
+    assert phase_windows([grids, cut(10, 50)], STEPS)["grids"] == Window("steps", 51, 52)
+    assert phase_windows([grids, cut(10, 49)], STEPS)["grids"] == Window("steps", 50, 51)
+    assert phase_windows([cut(10, 50), Phase("zeros", 40, 50, at="end")], STEPS)["zeros"] == Window("steps", 40, 50)
 
 
 def clash(one, other, first=Window("steps", 0, 10), second=Window("steps", 10, 20)):  # noqa: B008
     phases = [Phase("one", "0%", "10%"), Phase("two", "10%", "20%")]
-    refuse_clashes(phases, {"one": [one], "two": [other]}, {"one": first, "two": second})
+    refuse_conflicts(phases, {"one": [one], "two": [other]}, {"one": first, "two": second})
 
 
 def masks(*names, **more):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_compress.core.distributed import agree, digest, from_first_rank, several, summed
+from lightning_compress.core.distributed import agree, digest, broadcast_, several, summed
 from lightning_compress.pruning.functional.criteria import magnitude, wanda
 from lightning_compress.pruning.functional.distributions import global_, uniform
 from lightning_compress.pruning.pruner import Pruner
@@ -41,7 +41,7 @@ def seen_by(rank):
     total = [one.clone(), one[0] + 1]
     summed(total)
     seen["summed"] = [value.tolist() for value in total]
-    from_first_rank([one])
+    broadcast_([one])
     seen["first"] = one.tolist()
 
     gathered = Pruner(layers_of(network(), targets="0"), wanda, uniform).gathered

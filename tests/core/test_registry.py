@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from lightning_compress.core.registry import call_with_needs, choices, find, near_miss, needs, restricted_imports
+from lightning_compress.core.registry import call_with_supported_args, choices, find, near_miss, needs, restricted_imports
 from lightning_compress.pruning.functional import criteria, distributions
 
 
@@ -61,7 +61,7 @@ def test_a_function_gets_what_it_names():
         return weight, grad, scale
 
     assert needs(function) == {"weight"}
-    assert call_with_needs(function, weight=1, grad=3, other=5) == (1, 3, 2)
+    assert call_with_supported_args(function, weight=1, grad=3, other=5) == (1, 3, 2)
     assert near_miss("weigth", ["weight", "grad"]) == " Did you mean 'weight'?"
     assert near_miss("x", ["weight"]) == ""
 
@@ -164,6 +164,6 @@ def test_a_wildcard_does_not_let_in_what_a_module_has_from_elsewhere(own_module,
 def test_a_name_with_a_default_is_given_if_offered_and_not_needed():
     assert needs(lambda: None) == set()
     assert needs(lambda weight, grad, scale=1: None) == {"weight", "grad"}
-    assert call_with_needs(lambda scale=1: scale) == 1
+    assert call_with_supported_args(lambda scale=1: scale) == 1
     with pytest.raises(TypeError, match="weight"):
-        call_with_needs(lambda weight: weight, grad=1)
+        call_with_supported_args(lambda weight: weight, grad=1)

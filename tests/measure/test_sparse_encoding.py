@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_compress.measure import element_bits as words
-from lightning_compress.measure.index_encoding import best_width_bits, gaps_between, packed_gaps, unpacked_gaps
+from lightning_compress.measure.index_encoding import best_width_bits, gaps_between, pack_gaps, unpack_gaps
 from lightning_compress.measure.sparse_encoding import (
     HEADER_SIZE_BYTES,
     as_float32,
@@ -105,13 +105,13 @@ def test_gaps_of_any_length_survive_any_width(width):
     random = np.random.default_rng(width)
     positions = np.flatnonzero(random.random(50_000) < 0.01) + np.array([0])
     positions = np.append(positions, 1_000_000)
-    packed = packed_gaps(gaps_between(positions), width)
-    assert unpacked_gaps(packed, width, len(positions)).tolist() == positions.tolist()
+    packed = pack_gaps(gaps_between(positions), width)
+    assert unpack_gaps(packed, width, len(positions)).tolist() == positions.tolist()
 
 
 def test_more_symbols_than_a_chunk_survive():
     positions = np.arange(0, 3_000_000, 2)
-    assert np.array_equal(unpacked_gaps(packed_gaps(gaps_between(positions), 3), 3, len(positions)), positions)
+    assert np.array_equal(unpack_gaps(pack_gaps(gaps_between(positions), 3), 3, len(positions)), positions)
 
 
 def test_tied_tensors_are_written_once_and_come_back_tied():

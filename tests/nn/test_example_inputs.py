@@ -3,40 +3,40 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lightning_compress.nn.example_inputs import batch_size, call, check_example, copied, described, with_batch
+from lightning_compress.nn.example_inputs import batch_size, call, check_example, copied, described, resize_batch
 
 Pair = namedtuple("Pair", ["left", "right"])
 
 
 def test_samples_are_repeated_or_cut_and_others_stay():
     x, mask = torch.arange(6.0).reshape(3, 2), torch.ones(7, 7)
-    batch = with_batch({"x": x, "more": (mask, [x], "word", None)}, 4)
+    batch = resize_batch({"x": x, "more": (mask, [x], "word", None)}, 4)
     assert batch["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
     assert torch.equal(batch["more"][0], mask)
     assert batch["more"][1][0].shape == (4, 2)
     assert batch["more"][2:] == ("word", None)
-    assert with_batch(x, 1).tolist() == [[0, 1]]
+    assert resize_batch(x, 1).tolist() == [[0, 1]]
 
 
 def test_another_dimension_can_be_the_batch():
-    assert with_batch(torch.zeros(5, 2, 3), 7, batch_dim=1).shape == (5, 7, 3)
+    assert resize_batch(torch.zeros(5, 2, 3), 7, batch_dim=1).shape == (5, 7, 3)
     assert batch_size((torch.tensor(1), torch.zeros(4)), 0) == 4
 
 
 def test_named_tuples_stay_named():
-    assert with_batch(Pair(torch.zeros(2, 1), 5), 3).left.shape == (3, 1)
+    assert resize_batch(Pair(torch.zeros(2, 1), 5), 3).left.shape == (3, 1)
 
 
 @pytest.mark.parametrize("example", [torch.tensor(1.0), "no tensor", torch.zeros(0, 3)])
 def test_an_input_without_samples_is_refused(example):
     with pytest.raises(ValueError, match="no sample along dimension 0"):
-        with_batch(example, 2)
+        resize_batch(example, 2)
 
 
 def test_a_copy_is_another_memory():
     x = torch.ones(2)
     copied([x])[0].zero_()
-    with_batch(x, 2).zero_()
+    resize_batch(x, 2).zero_()
     assert x.tolist() == [1, 1]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.nn.forward_capture import Capture, Discovery, random_state_kept, shown, submodule, tensors
+from lightning_compress.nn.forward_capture import Capture, StudentDiscovery, preserved_random_state, shown, submodule, tensors
 
 
 class Model(nn.Module):
@@ -60,7 +60,7 @@ def test_hooks_go_away():
     model = Model()
     capture = Capture(model, ["net.0"])
     capture.follow(model.net)
-    discovery = Discovery(model)
+    discovery = StudentDiscovery(model)
     capture.remove()
     discovery.remove()
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
@@ -68,7 +68,7 @@ def test_hooks_go_away():
 
 def test_the_module_that_works_is_found_among_others():
     model = Model()
-    discovery = Discovery(model)
+    discovery = StudentDiscovery(model)
     with discovery.open():
         model.step(torch.randn(2, 4))
     root, calls = discovery.found()
@@ -78,7 +78,7 @@ def test_the_module_that_works_is_found_among_others():
 
 def test_an_exception_in_a_call_does_not_confuse_the_next_step():
     model = Model()
-    discovery = Discovery(model)
+    discovery = StudentDiscovery(model)
     with discovery.open(), pytest.raises(RuntimeError):
         model.net(torch.randn(2, 5))
     with discovery.open():
@@ -112,7 +112,7 @@ def test_tensors_are_found_at_any_depth():
 
 def test_random_streams_are_kept():
     torch.manual_seed(0)
-    with random_state_kept():
+    with preserved_random_state():
         torch.rand(3)
         torch.manual_seed(9)
     first = torch.rand(1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_compress.measure.macs import count_macs
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 
 
 class Busy(nn.Module):
@@ -61,7 +61,7 @@ def test_everything_is_as_it_was(how, fail):
         if how == "count_macs":
             count_macs(model, (torch.ones(3, 4), fail))
         else:
-            with untouched(model):
+            with isolated_eval(model):
                 assert not any(module.training for module in model.modules())
                 model(torch.ones(3, 4), fail)
     assert state_of(model) == before
@@ -71,6 +71,6 @@ def test_everything_is_as_it_was(how, fail):
 
 def test_no_gradient_is_recorded_inside():
     model = nn.Linear(2, 2)
-    with untouched(model):
+    with isolated_eval(model):
         assert not model(torch.ones(1, 2)).requires_grad
     assert model(torch.ones(1, 2)).requires_grad

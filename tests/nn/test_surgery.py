@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.nn.channel_cut import Cut, part_of
+from lightning_compress.nn.channel_cut import Cut, cut_prefix
 from lightning_compress.nn.surgery import (
     cut_in_training,
     cut_model,
@@ -435,4 +435,4 @@ def test_a_part_and_the_whole_have_their_own_names():
     part = whole.inside("net.")
     assert (part.kept.keys(), part.attributes) == (KEPT_OF.keys(), CUT.attributes)
     names = [name for name, _ in (*net().named_parameters(), *net().named_buffers())]
-    assert (part_of(whole, names), part_of(CUT, names)) == ("net.", "")
+    assert (cut_prefix(whole, names), cut_prefix(CUT, names)) == ("net.", "")

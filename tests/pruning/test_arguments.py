@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from lightning_compress.core.registry import choices, known_needs
+from lightning_compress.core.registry import choices, check_signature
 from lightning_compress.nn.selection import select
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.functional import criteria, distributions
@@ -27,7 +27,7 @@ def pruning(granularity, final_sparsity, distribution=distributions.uniform, ove
 @pytest.mark.parametrize("module", [criteria, distributions])
 def test_all_that_ours_ask_for_is_offered(module):
     for function in choices(module).values():
-        assert known_needs(function, module.OFFERED) is function
+        assert check_signature(function, module.OFFERED) is function
 
 
 def test_what_nobody_gathers_is_refused_with_the_nearest_name():
@@ -36,7 +36,7 @@ def test_what_nobody_gathers_is_refused_with_the_nearest_name():
     with pytest.raises(
         ValueError, match=r"own asks for 'gradd'.* Did you mean 'grad'\?.*\(weight, gradd, hessian=None"
     ):
-        known_needs(own, criteria.OFFERED)
+        check_signature(own, criteria.OFFERED)
 
 
 @pytest.mark.parametrize("pattern", [(2, 4), (1, 2), (1, 3), (2, 3), (3, 7), (9, 10), (7, 16)], ids=str)

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_needs
+from lightning_compress.core.registry import call_with_supported_args
 from lightning_compress.quantization.functional import gradients, quantizers
 from lightning_compress.quantization.functional.formats import parse
 from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile
@@ -147,7 +147,7 @@ def runs(quantizer, form, side):
     for name, initial in getattr(quantizer, "learned", {}).items():
         rows = values if side == "weights" else values.reshape(1, -1)
         offered[name] = initial(rows, low, form.high).reshape(shape)
-    found = call_with_needs(quantizer, values=values, **offered)
+    found = call_with_supported_args(quantizer, values=values, **offered)
     assert found.values.shape == values.shape
     assert found.values.isfinite().all()
     if form.name == "binary":

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from lightning_compress import FineTuning, Pruning
 from lightning_compress.core.phases import Run
-from lightning_compress.training.lr_schedule_checks import short_schedules, ticks_left
+from lightning_compress.training.lr_schedule_checks import find_short_schedules, ticks_left
 
 
 @dataclass
@@ -71,7 +71,7 @@ def played(name, length, steps):
 @pytest.mark.parametrize("steps", [4, 5, 6, 7, 9])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_schedule_is_called_short_where_it_is(name, steps):
-    found = short_schedules([Config(made(name, 5))], Run(epochs=None, max_steps=steps), 0, 0)
+    found = find_short_schedules([Config(made(name, 5))], Run(epochs=None, max_steps=steps), 0, 0)
     words = {"stops": "stops the run with an error", "rises": "rises again", "stands": "is 0 from its step 5 on"}
     expected = played(name, 5, steps)
     assert len(found) == (expected is not None)
@@ -107,7 +107,7 @@ def test_what_remembers_its_calls_is_not_asked():
     factor = Counting()
     scheduler = schedulers.LambdaLR(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1), factor)
     called = factor.calls
-    assert short_schedules([Config(scheduler)], Run(epochs=None, max_steps=9), 0, 0) == []
+    assert find_short_schedules([Config(scheduler)], Run(epochs=None, max_steps=9), 0, 0) == []
     assert factor.calls == called
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_compress.training.monitors import early_stopping_held, forget_best
+from lightning_compress.training.monitors import paused_early_stopping, reset_monitors
 
 INF = float("inf")
 
@@ -37,7 +37,7 @@ def test_what_was_best_before_loses_to_all_that_comes_after(pl, mode, dense, pru
     checkpoint, show = checkpoint_of(pl, mode=mode, save_top_k=top)
     for value in (dense, dense, dense):
         assert show(value) == "epoch=0"
-    assert forget_best([checkpoint]) == ["loss"]
+    assert reset_monitors([checkpoint]) == ["loss"]
     assert [show(value) for value in pruned] == ["epoch=3", "epoch=4", "epoch=4"]
     assert checkpoint.best_model_score == 0.5
     kept = {1: {"epoch=4"}, 2: {"epoch=4", "epoch=5"}, 3: {"epoch=3", "epoch=4", "epoch=5"}}
@@ -47,7 +47,7 @@ def test_what_was_best_before_loses_to_all_that_comes_after(pl, mode, dense, pru
 def test_until_something_better_comes_the_saved_one_stays(pl):
     checkpoint, show = checkpoint_of(pl)
     show(0.1)
-    forget_best([checkpoint])
+    reset_monitors([checkpoint])
     assert checkpoint.best_model_path == "epoch=0"
     assert checkpoint.best_model_score == checkpoint.kth_value == INF
     assert show(float("nan")) == "epoch=0"
@@ -55,12 +55,12 @@ def test_until_something_better_comes_the_saved_one_stays(pl):
 
 def test_a_checkpoint_that_has_seen_nothing_or_compares_nothing_is_left_alone(pl):
     fresh, show = checkpoint_of(pl)
-    assert forget_best([fresh]) == ["loss"]
+    assert reset_monitors([fresh]) == ["loss"]
     assert fresh.best_model_score is None
     assert show(0.3) == "epoch=0"
     plain = pl.callbacks.ModelCheckpoint()
     before = dict(vars(plain))
-    assert forget_best([plain, pl.callbacks.Timer(), object()]) == []
+    assert reset_monitors([plain, pl.callbacks.Timer(), object()]) == []
     assert vars(plain) == before
 
 
@@ -71,7 +71,7 @@ def test_early_stopping_begins_anew(pl, mode, dense, pruned):
     assert stopping._evaluate_stopping_criteria(torch.tensor(dense))[0] is False
     assert stopping._evaluate_stopping_criteria(torch.tensor(pruned))[0] is False
     assert (stopping.wait_count, stopping.best_score) == (1, torch.tensor(dense))
-    assert forget_best([stopping]) == ["loss"]
+    assert reset_monitors([stopping]) == ["loss"]
     assert (stopping.wait_count, stopping.best_score) == (0, fresh)
     assert stopping._evaluate_stopping_criteria(torch.tensor(pruned))[0] is False
     assert stopping.best_score == torch.tensor(pruned)
@@ -97,7 +97,7 @@ def test_early_stopping_is_held_until_the_end_is_reached(pl, at_train_end):
         return trainer.should_stop
 
     reached = False
-    with early_stopping_held([stopping, object()], lambda: reached):
+    with paused_early_stopping([stopping, object()], lambda: reached):
         assert not any(epoch() for _ in range(5))
         assert stopping.wait_count == 0
         reached = True

@@ -20,7 +20,7 @@ from lightning_compress.channel_pruning.dependency.layer_types import (
     spread,
 )
 from lightning_compress.nn.example_inputs import call, copied, mapped
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 from lightning_compress.nn.selection import canonical
 
 LEAST, MOST = 0.1, 0.9  # positive and below 1: no activation function or clamp of the usual ones is flat there
@@ -159,7 +159,7 @@ def probing(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
-            untouched(model),
+            isolated_eval(model),
             torch.compiler.set_stance("force_eager"),
             torch.autocast(device, enabled=False),
             torch.inference_mode(False),

@@ -18,8 +18,8 @@ from lightning_compress.channel_pruning.cut_plan import cut_of, indices_of, lost
 from lightning_compress.channel_pruning.dependency.groups import Attribute, Gone, Group
 from lightning_compress.channel_pruning.dependency.layer_types import is_norm
 from lightning_compress.channel_pruning.dependency.probe import name_of, probing, replaced_forward
-from lightning_compress.nn.example_inputs import call, copied, cropped, with_batch
-from lightning_compress.nn.surgery import tensor_named, tried
+from lightning_compress.nn.example_inputs import call, copied, cropped, resize_batch
+from lightning_compress.nn.surgery import get_tensor, tried
 
 MOST_ATTRIBUTES = 6  # all of their combinations are tried
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -47,7 +47,7 @@ def small_example(model: nn.Module, example: Any, batch: int = 2) -> Any:
     """Two samples of an example, if the module takes them; else the example."""
     for side in (32, None):  # small images tell as much, if the module takes them
         try:
-            small = with_batch(example, batch)
+            small = resize_batch(example, batch)
             with probing(model):
                 call(model, copied(small if side is None else cropped(small, side)))
         except Exception:  # whatever the user's code says to another batch size, or to smaller images
@@ -166,7 +166,7 @@ def _silenced(model: nn.Module, groups: Sequence[Group], gone: Gone) -> Iterator
             if place.side != "in":
                 continue
             for one in place.slices:
-                tensor = tensor_named(model, one.tensor)
+                tensor = get_tensor(model, one.tensor)
                 undo.callback(setattr, tensor, "data", tensor.data)
                 tensor.data = tensor.data.index_fill(one.dim, indices_of(place, one, channels).to(tensor.device), 0)
         yield

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.core.registry import call_with_needs
+from lightning_compress.core.registry import call_with_supported_args
 
 # Their papers compare layers by the raw scores; others depend on how large a layer is.
 RAW = frozenset({"slimming", "taylor"})
@@ -20,7 +20,7 @@ def group_scores(criterion: Callable[..., Tensor], offers: Sequence[Mapping[str,
     """
     scores = []
     for offer in offers:
-        score = call_with_needs(criterion, **offer).detach().float().cpu()
+        score = call_with_supported_args(criterion, **offer).detach().float().cpu()
         name = getattr(criterion, "__name__", str(criterion))
         if score.shape != (units,) or not bool(score.isfinite().all()):
             raise ValueError(

@@ -17,7 +17,7 @@ from lightning_compress.distillation.cache.sample_keys import content_keys, fing
 from lightning_compress.distillation.cache.store import Cache, open_cache, write_cache
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Step, Teacher
-from lightning_compress.nn.forward_capture import Call, random_state_kept
+from lightning_compress.nn.forward_capture import Call, preserved_random_state
 
 PROBE = 8  # samples that are fetched twice, to see whether they come out alike
 BATCH_SIZE = 64  # where the loader has none of its own
@@ -75,7 +75,7 @@ class CachedTeacher(Teacher):
             return
         dataset = _dataset(loader)
         inputs = part_of(step.args[0], (call.args, call.kwargs))
-        with random_state_kept(), others_kept():
+        with preserved_random_state(), others_kept():
             _refuse_random(dataset, loader, lambda batch: inputs(prepare(batch)))
             write_cache(
                 self.path,

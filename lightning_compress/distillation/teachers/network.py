@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.forward_capture import Call, Capture, random_state_kept, submodule
+from lightning_compress.nn.forward_capture import Call, Capture, preserved_random_state, submodule
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -228,7 +228,7 @@ def copied(module: nn.Module) -> nn.Module:
     kept: dict[int, Any] = {}
     for part in module.modules():
         kept |= {id(vars(part)[name]): type(vars(part)[name])() for name in hooks}
-    with random_state_kept():
+    with preserved_random_state():
         return copy.deepcopy(module, kept)
 
 
@@ -238,7 +238,7 @@ def load_checkpoint(path: str, teacher_class: Any) -> nn.Module:
     Raises:
         ValueError: if the checkpoint cannot be read without running code, or does not fit the class.
     """
-    with random_state_kept():
+    with preserved_random_state():
         try:
             if hasattr(teacher_class, "load_from_checkpoint"):
                 return teacher_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from lightning_compress.distillation.auxiliary_optimizer import Companion
 from lightning_compress.distillation.batch_fields import detached
 from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.teachers.network import Step, Teacher, copied, refuse_shared
-from lightning_compress.nn.forward_capture import Call, Capture, Discovery, random_state_kept
+from lightning_compress.nn.forward_capture import Call, Capture, StudentDiscovery, preserved_random_state
 
 
 class PeerTeacher(Teacher):
@@ -42,14 +42,14 @@ class PeerTeacher(Teacher):
         self.given, self.peer, self.seed = module, module, seed
         self.companion: Companion | None = None
         self._own: tuple[Tensor, dict[str, Any]] | None = None
-        self._discovery: Discovery | None = None
+        self._discovery: StudentDiscovery | None = None
 
     def attach(self, model: Any, layers: Iterable[str], undo: ExitStack) -> None:
         refuse_shared(self.given, model)
         self.peer = copied(self.given).to(next(model.parameters()).device)
         self.companion, self._own = None, None
         self._capture = Capture(self.peer, (name for name in layers if name != OUTPUT))
-        self._discovery = Discovery(self.peer)
+        self._discovery = StudentDiscovery(self.peer)
         undo.callback(self._capture.remove)
         undo.callback(self._discovery.remove)
         for name in ("log", "log_dict"):
@@ -60,7 +60,7 @@ class PeerTeacher(Teacher):
 
     def teach(self, call: Call, step: Step) -> dict[str, Any]:
         self.peer.train(not step.rehearsal)
-        with random_state_kept():
+        with preserved_random_state():
             torch.manual_seed((self.seed << 32) + step.number)
             loss, seen = self._forward(step)
         self._own = loss, {OUTPUT: seen.output, **seen.layers}

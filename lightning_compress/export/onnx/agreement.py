@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.nn.example_inputs import call, copied
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
 
@@ -31,7 +31,7 @@ def agreement(path: str | Path, deployable: Deployable | nn.Module, batches: Ite
     module = deployable.module if isinstance(deployable, Deployable) else deployable
     running = session(path)
     equal = total = 0
-    with untouched(module):
+    with isolated_eval(module):
         for batch in batches:
             expected = as_arrays(call(module, copied(batch)))
             found = list(run(running, batch).values())

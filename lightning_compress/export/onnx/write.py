@@ -131,12 +131,12 @@ def _compared(
 ) -> tuple[dict[str, float], float]:
     """Largest differences by quantizer, and of the outputs, over the example and another batch size."""
     from lightning_compress.export.onnx.qdq.checking import check, differences
-    from lightning_compress.nn.example_inputs import batch_size, with_batch
+    from lightning_compress.nn.example_inputs import batch_size, resize_batch
 
     hint = " Its weights may saturate on this CPU: weight_type='auto'." if made.written.saturating else ""
     largest: dict[str, float] = {}
     output = 0.0
-    others = [with_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
+    others = [resize_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
     for one in (example, *others):
         found = differences(deployable, made.model, made.places, one)
         check(found, tolerance, hint)

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.export.atomic_write import replacing
 from lightning_compress.nn.copying import copied
-from lightning_compress.nn.example_inputs import batch_size, with_batch
+from lightning_compress.nn.example_inputs import batch_size, resize_batch
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
 OPSET = 21
@@ -69,7 +69,7 @@ def _difference(plain: Deployable, exported: Any, example: Any, dynamic_batch: b
     """The largest difference over the example and another batch size."""
     from lightning_compress.export.onnx.qdq.checking import LARGEST_OUTPUT_DIFFERENCE, differences
 
-    others = [with_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
+    others = [resize_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
     largest = 0.0
     for one in (example, *others):
         largest = max([largest, *differences(plain, exported, [], one).outputs])

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.nn.example_inputs import call, check_example, copied, described
-from lightning_compress.nn.isolation import untouched
+from lightning_compress.nn.isolation import isolated_eval
 from lightning_compress.quantization.forward_hooks import act_in
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 from lightning_compress.quantization.lowering.lower import keys_of, known
@@ -45,14 +45,14 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
     quantized = known(model)
     names = {key: site for site, key in keys_of(quantized).items()}
     made: Made = defaultdict(list)
-    with untouched(model), _acting(model, quantized), _noted(quantized, names, made):
+    with isolated_eval(model), _acting(model, quantized), _noted(quantized, names, made):
         try:
             wanted = _tensors(call(model, copied(example)))
         except Exception as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be called with this example_input, {described(example)}: {error}"
             ) from error
-    with untouched(deployable.module), _forced(quantized, deployable, names, made):
+    with isolated_eval(deployable.module), _forced(quantized, deployable, names, made):
         found = _tensors(call(deployable.module, copied(example)))
     same = len(found) == len(wanted) and all(map(_near, found, wanted))
     if not same:

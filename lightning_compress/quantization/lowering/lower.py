@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.nn.copying import copied, without_compilers
-from lightning_compress.nn.forward_capture import in_order, shown
+from lightning_compress.nn.forward_capture import ordered_arguments, shown
 from lightning_compress.quantization.fake_quantizers import ActivationQuantizer
 from lightning_compress.quantization.forward_hooks import act_in
 from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
@@ -252,7 +252,7 @@ def _deployed(quantizer: ActivationQuantizer, site: Site, takers: list[str]) -> 
 
 def _at_door(step: nn.Module, position: int):  # type: ignore[no-untyped-def]
     def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        values = [one for one in in_order(module, args, kwargs) if isinstance(one, Tensor)]
+        values = [one for one in ordered_arguments(module, args, kwargs) if isinstance(one, Tensor)]
         on_grid = step(values[position])
         new_args = tuple(on_grid if one is values[position] else one for one in args)
         return new_args, {name: on_grid if one is values[position] else one for name, one in kwargs.items()}

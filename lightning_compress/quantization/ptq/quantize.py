@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_compress.nn.copying import copied, uncompiled
 from lightning_compress.nn.dataflow import Flow, watched
-from lightning_compress.nn.forward_capture import random_state_kept, shown, tensors
+from lightning_compress.nn.forward_capture import preserved_random_state, shown, tensors
 from lightning_compress.nn.selection import Patterns
 from lightning_compress.quantization.config import LayerPlan, Request
 from lightning_compress.quantization.functional.formats import Bits, parse
@@ -166,7 +166,7 @@ def _refuse_without_data(plans: Mapping[str, LayerPlan], **wanted: int) -> None:
 def _undisturbed() -> Iterator[None]:
     """Without gradients, compilers, or a trace in the user's random streams."""
     # What is called a few times only is not worth compiling.
-    with torch.no_grad(), random_state_kept(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad(), preserved_random_state(), torch.compiler.set_stance("force_eager"):
         yield
 
 

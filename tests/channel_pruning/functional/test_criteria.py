@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_compress.channel_pruning.functional import criteria
-from lightning_compress.core.registry import call_with_needs, choices, known_needs, needs
+from lightning_compress.core.registry import call_with_supported_args, choices, check_signature, needs
 
 UNITS = 6
 every_criterion = pytest.mark.parametrize("criterion", choices(criteria).values(), ids=choices(criteria))
@@ -39,7 +39,7 @@ def test_the_choices_are_the_methods():
 
 @every_criterion
 def test_every_criterion_asks_only_for_what_is_offered(criterion):
-    assert needs(known_needs(criterion, criteria.OFFERED))
+    assert needs(check_signature(criterion, criteria.OFFERED))
 
 
 @every_criterion
@@ -47,7 +47,7 @@ def test_every_criterion_asks_only_for_what_is_offered(criterion):
 def test_every_criterion_gives_a_score_for_each_unit_in_float32_and_keeps_its_inputs(criterion, dtype):
     given = offered(dtype)
     before = {name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
-    scores = call_with_needs(criterion, **given)
+    scores = call_with_supported_args(criterion, **given)
     assert scores.shape == (UNITS,)
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()
@@ -61,13 +61,13 @@ def test_every_criterion_gives_a_score_for_each_unit_in_float32_and_keeps_its_in
 def test_every_criterion_computes_half_precision_in_float32(criterion, dtype):
     half = offered(dtype)
     wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in offered(dtype).items()}
-    assert torch.equal(call_with_needs(criterion, **half), call_with_needs(criterion, **wide))
+    assert torch.equal(call_with_supported_args(criterion, **half), call_with_supported_args(criterion, **wide))
 
 
 @every_criterion
 @pytest.mark.parametrize("make", [torch.zeros, torch.ones])
 def test_every_criterion_is_finite_where_all_is_zero_or_constant(criterion, make):
-    assert call_with_needs(criterion, **offered(make=make)).isfinite().all()
+    assert call_with_supported_args(criterion, **offered(make=make)).isfinite().all()
 
 
 @every_criterion
@@ -79,13 +79,13 @@ def test_scores_move_with_the_units_and_forget_the_order_of_the_samples(criterio
     moved = {name: given[name].index_select(axes.get(name, 0), units) for name in given if name != "generator"}
     for name in axes:
         moved[name] = moved[name].flip(0)
-    assert torch.allclose(call_with_needs(criterion, **moved), call_with_needs(criterion, **given)[units])
+    assert torch.allclose(call_with_supported_args(criterion, **moved), call_with_supported_args(criterion, **given)[units])
 
 
 @every_criterion
 def test_no_criterion_touches_the_users_random_stream(criterion):
     before = torch.get_rng_state()
-    call_with_needs(criterion, **offered())
+    call_with_supported_args(criterion, **offered())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -93,13 +93,13 @@ def test_no_criterion_touches_the_users_random_stream(criterion):
 def test_what_is_missing_empty_or_not_finite_is_said(criterion):
     for name in needs(criterion):
         with pytest.raises(ValueError, match=f"{name} .*missing"):
-            call_with_needs(criterion, **{**offered(), name: None})
+            call_with_supported_args(criterion, **{**offered(), name: None})
         if name == "generator":
             continue
         with pytest.raises(ValueError, match=f"{name} .*empty"):
-            call_with_needs(criterion, **{**offered(), name: offered()[name][:0]})
+            call_with_supported_args(criterion, **{**offered(), name: offered()[name][:0]})
         with pytest.raises(ValueError, match=f"{name} .*infinite"):
-            call_with_needs(criterion, **{**offered(), name: offered()[name] / 0})
+            call_with_supported_args(criterion, **{**offered(), name: offered()[name] / 0})
 
 
 def test_shapes_that_do_not_fit_are_said():

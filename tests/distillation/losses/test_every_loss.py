@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_needs, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, choices, needs
 from lightning_compress.distillation import losses
 from lightning_compress.distillation.losses import features, language, learned, logits
 
@@ -53,7 +53,7 @@ def ready(name):
 
 
 def call(loss, given):
-    return call_with_needs(loss.forward if isinstance(loss, torch.nn.Module) else loss, **given)
+    return call_with_supported_args(loss.forward if isinstance(loss, torch.nn.Module) else loss, **given)
 
 
 def tensors(given, *names):

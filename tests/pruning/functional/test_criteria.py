@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.core.registry import call_with_needs, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, choices, needs
 from lightning_compress.pruning.functional import criteria
 from lightning_compress.pruning.functional.topk import top_k_mask
 
@@ -28,7 +28,7 @@ def offered(shape, dtype=torch.float32):
 def test_every_criterion_keeps_the_shape_and_its_inputs(criterion, shape, dtype):
     given = offered(shape, dtype)
     before = {name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
-    scores = call_with_needs(criterion, **given)
+    scores = call_with_supported_args(criterion, **given)
     assert scores.shape == shape
     assert scores.isfinite().all()
     for name, value in before.items():
@@ -45,7 +45,7 @@ def test_every_criterion_asks_only_for_what_is_offered(criterion):
 @every_criterion
 def test_no_criterion_touches_the_users_random_stream(criterion):
     before = torch.get_rng_state()
-    call_with_needs(criterion, **offered((4, 3)))
+    call_with_supported_args(criterion, **offered((4, 3)))
     assert torch.equal(torch.get_rng_state(), before)
 
 

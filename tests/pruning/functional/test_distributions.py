@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_needs, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, choices, needs
 from lightning_compress.pruning.functional import distributions
 from lightning_compress.pruning.functional.distributions import erk, global_, lamp, uniform
 
@@ -58,7 +58,7 @@ def test_every_distribution_gives_counts_within_the_layers(distribution, sparsit
     scores = drawn(sizes)
     before = {name: one.clone() for name, one in scores.items()}
     assert needs(distribution) <= set(distributions.OFFERED)
-    counts = call_with_needs(
+    counts = call_with_supported_args(
         distribution, sizes=sizes, costs=dict.fromkeys(sizes, 1), shapes=shapes, scores=scores, sparsity=sparsity
     )
     assert counts.keys() == sizes.keys()

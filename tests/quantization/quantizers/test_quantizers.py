@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_needs, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, choices, needs
 from lightning_compress.quantization.functional import quantizers
 from lightning_compress.quantization.functional.formats import parse
 from lightning_compress.quantization.methods import METHODS, SIDES
@@ -59,7 +59,7 @@ def asked(name, side, form, values):
 def quantized(name, side, kind, values, examples=EXAMPLES):
     form = parse(examples[kind], side)
     offered = asked(name, side, form, values)
-    found = call_with_needs(choices(quantizers)[name], values=values, **offered)
+    found = call_with_supported_args(choices(quantizers)[name], values=values, **offered)
     return found, offered, form
 
 
@@ -83,7 +83,7 @@ def test_every_quantizer_keeps_shape_precision_and_its_inputs(name, side, kind, 
     offered = asked(name, side, form, values)
     tensors = {"values": values, **{key: one for key, one in offered.items() if isinstance(one, torch.Tensor)}}
     before = {key: one.detach().clone() for key, one in tensors.items()}
-    found = call_with_needs(choices(quantizers)[name], values=values, **offered)
+    found = call_with_supported_args(choices(quantizers)[name], values=values, **offered)
     assert found.values.shape == values.shape
     assert found.values.dtype == dtype
     assert found.values.isfinite().all()
@@ -168,7 +168,7 @@ def test_values_far_outside_get_no_gradient_that_drives_them_on(name, side, kind
     values = (1e3 * drawn(side)).requires_grad_()
     form = parse(EXAMPLES[kind], side)
     offered = asked(name, side, form, values / 1e3)
-    call_with_needs(choices(quantizers)[name], values=values, **offered).values.sum().backward()
+    call_with_supported_args(choices(quantizers)[name], values=values, **offered).values.sum().backward()
     outside = values.detach().abs() > 500
     assert outside.any()
     # XNOR-Net's mean size, and with it all weights of a row, goes on; that is a share of one by the row's elements.
@@ -191,7 +191,7 @@ def test_infinite_values_end_where_very_large_ones_do(name, side, kind, dtype):
     large = values.nan_to_num(posinf=1e30, neginf=-1e30)
     form = parse(EXAMPLES[kind], side)
     infinite, finite = (
-        call_with_needs(choices(quantizers)[name], values=one, **asked(name, side, form, drawn(side))).values
+        call_with_supported_args(choices(quantizers)[name], values=one, **asked(name, side, form, drawn(side))).values
         for one in (values, large)
     )
     assert infinite.isfinite().all()

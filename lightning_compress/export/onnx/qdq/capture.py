@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_compress.export.onnx.qdq.fake_quantize_calls import Call, watched
-from lightning_compress.nn.example_inputs import batch_size, check_example, described, with_batch
+from lightning_compress.nn.example_inputs import batch_size, check_example, described, resize_batch
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
 MARKER = "FakeQuantize"
@@ -47,7 +47,7 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
     check_example(example_input)
     _check_dtypes(deployable)
     # The exporter may take a batch of one sample for a constant.
-    example = with_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
+    example = resize_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
     arguments, keywords = _as_arguments(example)
     shapes = _shapes(example) if dynamic_batch else None
     with _quiet(), watched(deployable, _marked), torch.no_grad():
