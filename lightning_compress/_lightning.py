@@ -7,12 +7,15 @@ imported first.
 """
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightning_utilities.core.overrides import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -53,9 +56,17 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "Trainer",
+    "batches_that_stepped",
+    "before_batch_transfer",
     "builds_its_layers_late",
+    "is_redirected_forward",
+    "kept_averages",
+    "logs_models",
     "rank_zero_info",
     "rank_zero_warn",
+    "resume_wandb_runs",
+    "rewrap_ddp",
+    "skips_backward",
     "steps_schedules_itself",
 ]
 
@@ -73,3 +84,54 @@ def steps_schedules_itself(pl_module: LightningModule) -> bool:
 def _overrides(pl_module: LightningModule, *hooks: str) -> bool:
     base = next(cls for cls in type(pl_module).__mro__ if cls.__name__ == "LightningModule")
     return any(is_overridden(hook, pl_module, base) for hook in hooks)
+
+
+# Private attributes of Lightning: all that this package touches, so that a new release is mended in one place.
+
+
+def batches_that_stepped(trainer: Trainer) -> int:
+    """The step by which Lightning's own `self.log` marks what it sends to loggers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def skips_backward(trainer: Trainer) -> bool:
+    """Whether this epoch trains nothing (`StochasticWeightAveraging` renews the statistics of BatchNorm in one)."""
+    return bool(trainer.fit_loop._skip_backward)
+
+
+def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
+    """What the hook `on_before_batch_transfer` of the module or its DataModule makes of a batch."""
+    return pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+
+
+def rewrap_ddp(trainer: Trainer) -> None:
+    """Let the Trainer's strategy wrap its module again: the buckets of an old wrapper have the old shapes."""
+    strategy = trainer.strategy
+    if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
+        strategy.model = strategy._setup_model(strategy.lightning_module)
+        strategy._register_ddp_hooks()
+
+
+def resume_wandb_runs(loggers: Iterable[Any], run_ids: Iterable[str]) -> None:
+    """Let `WandbLogger`s that have started no run, and were given no id, continue these runs."""
+    waiting = [logger for logger in loggers if hasattr(logger, "_wandb_init") and logger._experiment is None]
+    for logger, run_id in zip(waiting, run_ids, strict=False):
+        if logger._wandb_init.get("id") is None:
+            logger._wandb_init.update(id=run_id, resume="allow")
+            logger._id = run_id
+
+
+def logs_models(logger: Any) -> bool:
+    """Whether a `WandbLogger` sends checkpoints: `WandbLogger(log_model=True)`."""
+    return bool(getattr(logger, "_log_model", False))
+
+
+def kept_averages(trainer: Trainer) -> list[tuple[object, nn.Module]]:
+    """Callbacks that keep an averaged copy of the model, such as `WeightAveraging`, each with its copy."""
+    pairs = [(callback, getattr(callback, "_average_model", None)) for callback in trainer.callbacks]
+    return [(callback, copy) for callback, copy in pairs if isinstance(copy, nn.Module)]
+
+
+def is_redirected_forward(module: Any) -> bool:
+    """Whether a strategy has put its own function in the place of `forward` for this call."""
+    return getattr(module.forward, "__qualname__", "").startswith("_ForwardRedirection.")

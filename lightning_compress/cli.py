@@ -154,7 +154,7 @@ def _count(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from lightning_compress.injection import VARIABLE
+    from lightning_compress.recipe.environment import VARIABLE
     from lightning_compress.recipe.run import run
 
     if also := os.environ.get(VARIABLE):

@@ -2,17 +2,18 @@
 
 `LIGHTNING_COMPRESS_SET="pruning.final_sparsity=0.95; pruning.end=50%"` changes it, as `--set` does for the command.
 
-Lightning calls one of these functions for every new Trainer, through the entry points of `setup.py`. All imports wait
-until the variable is set: a Trainer that is not to be compressed pays nothing.
+Lightning calls one of these functions for every new Trainer, through the entry points of `setup.py`.
 """
 
 import os
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-VARIABLE = "LIGHTNING_COMPRESS_RECIPE"
-SETTINGS = "LIGHTNING_COMPRESS_SET"
+from lightning_compress._lightning import rank_zero_info
+from lightning_compress.recipe.builtin import locate
+from lightning_compress.recipe.environment import SETTINGS, VARIABLE, overrides_in_environment
+from lightning_compress.recipe.recipe import Recipe
+from lightning_compress.recipe.sections import JOINING
 
 
 def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
@@ -29,15 +30,11 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     Raises:
         FileNotFoundError, ValueError: if the recipe is not there, or is not right, or overrides have no recipe.
     """
-    name, overrides = os.environ.get(VARIABLE, "").strip(), _overrides()
+    name, overrides = os.environ.get(VARIABLE, "").strip(), overrides_in_environment()
     if not name and overrides:
         raise ValueError(f"{SETTINGS}={'; '.join(overrides)} changes a recipe: name it by {VARIABLE}, or unset this.")
     if not name:
         return []
-    from lightning_compress.recipe import Recipe
-    from lightning_compress.recipe.builtin import locate
-    from lightning_compress.recipe.sections import JOINING
-
     try:
         recipe = Recipe.load(locate(name), overrides=overrides, sections=JOINING)
         _say_once(name, recipe.left_out)
@@ -45,18 +42,6 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     except (ValueError, OSError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{VARIABLE}={name}: {error}") from error
-
-
-def environment(recipe: str, overrides: Sequence[str]) -> dict[str, str]:
-    """The variables by which a recipe with overrides joins the Trainers of a program.
-
-    Raises:
-        ValueError: if an override has a semicolon or a line end, which part them there.
-    """
-    for setting in overrides:
-        if ";" in setting or "\n" in setting:
-            raise ValueError(f"{setting!r} has a semicolon or a line end, which {SETTINGS} cannot hold.")
-    return {VARIABLE: recipe, SETTINGS: "; ".join(overrides)}
 
 
 def for_pytorch_lightning() -> list[Any]:
@@ -69,14 +54,7 @@ def for_lightning() -> list[Any]:
     return callbacks_from_environment("lightning.pytorch")
 
 
-def _overrides() -> list[str]:
-    parts = os.environ.get(SETTINGS, "").replace("\n", ";").split(";")
-    return [part.strip() for part in parts if part.strip()]
-
-
 @cache
 def _say_once(name: str, unused: tuple[str, ...]) -> None:
-    from lightning_compress._lightning import rank_zero_info
-
     rest = f" Its {', '.join(unused)} stay unused: those of your script are taken." if unused else ""
     rank_zero_info(f"lightning_compress: the callbacks of {name} join this run, as {VARIABLE} says.{rest}")

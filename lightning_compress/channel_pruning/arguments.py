@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_compress.channel_pruning.budget import KINDS, RUNTIMES, Budget
 from lightning_compress.channel_pruning.functional import criteria, distributions
 from lightning_compress.core.optional_dependencies import need
-from lightning_compress.core.registry import find, check_signature
+from lightning_compress.core.registry import check_signature, find
 
 OFFERED_TO_DISTRIBUTIONS = ("groups", "scores", "originals", "fraction", "floor")
 PENALTIES = ("slimming", "group_lasso")

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from lightning_compress.channel_pruning.cut_plan import cut_of, lost_channels
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.groups import Gone, Group
 from lightning_compress.measure.latency import Latency, measure_latency
 from lightning_compress.measure.macs import count_macs
 from lightning_compress.measure.onnx_latency import measure_onnx_latency
-from lightning_compress.nn.example_inputs import copied
+from lightning_compress.nn.example_inputs import copy_example
 from lightning_compress.nn.on_cpu import on_cpu
-from lightning_compress.nn.surgery import named, tried
+from lightning_compress.nn.surgery import temporarily_cut, tensors_by_name
 
 KINDS = ("sparsity", "parameters", "macs", "latency_ms")
 STEPS = 20  # of a bisection over fractions of units
@@ -58,7 +58,7 @@ class Costs:
         """Exactly counted."""
         cut = cut_of(self.groups, gone)
         left = self.parameters
-        for name, tensor in named(self.model, cut.kept).items():
+        for name, tensor in tensors_by_name(self.model, cut.kept).items():
             if isinstance(tensor, nn.Parameter):
                 size = tensor.numel()
                 for dim, kept in cut.kept[name].items():
@@ -79,8 +79,8 @@ class Costs:
 
     def latency_after(self, gone: Gone, runtime: str) -> float:
         """Median milliseconds of the example on one thread of the CPU, measured on the module as it would be."""
-        cut, example = cut_of(self.groups, gone), copied(self.example, torch.device("cpu"))
-        with tried(self.model, cut), on_cpu(self.model):
+        cut, example = cut_of(self.groups, gone), copy_example(self.example, torch.device("cpu"))
+        with temporarily_cut(self.model, cut), on_cpu(self.model):
             return RUNTIMES[runtime](self.model, example, 1, runs=LATENCY_RUNS, seconds=1.0).median_ms
 
 

@@ -8,32 +8,39 @@ from weakref import ref
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress._lightning import (
+    LightningModule,
+    Trainer,
+    is_redirected_forward,
+    kept_averages,
+    rank_zero_info,
+    rank_zero_warn,
+    rewrap_ddp,
+)
 from lightning_compress.channel_pruning.arguments import budget_of, check_rest, criterion_of, distribution_of
 from lightning_compress.channel_pruning.compensation import refit
 from lightning_compress.channel_pruning.constant_folding import fold_constants
 from lightning_compress.channel_pruning.cut_plan import cut_of
 from lightning_compress.channel_pruning.dependency.call_check import Calls, refuse_other_calls
-from lightning_compress.channel_pruning.dependency.groups import Gone
 from lightning_compress.channel_pruning.dependency.verification import problem, small_example
 from lightning_compress.channel_pruning.distributed import mean_scores, refuse_different, same_units
+from lightning_compress.channel_pruning.functional.groups import Gone
 from lightning_compress.channel_pruning.penalties import penalize
 from lightning_compress.channel_pruning.pruner import How, Shrinker, frozen_in, inside
 from lightning_compress.channel_pruning.soft_pruning import soften
 from lightning_compress.channel_pruning.statistics import SEEN, Gathered
 from lightning_compress.core.arguments import as_schedule, check_fraction
-from lightning_compress.core.conflicts import Claim
-from lightning_compress.core.distributed import rewrap_ddp
+from lightning_compress.core.conflicts import ExclusiveClaim
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.phases import Duration, Run, Window, resolve
-from lightning_compress.core.registry import needs
-from lightning_compress.nn.batchnorm_recalibration import Recalibration
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_window
+from lightning_compress.core.registry import required_args
+from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.input_recorder import Seen
+from lightning_compress.nn.input_recorder import InputRecorder
 from lightning_compress.nn.selection import Predicate, as_patterns, select
-from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state, reshape
-from lightning_compress.nn.weight_averages import copies
-from lightning_compress.training.callback import CompressionCallback, now, ours
+from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state, reshape_model
+from lightning_compress.nn.weight_averages import averaged_copies
+from lightning_compress.training.callback import CompressionCallback, compression_callbacks, step_after
 
 Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 
@@ -82,7 +89,7 @@ class ChannelPruning(CompressionCallback):
             for whatever cannot be done, with the way to mend it. The module is not touched then.
     """
 
-    shown = "macs"
+    progress_metric = "macs"
 
     def __init__(
         self,
@@ -131,20 +138,19 @@ class ChannelPruning(CompressionCallback):
         self.part, self.released, self.frozen = "", False, set[str]()
         self.due: int | None = None
         self.gathered = Gathered(nn.Module(), ())
-        self.seen: Seen | None = None
+        self.seen: InputRecorder | None = None
         self.calls: Calls | None = None
-        self.recalibration = Recalibration()
+        self.recalibration = BatchNormRecalibration()
         self.recalibrated_from: int | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window = resolve(self.begin, self.end, self.every, run)
+        window = resolve_window(self.begin, self.end, self.every, run)
         return [
-            (moment, f"{self.budget.kind} {self._progress(moment, window):.0%} of the way")
-            for moment in window.moments()
+            (moment, f"{self.budget.kind} {self._progress(moment, window):.0%} of the way") for moment in window.times()
         ]
 
-    def _progress(self, moment: int, window: Window) -> float:
+    def _progress(self, moment: int, window: PhaseWindow) -> float:
         return min(self.schedule(window.progress(moment)), 1.0)
 
     # Before training ------------------------------------------------------------------------------------------------
@@ -170,21 +176,21 @@ class ChannelPruning(CompressionCallback):
         self._module = ref(pl_module)
         self.recalibrated_from, self.recalibration.begun = (self.saved or {}).get("recalibrating", (None, False))
         self.undo.callback(self.recalibration.end)
-        self.gathered = Gathered(pl_module, needs(self.criterion))
+        self.gathered = Gathered(pl_module, required_args(self.criterion))
         for handle in self.gathered.hooks():
             self.undo.callback(handle.remove)
         self.calls = Calls(pl_module, features_only=True)
         self.undo.callback(self.calls.close)
         if self._given(pl_module) is None:
-            self.seen = Seen(pl_module)
+            self.seen = InputRecorder(pl_module, is_redirected_forward)
             self.undo.callback(self.seen.close)
 
-    def cuts(self) -> bool:
+    def changes_shapes(self) -> bool:
         return True
 
-    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         mend = "Give each layer to one of them by targets and ignore; for several phases use one schedule."
-        return [Claim("cut channels of", frozenset(self._allowed(trainer, pl_module)), mend)]
+        return [ExclusiveClaim("cut channels of", frozenset(self._allowed(trainer, pl_module)), mend)]
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unknown_state(trainer.optimizers)
@@ -234,13 +240,15 @@ class ChannelPruning(CompressionCallback):
         if self.calls is not None:
             self.calls.listening = True
         if self.recalibrated_from is not None:
-            self.recalibration.at(now(trainer, "batches"), self.recalibrated_from, self.recalibrate, pl_module)
+            self.recalibration.update(
+                step_after(trainer, "batches"), self.recalibrated_from, self.recalibrate, pl_module
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.reached or not self._is_open(trainer):
             return
         if self.gathered.listening or not self.gathered.asked & SEEN:  # else nothing was seen: the next batch will do
-            moment = self.moment(trainer)
+            moment = self.due_time(trainer)
             self.due = self.due if moment is None else moment
         if self.shrinker is not None:
             if self.due is not None:
@@ -263,7 +271,7 @@ class ChannelPruning(CompressionCallback):
         if self.due is not None:
             moment, self.due = self.due, None
             self._act(trainer, pl_module, moment)
-            self.done(moment)
+            self.mark_done(moment)
             if self.reached and not self.released:
                 self.released = True
                 if self.gate_best:
@@ -288,12 +296,12 @@ class ChannelPruning(CompressionCallback):
         """Whether a moment is due at a step of this batch; in manual optimization each optimizer may take one."""
         if self.window is None or self.reached:
             return False
-        more = len(trainer.optimizers) - 1 if self.window.hand == "steps" else 0
-        moments = [self.window.moment(now(trainer, self.window.hand) + step) for step in range(more + 1)]
-        return any(one is not None and one != self.last_moment for one in moments)
+        more = len(trainer.optimizers) - 1 if self.window.unit == "steps" else 0
+        moments = [self.window.last_time(step_after(trainer, self.window.unit) + step) for step in range(more + 1)]
+        return any(one is not None and one != self.last_time for one in moments)
 
     def _is_open(self, trainer: Trainer) -> bool:
-        return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
+        return self.window is not None and step_after(trainer, self.window.unit) >= self.window.begin
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.shrinker is not None:
@@ -302,7 +310,7 @@ class ChannelPruning(CompressionCallback):
             self.log_metrics(trainer, {"macs": self.history[-1][1]})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last_moment is None and not trainer.fast_dev_run:
+        if self.last_time is None and not trainer.fast_dev_run:
             rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing was cut.")
 
     # A cut ----------------------------------------------------------------------------------------------------------
@@ -330,17 +338,17 @@ class ChannelPruning(CompressionCallback):
         fold_constants(shrinker.model, shrinker.small, shrinker.groups, gone)
         if "patches" in self.gathered.asked:
             refit(self.gathered, shrinker.free, gone)
-        cut = cut_of(shrinker.groups, gone).under(self.part)
-        cut_in_training(pl_module, cut, trainer.optimizers, list(copies(pl_module, trainer.callbacks)))
+        cut = cut_of(shrinker.groups, gone).prefixed(self.part)
+        cut_in_training(pl_module, cut, trainer.optimizers, list(averaged_copies(pl_module, kept_averages(trainer))))
         for other in trainer.callbacks:
             if isinstance(other, CompressionCallback) and other is not self:
-                other.follow(cut)
-        rewrap_ddp(trainer.strategy)
-        self.cut = cut.after(self.cut)
+                other.on_channels_pruned(cut)
+        rewrap_ddp(trainer)
+        self.cut = cut.composed_with(self.cut)
         shrinker.went(gone)
         if self.recalibrate:
-            self.recalibrated_from = now(trainer, "batches") + 1
-            self.recalibration.again()
+            self.recalibrated_from = step_after(trainer, "batches") + 1
+            self.recalibration.restart()
 
     def _rebuild(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]
@@ -349,17 +357,22 @@ class ChannelPruning(CompressionCallback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None:
             self.refuse_damaged(state)
-        cut = Cut() if state is None else Cut.of(state["cut"])
-        for model, prefix in [(pl_module, ""), *copies(pl_module, trainer.callbacks)]:
-            reshape(model, checkpoint["state_dict"], cut.inside(prefix), self.cut.inside(prefix))
+        cut = Cut() if state is None else Cut.from_state_dict(state["cut"])
+        for model, prefix in [(pl_module, ""), *averaged_copies(pl_module, kept_averages(trainer))]:
+            reshape_model(model, checkpoint["state_dict"], cut.restricted_to(prefix), self.cut.restricted_to(prefix))
         self.cut = cut
         return original(checkpoint)
 
     # What is kept and said ------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         recalibrating = [self.recalibrated_from, self.recalibration.begun]
-        return {"cut": self.cut.state(), "first": self.first, "released": self.released, "recalibrating": recalibrating}
+        return {
+            "cut": self.cut.state_dict(),
+            "first": self.first,
+            "released": self.released,
+            "recalibrating": recalibrating,
+        }
 
     def _log(self, trainer: Trainer) -> None:
         metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.measured()}
@@ -372,7 +385,7 @@ class ChannelPruning(CompressionCallback):
         return self.shrinker
 
 
-def _called(seen: Seen | None) -> tuple[str, Any]:
+def _called(seen: InputRecorder | None) -> tuple[str, Any]:
     if seen is None or seen.call is None:
         raise ValueError(
             "The first training step called neither the module nor one submodule that holds all of its parameters, so "
@@ -383,4 +396,4 @@ def _called(seen: Seen | None) -> tuple[str, Any]:
 
 def _whole(trainer: Trainer, pl_module: LightningModule) -> set[str]:
     """Names of modules that other callbacks count on."""
-    return {name for other in ours(trainer) for name in other.protected_modules(pl_module)}
+    return {name for other in compression_callbacks(trainer) for name in other.protected_modules(pl_module)}

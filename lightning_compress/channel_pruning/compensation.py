@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group, Member
+from lightning_compress.channel_pruning.functional.groups import Gone, Group, Member
 from lightning_compress.channel_pruning.functional.reconstruction import least_squares
 from lightning_compress.channel_pruning.statistics import Gathered, patches_of, unit_order
-from lightning_compress.core.distributed import broadcast_, several
+from lightning_compress.core.distributed import broadcast_, is_distributed
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def refit(gathered: Gathered, groups: Sequence[Group], gone: Gone) -> None:
             if seen := gathered.inputs.get(member.place.module):
                 module = gathered.model.get_submodule(member.place.module)
                 _refit(module, *patches_of(module, seen, member, group.units), member, stay)
-                if several():
+                if is_distributed():
                     broadcast_([module.weight])  # type: ignore[list-item]
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group, Member
 from lightning_compress.channel_pruning.dependency.layer_types import channel_dim
+from lightning_compress.channel_pruning.functional.groups import Gone, Group, Member
 from lightning_compress.channel_pruning.functional.reconstruction import constant_units
 from lightning_compress.channel_pruning.statistics import by_unit
-from lightning_compress.nn.example_inputs import call, copied, mapped
+from lightning_compress.nn.example_inputs import call_model, copy_example, map_tensors
 from lightning_compress.nn.forward_capture import preserved_random_state
 from lightning_compress.nn.isolation import isolated_eval
 
@@ -59,9 +59,9 @@ def _inputs(model: nn.Module, example: Any, names: set[str]) -> dict[str, Tensor
     ]
     try:
         with isolated_eval(model), preserved_random_state(), torch.compiler.set_stance("force_eager"):
-            call(model, copied(example))
+            call_model(model, copy_example(example))
             torch.manual_seed(0)
-            call(model, mapped(example, _drawn))  # what an example of equal samples would hide
+            call_model(model, map_tensors(example, _drawn))  # what an example of equal samples would hide
     except Exception:  # whatever the user's code says to noise: in a column of floats may stand numbers of categories
         return {}  # the example alone does not tell what is constant
     finally:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group, Place, Slice, gone_channels
+from lightning_compress.channel_pruning.functional.groups import Gone, Group, Place, Slice, gone_channels
 from lightning_compress.nn.channel_cut import Attributes, Cut
 
 

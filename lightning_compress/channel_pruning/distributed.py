@@ -5,22 +5,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group
-from lightning_compress.core.distributed import agree, digest, broadcast_, several, summed
+from lightning_compress.channel_pruning.functional.groups import Gone, Group
+from lightning_compress.core.distributed import (
+    all_ranks_equal,
+    all_reduce_sum_,
+    broadcast_,
+    is_distributed,
+    tensor_hash,
+)
 
 
 def mean_scores(scores: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The mean over all ranks."""
-    if not several():
+    if not is_distributed():
         return dict(scores)
     moved = {name: one.to(device) for name, one in scores.items()}
-    summed(moved.values())  # as many on each rank, so that a sum ranks units as the mean does
+    all_reduce_sum_(moved.values())  # as many on each rank, so that a sum ranks units as the mean does
     return {name: one.cpu() for name, one in moved.items()}
 
 
 def same_units(gone: Gone, groups: Sequence[Group], device: torch.device) -> Gone:
     """What rank 0 has chosen: sums and times may differ in their last bits."""
-    if not several():
+    if not is_distributed():
         return gone
     chosen = {group.name: torch.zeros(group.units, dtype=torch.uint8, device=device) for group in groups}
     for name, units in gone.items():
@@ -36,5 +42,5 @@ def refuse_different(groups: Sequence[Group], device: torch.device) -> None:
         ValueError: on every rank.
     """
     told = repr([(group.name, group.units, group.whole is None) for group in groups]).encode()
-    if several() and not agree(digest([torch.tensor(list(told), dtype=torch.uint8)]), device):
+    if is_distributed() and not all_ranks_equal(tensor_hash([torch.tensor(list(told), dtype=torch.uint8)]), device):
         raise ValueError("The ranks have different modules: their layers or widths differ. Build the same on each.")

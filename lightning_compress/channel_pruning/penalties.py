@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channel_pruning.dependency.groups import Group, Member, Slice
 from lightning_compress.channel_pruning.dependency.layer_types import is_norm
+from lightning_compress.channel_pruning.functional.groups import Group, Member, Slice
 from lightning_compress.channel_pruning.functional.penalties import group_lasso_gradient, slimming_gradient
-from lightning_compress.nn.surgery import named
+from lightning_compress.nn.surgery import tensors_by_name
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def penalize(
     for group in groups:
         met: set[Tensor] = set()
         for member, one in _scales(model, group) if penalty == "slimming" else _weights(group):
-            tensor = named(model, [one.tensor])[one.tensor]
+            tensor = tensors_by_name(model, [one.tensor])[one.tensor]
             if tensor in met:  # tied: one weight of two layers
                 continue
             met.add(tensor)

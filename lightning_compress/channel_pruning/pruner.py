@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channel_pruning.budget import Budget, Costs, fraction_for
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group, remaining
 from lightning_compress.channel_pruning.dependency.removable_blocks import with_vanishing
 from lightning_compress.channel_pruning.dependency.search import find_groups
 from lightning_compress.channel_pruning.functional.group_scores import group_scores
+from lightning_compress.channel_pruning.functional.groups import Gone, Group, remaining
 from lightning_compress.channel_pruning.functional.unit_selection import most_that_may_go, rounded
 from lightning_compress.channel_pruning.statistics import Gathered, offers
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_compress.channel_pruning.cut_plan import indices_of, lost_channels
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.groups import Gone, Group
 from lightning_compress.nn.surgery import get_tensor
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.channel_pruning.dependency.groups import Group, Member
 from lightning_compress.channel_pruning.dependency.layer_types import channel_dim, is_norm
 from lightning_compress.channel_pruning.dependency.probe import name_of
-from lightning_compress.nn.surgery import named, get_tensor
+from lightning_compress.channel_pruning.functional.groups import Group, Member
+from lightning_compress.nn.surgery import get_tensor, tensors_by_name
 
 SEEN = frozenset({"activations", "activation_grads", "feature_maps", "patches"})
 PATCHES = 2000  # sampled positions of one layer, as many as the papers take
@@ -66,7 +66,7 @@ class Gathered:
         """Keep the gradients of the weights that make units, and of the scales behind them, that are there now."""
         if {"grad", "gamma_grad"} & self.asked:
             names = {one.tensor for group in groups for member in group.members for one in member.place.slices}
-            for name, tensor in named(self.model, sorted(names)).items():
+            for name, tensor in tensors_by_name(self.model, sorted(names)).items():
                 if tensor.grad is not None:
                     self.weight_grads[name] = tensor.grad.detach().clone()
 

@@ -3,19 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from lightning_compress.core.phases import Run, Window
+from lightning_compress.core.phases import Duration, PhaseWindow, Run
 
-if TYPE_CHECKING:
-    from lightning_compress.training.callback import CompressionCallback
-
-Windows = Mapping[str, Window]  # by the name of the callback
+Windows = Mapping[str, PhaseWindow]  # by the name of the callback
 NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Claim:
+class ExclusiveClaim:
     """What one callback does to some things, and no other one may do to them at the same time.
 
     Attributes:
@@ -26,36 +23,51 @@ class Claim:
         against: what else cannot be done to these, in the words of others.
     """
 
-    doing: str
+    action: str
     names: frozenset[str]
-    mend: str
-    stays: bool = True
-    against: frozenset[str] = frozenset()
+    hint: str
+    permanent: bool = True
+    conflicts_with: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Whole:
+class FixedShapes:
     """From which moment on shapes must stay, at the `"begin"` or the `"end"` of a phase, and why."""
 
-    at: str
-    why: str
+    from_: str
+    reason: str
 
-    def since(self, window: Window) -> float:
-        return window.begin if self.at == "begin" else window.end
+    def since(self, window: PhaseWindow) -> float:
+        return window.begin if self.from_ == "begin" else window.end
 
 
-def phase_windows(callbacks: Sequence["CompressionCallback"], run: Run) -> dict[str, Window]:
+class PhaseOwner(Protocol):
+    """What is asked of a callback here: when it acts, and what it does to shapes."""
+
+    name: str
+    begin: Duration
+    end: Duration
+    window: PhaseWindow | None
+
+    def restored_window(self, run: Run) -> PhaseWindow: ...
+
+    def changes_shapes(self) -> bool: ...
+
+    def fixed_shapes(self) -> FixedShapes | None: ...
+
+
+def phase_windows(callbacks: Sequence[PhaseOwner], run: Run) -> dict[str, PhaseWindow]:
     """When each phase is. One that begins where the last cut is made begins one moment later: the cut comes first."""
-    windows = {one.name: one.planned(run) for one in callbacks}
-    cuts = {(windows[one.name].hand, windows[one.name].end) for one in callbacks if one.cuts()}
+    windows = {one.name: one.restored_window(run) for one in callbacks}
+    cuts = {(windows[one.name].unit, windows[one.name].end) for one in callbacks if one.changes_shapes()}
     for one in callbacks:
-        window, whole = windows[one.name], one.whole()
-        if whole is not None and whole.at == "begin" and (window.hand, window.begin) in cuts:
+        window, whole = windows[one.name], one.fixed_shapes()
+        if whole is not None and whole.from_ == "begin" and (window.unit, window.begin) in cuts:
             windows[one.name] = replace(window, begin=window.begin + 1, end=max(window.end, window.begin + 2))
     return windows
 
 
-def allowed_shift(other: "CompressionCallback", callbacks: Iterable["CompressionCallback"], since: float, by: int) -> int:
+def allowed_shift(other: PhaseOwner, callbacks: Iterable[PhaseOwner], since: float, by: int) -> int:
     """How much of `by` a phase may come earlier, so that cuts that began before `since` and stay come before it still.
 
     Args:
@@ -63,28 +75,31 @@ def allowed_shift(other: "CompressionCallback", callbacks: Iterable["Compression
         callbacks: all of the run.
         since, by: moments on the hand of its window.
     """
-    window, whole = other.window, other.whole()
+    window, whole = other.window, other.fixed_shapes()
     if window is None or whole is None:
         return by
     ends = [
         one.window.end
         for one in callbacks
-        if one.cuts() and one.window is not None and one.window.hand == window.hand and one.window.begin < since
+        if one.changes_shapes()
+        and one.window is not None
+        and one.window.unit == window.unit
+        and one.window.begin < since
     ]
     return int(max(0, min([by, *(whole.since(window) - end - 1 for end in ends)])))
 
 
-def refuse_outside(name: str, begin: object, window: Window, run: Run) -> None:
+def refuse_outside(name: str, begin: object, window: PhaseWindow, run: Run) -> None:
     """Refuse a phase that this run never comes to.
 
     Raises:
         ValueError: if it begins when the run is over.
     """
-    total = total_length(run, window.hand)
+    total = total_length(run, window.unit)
     if total is not None and window.begin >= total:
         raise ValueError(
-            f"'{name}' would do nothing: begin={begin!r} is {UNITS[window.hand]} {window.begin}, but this run has only "
-            f"{total} {window.hand}. Lower `begin`, or train longer."
+            f"'{name}' would do nothing: begin={begin!r} is {UNITS[window.unit]} {window.begin}, but this run has only "
+            f"{total} {window.unit}. Lower `begin`, or train longer."
         )
 
 
@@ -95,38 +110,38 @@ def total_length(run: Run, hand: str) -> int | None:
     return {"steps": run.steps, "epochs": run.epochs, "batches": batches}[hand]
 
 
-def refuse_late_cuts(callbacks: Sequence["CompressionCallback"], windows: Windows) -> None:
+def refuse_late_cuts(callbacks: Sequence[PhaseOwner], windows: Windows) -> None:
     """Refuse cuts when shapes must stay, or of which it cannot be told whether they come before.
 
     Raises:
         ValueError: with both names.
     """
-    for mine in (one for one in callbacks if one.cuts()):
+    for mine in (one for one in callbacks if one.changes_shapes()):
         for other in callbacks:
-            whole = other.whole()
+            whole = other.fixed_shapes()
             if whole is not None and other is not mine:
                 _refuse_late_cut(mine, other, whole, windows)
 
 
-def _refuse_late_cut(mine: "CompressionCallback", other: "CompressionCallback", whole: Whole, windows: Windows) -> None:
+def _refuse_late_cut(mine: PhaseOwner, other: PhaseOwner, whole: FixedShapes, windows: Windows) -> None:
     cut, window = windows[mine.name], windows[other.name]
     since = whole.since(window)
-    written = f"{whole.at}={getattr(other, whole.at)!r}"
-    if cut.hand != window.hand and since > 0:
+    written = f"{whole.from_}={getattr(other, whole.from_)!r}"
+    if cut.unit != window.unit and since > 0:
         raise ValueError(
             f"It cannot be told whether '{mine.name}', which cuts until end={mine.end!r}, is done before "
-            f"'{other.name}' needs shapes that stay, from {written} on: one is counted in {cut.hand}, the other in "
-            f"{window.hand}. Write both in the same unit."
+            f"'{other.name}' needs shapes that stay, from {written} on: one is counted in {cut.unit}, the other in "
+            f"{window.unit}. Write both in the same unit."
         )
     if cut.end >= since:
         raise ValueError(
-            f"'{other.name}' needs shapes that stay from {written} on ({whole.why}), but '{mine.name}' cuts channels "
-            f"until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' {whole.at}s."
+            f"'{other.name}' needs shapes that stay from {written} on ({whole.reason}), but '{mine.name}' cuts "
+            f"channels until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' {whole.from_}s."
         )
 
 
 def refuse_conflicts(
-    callbacks: Sequence["CompressionCallback"], claims: Mapping[str, Iterable[Claim]], windows: Windows
+    callbacks: Sequence[PhaseOwner], claims: Mapping[str, Iterable[ExclusiveClaim]], windows: Windows
 ) -> None:
     """Refuse two callbacks that would do to the same weights what only one can do.
 
@@ -136,33 +151,35 @@ def refuse_conflicts(
     for one, other in combinations(callbacks, 2):
         for mine, its in _against(claims[one.name], claims[other.name]):
             both = sorted(mine.names & its.names)
-            if both and _at_one_time(windows[one.name], mine.stays, windows[other.name], its.stays):
+            if both and _at_one_time(windows[one.name], mine.permanent, windows[other.name], its.permanent):
                 raise ValueError(_clash(one, mine, other, its, ", ".join(both[:NAMES_SHOWN])))
 
 
-def _against(some: Iterable[Claim], others: Iterable[Claim]) -> Iterator[tuple[Claim, Claim]]:
+def _against(
+    some: Iterable[ExclusiveClaim], others: Iterable[ExclusiveClaim]
+) -> Iterator[tuple[ExclusiveClaim, ExclusiveClaim]]:
     others = tuple(others)
     for mine in some:
         for its in others:
-            if mine.doing == its.doing or mine.doing in its.against or its.doing in mine.against:
+            if mine.action == its.action or mine.action in its.conflicts_with or its.action in mine.conflicts_with:
                 yield mine, its
 
 
-def _at_one_time(one: Window, stays: bool, other: Window, other_stays: bool) -> bool:
-    if one.hand != other.hand:
+def _at_one_time(one: PhaseWindow, stays: bool, other: PhaseWindow, other_stays: bool) -> bool:
+    if one.unit != other.unit:
         return True  # for all that can be told
     return (other_stays or one.begin < other.end) and (stays or other.begin < one.end)
 
 
-def _clash(one: "CompressionCallback", mine: Claim, other: "CompressionCallback", its: Claim, names: str) -> str:
-    if mine.doing != its.doing:
-        mend = mine.mend if its.doing in mine.against else its.mend
-        return f"'{one.name}' would {mine.doing} {names}, and '{other.name}' would {its.doing} the same. {mend}"
-    if mine.stays and its.stays:
-        return f"'{one.name}' and '{other.name}' would both {mine.doing} {names}. {mine.mend}"
+def _clash(one: PhaseOwner, mine: ExclusiveClaim, other: PhaseOwner, its: ExclusiveClaim, names: str) -> str:
+    if mine.action != its.action:
+        mend = mine.hint if its.action in mine.conflicts_with else its.hint
+        return f"'{one.name}' would {mine.action} {names}, and '{other.name}' would {its.action} the same. {mend}"
+    if mine.permanent and its.permanent:
+        return f"'{one.name}' and '{other.name}' would both {mine.action} {names}. {mine.hint}"
     return (
         f"'{one.name}' ({one.begin!r} to {one.end!r}) and '{other.name}' ({other.begin!r} to {other.end!r}) would both "
-        f"{mine.doing} {names} at one time. {mine.mend}"
+        f"{mine.action} {names} at one time. {mine.hint}"
     )
 
 

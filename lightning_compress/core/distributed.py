@@ -2,20 +2,18 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several that train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def digest(tensors: Iterable[Tensor]) -> int:
+def tensor_hash(tensors: Iterable[Tensor]) -> int:
     """A 63-bit hash of the bytes of all tensors, in order."""
     hashed = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
@@ -23,7 +21,7 @@ def digest(tensors: Iterable[Tensor]) -> int:
     return int.from_bytes(hashed.digest(), "little") >> 1
 
 
-def agree(value: int, device: torch.device) -> bool:
+def all_ranks_equal(value: int, device: torch.device) -> bool:
     """Whether all ranks hold the same `value`: its smallest is its largest. Every rank gets the same answer."""
     bounds = torch.tensor([value, -value], device=device)
     dist.all_reduce(bounds, dist.ReduceOp.MIN)
@@ -36,14 +34,7 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def summed(tensors: Iterable[Tensor]) -> None:
+def all_reduce_sum_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all ranks, in place."""
     for tensor in tensors:
         dist.all_reduce(tensor)
-
-
-def rewrap_ddp(strategy: Any) -> None:
-    """Let a Trainer's strategy wrap its module anew, if it has: the old wrapper has buckets of the old shapes."""
-    if isinstance(getattr(strategy, "model", None), DistributedDataParallel):
-        strategy.model = strategy._setup_model(strategy.lightning_module)
-        strategy._register_ddp_hooks()

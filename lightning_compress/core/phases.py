@@ -9,7 +9,7 @@ Duration = int | float | str
 
 
 @dataclass(frozen=True)
-class Length:
+class ParsedDuration:
     """A parsed duration: `value` in `unit`, one of "fraction" (of the whole run), "epochs" and "steps"."""
 
     value: float
@@ -39,7 +39,7 @@ class Run:
     accumulate: int = 1
     automatic: bool = True
     max_time: bool = False
-    trial: bool = False
+    dry_run: bool = False
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -60,20 +60,20 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Window:
+class PhaseWindow:
     """A phase resolved to whole numbers of one `hand` of the run's clock: "steps", "batches" or "epochs".
 
     Moments count what is *done*: at moment 500 of "steps", 500 optimizer steps are complete. `end` may be infinite.
     Where moments have no pace, `after` has their distances from `begin`, all but that of `end`.
     """
 
-    hand: str
+    unit: str
     begin: int
     end: float
     every: int = 1
-    after: tuple[int, ...] = field(default=(), repr=False)
+    offsets: tuple[int, ...] = field(default=(), repr=False)
 
-    def moment(self, now: int) -> int | None:
+    def last_time(self, now: int) -> int | None:
         """The latest scheduled moment that `now` has reached, None before the first.
 
         >>> window = Window("steps", begin=10, end=25, every=10)
@@ -84,8 +84,8 @@ class Window:
             return None
         if now >= self.end:
             return int(self.end)
-        if self.after:
-            return self.begin + max(one for one in self.after if one <= now - self.begin)
+        if self.offsets:
+            return self.begin + max(one for one in self.offsets if one <= now - self.begin)
         return self.begin + (now - self.begin) // self.every * self.every
 
     def progress(self, now: float) -> float:
@@ -94,13 +94,13 @@ class Window:
             return 1.0
         return max(0.0, (now - self.begin) / (self.end - self.begin))
 
-    def moments(self) -> list[int]:
+    def times(self) -> list[int]:
         """Every scheduled moment, in order."""
         paced = range(self.begin, math.ceil(self.end), self.every)
-        return [*((self.begin + one for one in self.after) if self.after else paced), int(self.end)]
+        return [*((self.begin + one for one in self.offsets) if self.offsets else paced), int(self.end)]
 
 
-def parse(duration: Duration) -> Length:
+def parse_duration(duration: Duration) -> ParsedDuration:
     """Read a duration: an int counts optimizer steps, a float in [0, 1] is a fraction of the run, a string has a unit.
 
     Raises:
@@ -112,14 +112,16 @@ def parse(duration: Duration) -> Length:
     if isinstance(duration, bool):
         raise ValueError(_no_duration(duration))
     if isinstance(duration, int):
-        return _checked(duration, Length(duration, "steps"))
+        return _checked(duration, ParsedDuration(duration, "steps"))
     if isinstance(duration, float):
-        return _checked(duration, Length(duration, "fraction"))
+        return _checked(duration, ParsedDuration(duration, "fraction"))
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|epochs?|steps?)\s*", str(duration))
     if match is None:
         raise ValueError(_no_duration(duration))
     value, unit = float(match[1]), match[2][0]
-    return _checked(duration, Length(value / 100, "fraction") if unit == "%" else Length(value, _UNITS[unit]))
+    return _checked(
+        duration, ParsedDuration(value / 100, "fraction") if unit == "%" else ParsedDuration(value, _UNITS[unit])
+    )
 
 
 def check_order(begin: Duration, end: Duration, every: Duration | None = None) -> None:
@@ -128,14 +130,14 @@ def check_order(begin: Duration, end: Duration, every: Duration | None = None) -
     Raises:
         ValueError: if a duration cannot be read, `begin` is not before `end` in one unit, or `every` is zero.
     """
-    first, last = parse(begin), parse(end)
+    first, last = parse_duration(begin), parse_duration(end)
     if (first.unit == last.unit and first.value >= last.value) or last.value == 0:
         raise ValueError(f"begin={begin!r} is not before end={end!r}: a phase needs a length, such as '10%' to '70%'.")
-    if every is not None and parse(every).value == 0:
+    if every is not None and parse_duration(every).value == 0:
         raise ValueError(f"every={every!r} never goes on. Write at least 1 step, such as every='100 steps'.")
 
 
-def resolve(begin: Duration, end: Duration, every: Duration | None, run: Run) -> Window:
+def resolve_window(begin: Duration, end: Duration, every: Duration | None, run: Run) -> PhaseWindow:
     """Put a phase on the clock of a run, in optimizer steps wherever these can be known.
 
     Under manual optimization fractions and epochs count batches; with a loader of unknown length, whole epochs. A phase
@@ -145,17 +147,19 @@ def resolve(begin: Duration, end: Duration, every: Duration | None, run: Run) ->
         ValueError: if the run's length does not tell when a duration is over, or `begin` is not before `end`.
     """
     check_order(begin, end, every)
-    lengths = {"begin": parse(begin), "end": parse(end)} | ({} if every is None else {"every": parse(every)})
+    lengths = {"begin": parse_duration(begin), "end": parse_duration(end)} | (
+        {} if every is None else {"every": parse_duration(every)}
+    )
     for hand, convert in _HANDS.items():
         values = {name: 0.0 if length.value == 0 else convert(length, run) for name, length in lengths.items()}
-        if values["end"] is None and lengths["end"] == Length(1.0, "fraction"):
+        if values["end"] is None and lengths["end"] == ParsedDuration(1.0, "fraction"):
             values["end"] = math.inf
         if all(value is not None for value in values.values()):
             return _window(hand, values, begin, end, run)  # type: ignore[arg-type]
     raise ValueError(_unknown(begin, end, every, run))
 
 
-def window_from_milestones(moments: Sequence[Duration], run: Run) -> Window:
+def window_from_milestones(milestones: Sequence[Duration], run: Run) -> PhaseWindow:
     """A phase from the first to the last of several moments, each where a phase would begin that is written so.
 
     Raises:
@@ -164,17 +168,17 @@ def window_from_milestones(moments: Sequence[Duration], run: Run) -> Window:
     >>> in_rounds(["20%", "40%", "60%"], Run(epochs=None, max_steps=24)).moments()
     [4, 9, 14]
     """
-    windows = [resolve(one, "100%", None, run) for one in moments]
+    windows = [resolve_window(one, "100%", None, run) for one in milestones]
     begins = [window.begin for window in windows]
-    if len({window.hand for window in windows}) > 1 or begins != sorted(begins):
+    if len({window.unit for window in windows}) > 1 or begins != sorted(begins):
         counted = ", ".join(
-            f"{one!r} is {window.begin} {window.hand}" for one, window in zip(moments, windows, strict=True)
+            f"{one!r} is {window.begin} {window.unit}" for one, window in zip(milestones, windows, strict=True)
         )
         raise ValueError(f"Rounds come one after the other, counted alike, but here {counted}. Write them in order.")
-    return replace(windows[0], end=begins[-1], after=tuple(one - begins[0] for one in begins[:-1]))
+    return replace(windows[0], end=begins[-1], offsets=tuple(one - begins[0] for one in begins[:-1]))
 
 
-def clip_to(window: Window, end: Duration, run: Run) -> Window:
+def clip_to(window: PhaseWindow, end: Duration, run: Run) -> PhaseWindow:
     """The window with the end where another one that begins at `end` would begin: no moment is in both.
 
     In a run of few steps it may have no moment at all.
@@ -183,11 +187,11 @@ def clip_to(window: Window, end: Duration, run: Run) -> Window:
     >>> adjoining(resolve("60%", "80%", None, run), "80%", run), resolve("80%", "100%", None, run)
     (Window(hand='steps', begin=14, end=19, every=1), Window(hand='steps', begin=19, end=24, every=1))
     """
-    value = _HANDS[window.hand](parse(end), run)
+    value = _HANDS[window.unit](parse_duration(end), run)
     return window if value is None else replace(window, end=math.floor(round(value, 6)))
 
 
-def earlier(window: Window, since: float, by: int, to_the_end: bool) -> Window:
+def shift_window(window: PhaseWindow, since: float, by: int, to_the_end: bool) -> PhaseWindow:
     """The window when a phase that was to end at `since` has ended `by` moments before, and what follows moves up.
 
     Args:
@@ -201,14 +205,14 @@ def earlier(window: Window, since: float, by: int, to_the_end: bool) -> Window:
     [10, 20, 25, 35]
     """
     if window.begin < since:
-        if not window.after:
+        if not window.offsets:
             return window
-        moved = tuple(one - (by if window.begin + one >= since else 0) for one in window.after)
-        return replace(window, after=moved, end=window.end - (by if window.end >= since else 0))
+        moved = tuple(one - (by if window.begin + one >= since else 0) for one in window.offsets)
+        return replace(window, offsets=moved, end=window.end - (by if window.end >= since else 0))
     return replace(window, begin=window.begin - by, end=window.end - (0 if to_the_end else by))
 
 
-def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration, run: Run) -> Window:
+def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration, run: Run) -> PhaseWindow:
     # Half-way between two whole numbers a phase begins early and ends late, so that a run of one step has one too;
     # rounding first keeps 0.7 * 10 from becoming 8.
     first = math.floor(round(values["begin"], 6))
@@ -216,26 +220,26 @@ def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration,
     if hand == "epochs" and not math.isinf(last):
         # The last moment that training sees on this hand is the start of its last epoch.
         last = max(math.floor(round(values["end"], 6)), first + 1)
-        if run.epochs is not None and first + 1 > run.epochs - 1 and not run.trial:
+        if run.epochs is not None and first + 1 > run.epochs - 1 and not run.dry_run:
             raise ValueError(
                 f"begin={begin!r} to end={end!r} has no room in {run.epochs} epochs of unknown length. Write durations "
                 f"in steps, or give the Trainer max_steps or limit_train_batches."
             )
-    if first >= last and run.trial:
+    if first >= last and run.dry_run:
         last = first + 1
     if first >= last:
         raise ValueError(
             f"begin={begin!r} is moment {first} and end={end!r} is moment {last} of this run, counted in {hand}: begin "
             f"must come before end."
         )
-    return Window(hand, first, last, max(1, round(values.get("every", 1))))
+    return PhaseWindow(hand, first, last, max(1, round(values.get("every", 1))))
 
 
-def _in_steps(length: Length, run: Run) -> float | None:
+def _in_steps(length: ParsedDuration, run: Run) -> float | None:
     return _product(length, {"steps": 1, "epochs": run.steps_per_epoch, "fraction": run.steps})
 
 
-def _in_batches(length: Length, run: Run) -> float | None:
+def _in_batches(length: ParsedDuration, run: Run) -> float | None:
     if run.epochs is None or run.batches_per_epoch is None or run.max_steps is not None:
         whole = None
     else:
@@ -243,16 +247,16 @@ def _in_batches(length: Length, run: Run) -> float | None:
     return _product(length, {"epochs": run.batches_per_epoch, "fraction": whole})
 
 
-def _in_epochs(length: Length, run: Run) -> float | None:
+def _in_epochs(length: ParsedDuration, run: Run) -> float | None:
     return _product(length, {"epochs": 1, "fraction": run.epochs if run.max_steps is None else None})
 
 
-def _product(length: Length, per_unit: dict[str, int | None]) -> float | None:
+def _product(length: ParsedDuration, per_unit: dict[str, int | None]) -> float | None:
     factor = per_unit.get(length.unit)
     return None if factor is None else length.value * factor
 
 
-_HANDS: dict[str, Callable[[Length, Run], float | None]] = {
+_HANDS: dict[str, Callable[[ParsedDuration, Run], float | None]] = {
     "steps": _in_steps,
     "batches": _in_batches,
     "epochs": _in_epochs,
@@ -260,7 +264,7 @@ _HANDS: dict[str, Callable[[Length, Run], float | None]] = {
 _UNITS = {"e": "epochs", "s": "steps"}
 
 
-def _checked(written: Duration, length: Length) -> Length:
+def _checked(written: Duration, length: ParsedDuration) -> ParsedDuration:
     if length.value < 0 or not math.isfinite(length.value):
         raise ValueError(f"{written!r} is no duration: it must not be negative or infinite.")
     if length.unit == "fraction" and length.value > 1:

@@ -14,7 +14,7 @@ from typing import Any
 _allowed: ContextVar[tuple[str, ...] | None] = ContextVar("allowed dotted paths", default=None)
 
 
-def choices(module: ModuleType) -> dict[str, Callable[..., Any]]:
+def registered(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """The public functions and classes written in `module` itself, by their name in snake_case.
 
     A package has those that it imports from its own files. A name that would be a keyword is written with `_` at its
@@ -46,10 +46,12 @@ def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., An
     if callable(name):
         return name
     if not isinstance(name, str):
-        raise ValueError(f"{name!r} is no name: write one of {sorted(choices(module))}, a dotted path or a function.")
+        raise ValueError(
+            f"{name!r} is no name: write one of {sorted(registered(module))}, a dotted path or a function."
+        )
     if "." in name:
         return _imported(name)
-    known = choices(module)
+    known = registered(module)
     if name not in known:
         raise ValueError(
             f"No '{name}' in {module.__name__}.{near_miss(name, known)} Choose one of {sorted(known)}, or give a "
@@ -64,7 +66,7 @@ def check_signature(function: Callable[..., Any], offered: Iterable[str]) -> Cal
     Raises:
         ValueError: if not.
     """
-    for name in needs(function) - set(offered):
+    for name in required_args(function) - set(offered):
         raise ValueError(
             f"{getattr(function, '__name__', function)} asks for '{name}', which nobody gathers."
             f"{near_miss(name, offered)} Its parameters may be {', '.join(offered)}, or have "
@@ -83,7 +85,7 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def needs(function: Callable[..., Any]) -> frozenset[str]:
+def required_args(function: Callable[..., Any]) -> frozenset[str]:
     """What `function` asks for: the names of its parameters that have no default."""
     return frozenset(
         name for name, parameter in signature(function).parameters.items() if parameter.default is parameter.empty
@@ -113,7 +115,7 @@ def restricted_imports(allow: Iterable[str]) -> Iterator[None]:
         _allowed.reset(token)
 
 
-def matches(path: str, allow: Iterable[str]) -> bool:
+def path_matches(path: str, allow: Iterable[str]) -> bool:
     """Whether one of `allow` is this dotted path, with `*` wildcards."""
     return any(fnmatchcase(path, pattern) for pattern in allow)
 
@@ -129,13 +131,13 @@ def refuse_from_elsewhere(path: str, found: Any, allow: Collection[str]) -> None
     named = found if hasattr(found, "__qualname__") else type(found)
     module = getattr(named, "__module__", None) or type(named).__module__  # methods of built-in types have none
     home = f"{module}.{named.__qualname__}"
-    if path not in allow and not matches(home, allow):
+    if path not in allow and not path_matches(home, allow):
         raise ValueError(f"'{path}' is '{home}', which is not allowed here. If you trust it: allow=['{path}'].")
 
 
 def _imported(path: str) -> Callable[..., Any]:
     allowed = _allowed.get()
-    if allowed is not None and not matches(path, allowed):
+    if allowed is not None and not path_matches(path, allowed):
         raise ValueError(f"'{path}' is not allowed here. If you trust it, allow it by name: allow=['{path}'].")
     module, _, attribute = path.rpartition(".")
     try:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core.distributed import several
+from lightning_compress.core.distributed import is_distributed
 
 
 class Companion:
@@ -81,7 +81,7 @@ def owner_of(optimizers: Iterable[Optimizer], module: nn.Module) -> Optimizer | 
 
 def _averaged(gradient: Tensor) -> int:
     """Sum a gradient over the ranks, in place, and return by what it is to be divided."""
-    if not several():
+    if not is_distributed():
         return 1
     dist.all_reduce(gradient)
     return dist.get_world_size()

@@ -12,10 +12,10 @@ from rich.progress import Progress as RichProgress
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_warn
+from lightning_compress._lightning import LightningModule, Trainer, before_batch_transfer, rank_zero_warn
 from lightning_compress.core.arguments import as_schedule
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.phases import Duration, Run, Window
+from lightning_compress.core.phases import Duration, PhaseWindow, Run
 from lightning_compress.distillation.arguments import (
     as_class,
     as_tutors,
@@ -36,8 +36,8 @@ from lightning_compress.distillation.teachers.cached import CachedTeacher
 from lightning_compress.distillation.teachers.network import BranchTeacher, Step, Teacher
 from lightning_compress.distillation.teachers.snapshots import Snapshots
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.forward_capture import Call, submodule
-from lightning_compress.training.callback import CompressionCallback, position, describe_run
+from lightning_compress.nn.forward_capture import ForwardCall, get_submodule
+from lightning_compress.training.callback import CompressionCallback, describe_run, step_before
 from lightning_compress.training.loggers import is_logged
 
 Teachers = str | Path | nn.Module | Teacher | Callable[..., Any] | Sequence[Any]
@@ -87,7 +87,7 @@ class Distillation(CompressionCallback):
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
     """
 
-    shown = "loss/distillation"
+    progress_metric = "loss/distillation"
 
     def __init__(
         self,
@@ -139,11 +139,11 @@ class Distillation(CompressionCallback):
         self._batch, self._backwards, self._answered = 0, 0, False
         self._module: Callable[[], nn.Module | None] = lambda: None
 
-    def resolved(self, run: Run) -> Window:
-        return self.snapshots.all_there(self.end, super().resolved(run), run)
+    def scheduled_window(self, run: Run) -> PhaseWindow:
+        return self.snapshots.all_there(self.end, super().scheduled_window(run), run)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        moments = self.snapshots.counted(self.end, self.resolved(run), run)
+        moments = self.snapshots.counted(self.end, self.scheduled_window(run), run)
         remembered = [(one, "the module as it is becomes a teacher") for one in moments if one is not None]
         return [*remembered, *super().timeline(run)]
 
@@ -184,14 +184,14 @@ class Distillation(CompressionCallback):
         branches = [one.layer for one in teachers if isinstance(one, BranchTeacher)]
         names = [*branches, *(name for term in self.terms for name in term.student if name != OUTPUT)]
         for name in names:
-            if not list(submodule(pl_module, name).parameters()):
+            if not list(get_submodule(pl_module, name).parameters()):
                 raise ValueError(
                     f"'{self.name}' compares '{name}', which has no weights, so it cannot be told whose channels must "
                     f"stay. Compare the layer before it that has weights."
                 )
         return names
 
-    def follow(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         for tutor in self._distiller.objective.tutors:
             tutor.teacher.cut(cut)
 
@@ -227,7 +227,7 @@ class Distillation(CompressionCallback):
         if metrics := self.tracker.epoch():
             self.log_metrics(trainer, metrics)
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         return {"distiller": self._distiller.state()}
 
     def alpha_at(self, progress: float) -> float:
@@ -289,7 +289,7 @@ class Distillation(CompressionCallback):
                 self.tracker.metrics["gradient_cosine"] = cosine_of(task, taught.loss, pl_module.parameters())
         return (1 - alpha) * task + alpha * taught.loss
 
-    def _fill(self, trainer: Trainer, teacher: CachedTeacher, call: Call) -> None:
+    def _fill(self, trainer: Trainer, teacher: CachedTeacher, call: ForwardCall) -> None:
         """Compute a cache on the first rank, unless it is there, and open it on all."""
         loader = trainer.train_dataloader
         if trainer.is_global_zero:
@@ -302,7 +302,7 @@ class Distillation(CompressionCallback):
 
     def _now(self, trainer: Trainer) -> int:
         """What is done on the hand of the window before this step."""
-        return position(trainer, self._window.hand)
+        return step_before(trainer, self._window.unit)
 
     def _is_due(self, trainer: Trainer) -> bool:
         window, done = self._window, self._now(trainer)
@@ -333,7 +333,7 @@ def _scale(trainer: Trainer) -> float:
 def _on_device(trainer: Trainer, batch: Any) -> Any:
     """A batch as the Trainer hands it to training_step."""
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = before_batch_transfer(trainer.lightning_module, batch)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 

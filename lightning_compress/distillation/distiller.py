@@ -15,7 +15,13 @@ from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.objective import Lesson, Objective, seen, total
 from lightning_compress.distillation.teachers.cached import CachedTeacher
 from lightning_compress.distillation.teachers.network import Step
-from lightning_compress.nn.forward_capture import Call, Capture, StudentDiscovery, is_compiled, submodule
+from lightning_compress.nn.forward_capture import (
+    ForwardCall,
+    ForwardCapture,
+    StudentDiscovery,
+    get_submodule,
+    is_compiled,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Taught:
 
     values: dict[str, Tensor]
     loss: Tensor
-    call: Call
+    call: ForwardCall
     answers: Sequence[Mapping[str, Any]]
     lesson: Lesson
 
@@ -60,23 +66,23 @@ class Distiller:
         for tutor in self.objective.tutors:
             tutor.teacher.attach(model, self.objective.teacher_layers(tutor), undo)
         self.attached = True
-        self.capture = Capture(model, self.objective.student_layers())
+        self.capture = ForwardCapture(model, self.objective.student_layers())
         undo.callback(self.capture.remove)
         self._discovery = StudentDiscovery(model) if self.student is None else None
         if self._discovery is not None:
             undo.callback(self._discovery.remove)
         else:
-            self._follow(submodule(model, self.student or ""))
+            self._follow(get_submodule(model, self.student or ""))
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within the context, the student's calls are noted."""
-        with self.capture.open(), ExitStack() as also:
+        with self.capture.recording(), ExitStack() as also:
             if self._discovery is not None:
-                also.enter_context(self._discovery.open())
+                also.enter_context(self._discovery.recording())
             yield
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[ForwardCall]:
         """The student's calls since the last time; those before a backward pass only if there are no later ones.
 
         Raises:
@@ -89,7 +95,7 @@ class Distiller:
             self._discovery.remove()
             self._discovery = None
             self._follow(root)
-        calls = self.capture.take()
+        calls = self.capture.pop_calls()
         return [call for call in calls if not call.older] or calls
 
     def backward_passes(self) -> None:
@@ -98,7 +104,7 @@ class Distiller:
         for call in (*self.capture.calls, *found):
             call.older = True
 
-    def prepare(self, call: Call, step: Step, optimizers: Sequence[Optimizer], fill: Callable[..., Any]) -> None:
+    def prepare(self, call: ForwardCall, step: Step, optimizers: Sequence[Optimizer], fill: Callable[..., Any]) -> None:
         """Get ready with the first call: caches, modules of losses that learn, and what a checkpoint held.
 
         Args:
@@ -118,7 +124,7 @@ class Distiller:
         self._take_what_learns(self._saved)
         self.ready = True
 
-    def teach(self, calls: Sequence[Call], step: Step, temperature: float) -> Taught:
+    def teach(self, calls: Sequence[ForwardCall], step: Step, temperature: float) -> Taught:
         """The loss of these calls of the student, the mean over them.
 
         Raises:
@@ -131,7 +137,7 @@ class Distiller:
         values = {name: sum(one.values[name] for one in found) / len(found) for name in last.values}
         return Taught(values, total(values), last.call, last.answers, last.lesson)  # type: ignore[arg-type]
 
-    def rehearse(self, calls: Sequence[Call], step: Step, temperature: float) -> None:
+    def rehearse(self, calls: Sequence[ForwardCall], step: Step, temperature: float) -> None:
         """Compute the loss once for nothing, so that what does not fit is known before training time is spent.
 
         Raises:
@@ -198,7 +204,7 @@ class Distiller:
             if tutor.teacher.learns == learns:
                 tutor.teacher.load(saved)
 
-    def _taught(self, call: Call, step: Step, temperature: float) -> Taught:
+    def _taught(self, call: ForwardCall, step: Step, temperature: float) -> Taught:
         target = target_of(step.args[0] if step.args else None, self.target)
         mask = mask_of(call.output, target) if self.mask is None else target_of(step.args[0], self.mask)
         lesson = Lesson(temperature, target, mask if self.objective.asks_for("mask") else None)
@@ -208,7 +214,7 @@ class Distiller:
 
     def _follow(self, root: nn.Module) -> None:
         self._root = root
-        self.capture.follow(root)
+        self.capture.record_calls_of(root)
         for tutor in self.objective.tutors:
             tutor.teacher.follow(root)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.core.registry import find, in_snake_case, check_signature, needs
+from lightning_compress.core.registry import check_signature, find, in_snake_case, required_args
 from lightning_compress.distillation import losses as known_losses
 
 OUTPUT = "output"
@@ -102,7 +102,7 @@ def _check(term: Term, name: str) -> None:
         )
     if term.learns:
         missing = set(MADE_OF) - set(signature(called).parameters)
-        if missing or needs(called) - {"self", *MADE_OF, *term.options}:
+        if missing or required_args(called) - {"self", *MADE_OF, *term.options}:
             raise ValueError(f"{name} must be made of student_shape and teacher_shape, and of options with defaults.")
     else:
         check_signature(term.loss, (*known_losses.OFFERED, *term.options))

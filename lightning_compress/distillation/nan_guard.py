@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.nn.forward_capture import tensors
+from lightning_compress.nn.forward_capture import tensors_in
 
 
 @dataclass
@@ -60,7 +60,7 @@ def _look(finite: bool, taught: Sequence[Mapping[str, Any]], batch: int) -> None
         return  # NaN of the student's is the user's own affair: a gradient scaler may be at work
     for place, outputs in enumerate(taught):
         for name, value in outputs.items():
-            if any(not one.isfinite().all() for one in tensors(value) if one.is_floating_point()):
+            if any(not one.isfinite().all() for one in tensors_in(value) if one.is_floating_point()):
                 which = "The teacher" if len(taught) == 1 else f"Teacher {place}"
                 raise ValueError(
                     f"{which} gave NaN or infinity in '{name}' at batch {batch}; the student's weights have not "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_compress.distillation.batch_fields import Key, tensor_of
 from lightning_compress.distillation.loss_terms import OUTPUT, Names, Term
 from lightning_compress.distillation.teachers.network import Teacher
-from lightning_compress.nn.forward_capture import Call, preserved_random_state
+from lightning_compress.nn.forward_capture import ForwardCall, preserved_random_state
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Objective:
         grouped = name == "target" and any(tutor.classes is not None for tutor in self.tutors)
         return grouped or any(name in term.parameters for term in self.terms)
 
-    def build(self, call: Call, taught: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    def build(self, call: ForwardCall, taught: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Make the modules of losses that learn, of the shapes at hand; the user's random stream stays where it is."""
         with preserved_random_state():
             torch.manual_seed(self.seed)
@@ -131,7 +131,7 @@ class Objective:
         return found if who == "student" else found.detach()
 
 
-def seen(call: Call) -> dict[str, Any]:
+def seen(call: ForwardCall) -> dict[str, Any]:
     """What a student gave in one call, by name."""
     return {OUTPUT: call.output, **call.layers}
 

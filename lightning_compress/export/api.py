@@ -11,7 +11,7 @@ from lightning_compress.export.onnx.write import OnnxReport, write_onnx
 from lightning_compress.export.onnx.write_float import FloatReport, write_float_onnx
 from lightning_compress.export.packed.write import PackedReport, write_packed
 from lightning_compress.export.pt2.write import Pt2Report, write_pt2
-from lightning_compress.nn.copying import copied, without_compilers
+from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
 from lightning_compress.quantization.lowering.equivalence import refuse_unfaithful
 from lightning_compress.quantization.lowering.lower import deployable, is_float, known, on_grids
 from lightning_compress.quantization.quantized_model import is_awaited, owner_of, quantized_of
@@ -93,7 +93,7 @@ def _as_known(model: nn.Module) -> nn.Module:
     quantized = known(whole)
     if not any(f"{layer}.".startswith(prefix) for layer in quantized.layers):
         return model  # such as a teacher beside what is quantized
-    part = without_compilers(copied(model))
+    part = unwrap_compiled(copy_without_hooks(model))
     restored(part, within(prefix, quantized.state()))
     return part
 

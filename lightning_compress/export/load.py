@@ -7,16 +7,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.checkpoint import load_checkpoint, saved_entries, state_dict_of
 from lightning_compress.nn.channel_cut import Cut, cut_prefix
-from lightning_compress.nn.selection import canonical
-from lightning_compress.nn.surgery import reshape
+from lightning_compress.nn.selection import canonical_name
+from lightning_compress.nn.surgery import reshape_model
 from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.quantization.quantized_model import await_quantized
 from lightning_compress.quantization.restore import restored, within
-from lightning_compress.reporting.checkpoint_report import load, state_dict_of
 
 Model = TypeVar("Model", bound=nn.Module)
-OURS = "lightning_compress/"
 
 
 def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs: Any) -> Model:
@@ -33,16 +32,16 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds more than tensors and plain values, or does not fit the class.
     """
-    content = load(checkpoint)
+    content = load_checkpoint(checkpoint)
     weights = state_dict_of(content, checkpoint)
     module = _built(module_class, content, kwargs)
     _reshape(module, content, weights, checkpoint)
     prefix = _fitting_prefix(module, weights, checkpoint)
     module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
-    for entry in _entries(content):
-        _mask(module, entry, canonical(prefix), checkpoint)
+    for entry in saved_entries(content):
+        _mask(module, entry, canonical_name(prefix), checkpoint)
         if entry.get("model") is not None:
-            _quantize(module, entry["model"], canonical(prefix), checkpoint)
+            _quantize(module, entry["model"], canonical_name(prefix), checkpoint)
         elif "model" in entry:
             await_quantized(module)
     return module
@@ -64,13 +63,13 @@ def _reshape(
     module: nn.Module, content: Mapping[str, Any], weights: Mapping[str, Tensor], checkpoint: str | Path
 ) -> None:
     """Give the module the shapes of a checkpoint whose channels were cut."""
-    for entry in _entries(content):
+    for entry in saved_entries(content):
         if "cut" in entry:
             try:
-                cut = Cut.of(entry["cut"])
+                cut = Cut.from_state_dict(entry["cut"])
                 names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
                 prefix = cut_prefix(cut, names)
-                reshape(module, _under(prefix, weights), cut.inside(prefix))
+                reshape_model(module, _under(prefix, weights), cut.restricted_to(prefix))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"{checkpoint} has a damaged cut: {type(error).__name__} {error}.") from error
 
@@ -106,16 +105,11 @@ def _difference(wanted: Mapping[str, torch.Size], weights: Mapping[str, Tensor],
     return f"it also has {', '.join(sorted(weights.keys() - wanted.keys())[:8])}"
 
 
-def _entries(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    callbacks = content.get("callbacks", {})
-    return [state for key, state in callbacks.items() if str(key).startswith(OURS) and isinstance(state, dict)]
-
-
 def _mask(module: nn.Module, entry: Mapping[str, Any], prefix: str, checkpoint: str | Path) -> None:
     masks = {
         name.removeprefix(prefix): saved for name, saved in entry.get("masks", {}).items() if name.startswith(prefix)
     }
-    masked = MaskedParameters({canonical(name): one for name, one in module.named_parameters()})
+    masked = MaskedParameters({canonical_name(name): one for name, one in module.named_parameters()})
     try:
         masked.load(masks)
     except (KeyError, TypeError, AttributeError) as error:

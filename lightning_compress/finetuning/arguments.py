@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_compress.core.phases import Duration, Length, parse
+from lightning_compress.core.phases import Duration, ParsedDuration, parse_duration
 
 EFFECTS = ("freeze", "thaw", "learning_rate", "warmup", "factors", "layer_decay", "rewind", "recalibrate_bn")
 
@@ -43,7 +43,7 @@ def as_learning_rate(value: float | str | None, rewind: Duration | None) -> Rate
                 "learning_rate='rewind' needs a moment. Write learning_rate='rewind 5%', or give rewind='5%', which "
                 "takes the weights back too."
             )
-        parse(moment)
+        parse_duration(moment)
         return Rate("rewind", moment=moment)
     if value == "restart":
         return Rate("restart")
@@ -90,7 +90,7 @@ def check_before(name: str, moment: Duration, begin: Duration) -> None:
     Raises:
         ValueError: if it is no duration, or not before `begin` in the same unit.
     """
-    to, first = parse(moment), parse(begin)
+    to, first = parse_duration(moment), parse_duration(begin)
     if first.value == 0 or (to.unit == first.unit and to.value >= first.value):
         raise ValueError(
             f"{name}={moment!r} is not before begin={begin!r}: what is rewound is put back at begin to what it was at "
@@ -114,13 +114,13 @@ def check_asked(asked: Mapping[str, Any]) -> None:
         raise ValueError("layers are for gradual=True and layer_decay. Give one of them, or leave layers out.")
     if asked["recalibrate_bn"] not in (None, "begin", "end"):
         raise ValueError(f"recalibrate_bn is 'begin' or 'end', but is {asked['recalibrate_bn']!r}.")
-    end, begin = parse(asked["end"]), parse(asked["begin"])
-    if asked["recalibrate_bn"] == "end" and end == Length(1.0, "fraction"):
+    end, begin = parse_duration(asked["end"]), parse_duration(asked["begin"])
+    if asked["recalibrate_bn"] == "end" and end == ParsedDuration(1.0, "fraction"):
         raise ValueError(
             f"recalibrate_bn='end' needs batches after end={asked['end']!r}. End earlier, such as end='90%'."
         )
     if asked["warmup"] is not None:
-        warmup = parse(asked["warmup"])
+        warmup = parse_duration(asked["warmup"])
         if warmup.unit == end.unit and (begin.unit == end.unit or not begin.value):
             _refuse_long_warmup(asked, warmup.value, end.value - begin.value)
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.conflicts import Claim, allowed_shift
-from lightning_compress.core.distributed import several
-from lightning_compress.core.phases import Duration, Run, Window, clip_to
+from lightning_compress.core.conflicts import ExclusiveClaim, allowed_shift
+from lightning_compress.core.distributed import is_distributed
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, clip_to
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
@@ -29,10 +29,10 @@ from lightning_compress.finetuning.phase_times import Moments, Written, moments_
 from lightning_compress.finetuning.rewinding import Rewinding
 from lightning_compress.finetuning.step_overrides import Values, around_step
 from lightning_compress.finetuning.stopping import as_until, value_of
-from lightning_compress.nn.batchnorm_recalibration import Recalibration, has_batchnorm
+from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration, has_batchnorm
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Patterns, as_patterns
-from lightning_compress.training.callback import CompressionCallback, ours, position, describe_run
+from lightning_compress.training.callback import CompressionCallback, compression_callbacks, describe_run, step_before
 
 
 class FineTuning(CompressionCallback):
@@ -111,14 +111,14 @@ class FineTuning(CompressionCallback):
         self._forget()
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window, since = self.resolved(run), self._moments(run).weights_from
+        window, since = self.scheduled_window(run), self._moments(run).weights_from
         ends = [] if window.end == float("inf") else [(int(window.end), "ends")]
         if since is None:
             return [(window.begin, "begins"), *ends]
         return [(since, "remembers the weights"), (window.begin, f"begins with the weights of {since}"), *ends]
 
-    def resolved(self, run: Run) -> Window:
-        return clip_to(super().resolved(run), self.end, run)
+    def scheduled_window(self, run: Run) -> PhaseWindow:
+        return clip_to(super().scheduled_window(run), self.end, run)
 
     # Before training --------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class FineTuning(CompressionCallback):
             self._forget()
         self._module = ref(pl_module)
         self._lay_out(pl_module)
-        self.thawed = thawed(pl_module, self.thaw, trainer.optimizers, several())
+        self.thawed = thawed(pl_module, self.thaw, trainer.optimizers, is_distributed())
         check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.tuning.factors))
         replays = self.rate.kind == "restart" and pl_module.automatic_optimization
         configs = trainer.lr_scheduler_configs
@@ -151,7 +151,7 @@ class FineTuning(CompressionCallback):
             self.tuning.sources = [source_of(self.rate, one, since, window, run) for one in self.starts]
         if self.saved is not None:
             self._load(self.saved)
-        self._refuse_to_come_late(position(trainer, window.hand))
+        self._refuse_to_come_late(step_before(trainer, window.unit))
         self._refuse_rounds_by_epochs(trainer)
         phases = [one for one in trainer.callbacks if isinstance(one, FineTuning)]
         if all(one.window is not None for one in phases):  # the last one to start acts for all
@@ -165,9 +165,9 @@ class FineTuning(CompressionCallback):
         frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers_of(pl_module, self.layers))
         return [name.rpartition(".")[0] for layer in frozen for one in layer for name in one.names]
 
-    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         mend = "Let one begin where the other ends, or give both things to do to one of them."
-        return [Claim("be about", frozenset(self.touched), mend, stays=False)]
+        return [ExclusiveClaim("be about", frozenset(self.touched), mend, permanent=False)]
 
     def sets_learning_rates(self) -> bool:
         return self.rate.kind in ("fixed", "restart", "rewind")
@@ -175,14 +175,14 @@ class FineTuning(CompressionCallback):
     def current_learning_rate(self) -> float | None:
         return self.tuning.rates.get("learning_rate")
 
-    def follow(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         self.rewinding.follow(cut)
 
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         window, moments = self._window, self.moments
-        now = position(trainer, window.hand)
+        now = step_before(trainer, window.unit)
         others = (one.rewinding for one in _alike(self, trainer))
         if moments.weights_from is not None and self.rewinding.at(
             now, moments.weights_from, window.begin, pl_module, trainer.optimizers, others
@@ -193,7 +193,7 @@ class FineTuning(CompressionCallback):
         self._hold_still(now)
         if self.recalibrate_bn is not None:
             begin = window.begin if self.recalibrate_bn == "begin" else window.end
-            self.recalibration.at(now, begin, moments.calibrated_for, pl_module)
+            self.recalibration.update(now, begin, moments.calibrated_for, pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for still in self.layout.stills:
@@ -210,7 +210,7 @@ class FineTuning(CompressionCallback):
         self.log_metrics(trainer, {"frozen": frozen / total, **self.tuning.rates})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run and position(trainer, self._window.hand) < self._window.begin:
+        if not trainer.fast_dev_run and step_before(trainer, self._window.unit) < self._window.begin:
             rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}.")
 
     @property
@@ -225,27 +225,29 @@ class FineTuning(CompressionCallback):
             source.begins_earlier(before - self._window.begin)
 
     def _end_if_enough(self, trainer: Trainer) -> None:
-        hand, window = self._window.hand, self._window
-        at = position(trainer, hand) + (hand != "steps")  # at the end of an epoch its last batch is done
-        there = ((one, one.window) for one in ours(trainer) if one is not self and one.window is not None)
-        others = [(one, its) for one, its in there if its.hand == hand]
+        hand, window = self._window.unit, self._window
+        at = step_before(trainer, hand) + (hand != "steps")  # at the end of an epoch its last batch is done
+        there = (
+            (one, one.window) for one in compression_callbacks(trainer) if one is not self and one.window is not None
+        )
+        others = [(one, its) for one, its in there if its.unit == hand]
         # The masks of a round are made in the step that reaches its moment, and those who rewind then come after it.
-        at += any(bool(its.after) and window.end in its.moments() for _, its in others)
+        at += any(bool(its.offsets) and window.end in its.times() for _, its in others)
         if self.enough is None or not window.begin < at < window.end:
             return
         enough = self.enough(value_of(self.enough.metric, trainer.callback_metrics))
         if not trainer.strategy.reduce_boolean_decision(enough, all=True):
             return
-        self.move_to(replace(window, end=at))
-        later = [one for one, its in others if its.begin >= window.end or (its.after and its.end >= window.end)]
-        moves = [allowed_shift(one, ours(trainer), window.end, int(window.end) - at) for one in later]
+        self.set_window(replace(window, end=at))
+        later = [one for one, its in others if its.begin >= window.end or (its.offsets and its.end >= window.end)]
+        moves = [allowed_shift(one, compression_callbacks(trainer), window.end, int(window.end) - at) for one in later]
         for other, by in zip(later, moves, strict=True):
             other.shift_earlier(window.end, by)
         rank_zero_info(f"'{self.name}' ends at {at} {hand}, not {window.end}: {self.enough}.")
 
     # What is kept -----------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         enough = None if self.enough is None else self.enough.state()
         own = {
             "rewinding": self.rewinding.state(),
@@ -262,14 +264,14 @@ class FineTuning(CompressionCallback):
         self.tuning.load(saved["sources"], f"'{self.name}'")
 
     def _forget(self) -> None:
-        self.rewinding, self.recalibration = Rewinding(not self.reset_moments), Recalibration()
+        self.rewinding, self.recalibration = Rewinding(not self.reset_moments), BatchNormRecalibration()
         self.layout, self.thawed, self.tuning, self.moments = Layout(), Thawed(), Tuning(), Moments()
         self.enough = as_until(self.until)
         self.starts, self.touched = list[Start](), frozenset[str]()
 
     def _lay_out(self, pl_module: LightningModule) -> None:
         asked = Asked(self.freeze, self.thaw, self.gradual, self.layers, self.factors, self.layer_decay)
-        alone = pl_module.automatic_optimization and not several()
+        alone = pl_module.automatic_optimization and not is_distributed()
         self.layout = laid_out(pl_module, asked, without_graph=alone)
         self.tuning.factors, self.tuning.weight_decay = self.layout.factors, self.decay
         tunes_all = self.rate.kind != "same" or self.decay.kind != "same" or self.warmup or self.layer_decay
@@ -288,7 +290,7 @@ class FineTuning(CompressionCallback):
     def _moments(self, run: Run) -> Moments:
         calibrated = None if self.recalibrate_bn is None else self.recalibrate_over
         written = Written(self.begin, self.end, self.warmup, self.rewind, self.rate.moment, calibrated)
-        return moments_of(written, super().resolved(run), run)
+        return moments_of(written, super().scheduled_window(run), run)
 
     def _refuse_to_come_late(self, now: int) -> None:
         begin, since = self._window.begin, self.moments.weights_from
@@ -301,10 +303,10 @@ class FineTuning(CompressionCallback):
             )
 
     def _refuse_rounds_by_epochs(self, trainer: Trainer) -> None:
-        if self.moments.weights_from is None or self._window.hand != "epochs":
+        if self.moments.weights_from is None or self._window.unit != "epochs":
             return
-        for other in ours(trainer):
-            if other.window is not None and other.window.after:
+        for other in compression_callbacks(trainer):
+            if other.window is not None and other.window.offsets:
                 raise ValueError(
                     f"'{self.name}' would rewind the weights before '{other.name}' has chosen what to prune: how many "
                     f"batches an epoch has is not known here, so both would act as the epoch begins. Give the Trainer "
@@ -315,7 +317,7 @@ class FineTuning(CompressionCallback):
 def _alike(phase: FineTuning, trainer: Trainer) -> Iterator[FineTuning]:
     """The other phases whose moments are counted on the same hand."""
     for other in trainer.callbacks:
-        if isinstance(other, FineTuning) and other is not phase and other._window.hand == phase._window.hand:
+        if isinstance(other, FineTuning) and other is not phase and other._window.unit == phase._window.unit:
             yield other
 
 
@@ -325,6 +327,6 @@ def _together(phases: Sequence[FineTuning], trainer: Trainer, place: int, optimi
     for phase in phases:
         window = phase.window
         if window is not None and not phase.tuning.idle:
-            step = position(trainer, window.hand) - window.begin
+            step = step_before(trainer, window.unit) - window.begin
             found.append(phase.tuning.values(place, optimizer, step, window.end - window.begin))
     return together(found)

@@ -8,8 +8,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_compress.finetuning.functional.layers import in_layers
-from lightning_compress.nn.batchnorm import Norms
-from lightning_compress.nn.selection import Candidate, Pattern, Patterns, as_patterns, candidates, matches, matching
+from lightning_compress.nn.batchnorm import BatchNormFreezer
+from lightning_compress.nn.selection import (
+    Candidate,
+    Pattern,
+    Patterns,
+    as_patterns,
+    candidates,
+    pattern_matches,
+    select_matching,
+)
 
 
 class Still:
@@ -25,7 +33,7 @@ class Still:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], norms: Iterable[nn.Module], without_graph: bool) -> None:
-        self.parameters, self.norms, self.without_graph = list(parameters), Norms(norms), without_graph
+        self.parameters, self.norms, self.without_graph = list(parameters), BatchNormFreezer(norms), without_graph
         self.wanted: list[bool] | None = None
 
     @property
@@ -97,7 +105,7 @@ def layers_of(model: nn.Module, layers: Sequence[Patterns] | None = None) -> lis
         return in_layers(entry.name for entry in entries)
     patterns = [as_patterns(layer) for layer in layers]
     for layer in patterns:
-        matching(model, layer, "layers")
+        select_matching(model, layer, "layers")
     found = [[entry.name for entry in entries if _place(entry, patterns) == place] for place in range(len(patterns))]
     known = {name for layer in found for name in layer}
     if lost := [one.name for one in entries if one.parameter.requires_grad and one.name not in known]:
@@ -113,8 +121,8 @@ def frozen_by_layer(
     Raises:
         ValueError: if a pattern matches nothing, or nothing is left to train.
     """
-    matching(model, freeze, "freeze")
-    matching(model, thaw, "thaw")
+    select_matching(model, freeze, "freeze")
+    select_matching(model, thaw, "thaw")
     entries = _entries(model)
     frozen = {entry.name: entry for entry in entries if _any(freeze, entry) and not _any(thaw, entry)}
     moving = [one for one in candidates(model) if one.parameter.requires_grad or _any(thaw, one)]
@@ -141,7 +149,7 @@ def thawed(model: nn.Module, thaw: Patterns, optimizers: Iterable[Optimizer], se
     Raises:
         ValueError: if a pattern matches nothing, or what it matches cannot be trained.
     """
-    found = [one for one in matching(model, thaw, "thaw") if not one.parameter.requires_grad]
+    found = [one for one in select_matching(model, thaw, "thaw") if not one.parameter.requires_grad]
     trained = {id(one) for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]}
     if lost := [one.name for one in found if id(one.parameter) not in trained]:
         raise ValueError(
@@ -177,8 +185,10 @@ def _entries(model: nn.Module) -> list[Candidate]:
 
 
 def _any(patterns: Patterns, entry: Candidate) -> bool:
-    return any(matches(pattern, entry) for pattern in as_patterns(patterns))
+    return any(pattern_matches(pattern, entry) for pattern in as_patterns(patterns))
 
 
 def _place(entry: Candidate, layers: Sequence[Sequence[Pattern]]) -> int | None:
-    return next((place for place, layer in enumerate(layers) if any(matches(one, entry) for one in layer)), None)
+    return next(
+        (place for place, layer in enumerate(layers) if any(pattern_matches(one, entry) for one in layer)), None
+    )

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_compress.finetuning.freezing import Still, frozen_by_layer, layers_of, stills
 from lightning_compress.finetuning.functional.layers import decayed
 from lightning_compress.finetuning.lr_overrides import factors_of
-from lightning_compress.nn.selection import Patterns, candidates, matching
+from lightning_compress.nn.selection import Patterns, candidates, select_matching
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def laid_out(model: nn.Module, asked: Asked, without_graph: bool) -> Layout:
     layers = layers_of(model, asked.layers)
     frozen = frozen_by_layer(model, asked.freeze, asked.thaw, layers)
     pieces = frozen if asked.gradual else [[one for layer in frozen for one in layer]]
-    slower = [one.name for pattern in asked.factors for one in matching(model, pattern, "factors")]
+    slower = [one.name for pattern in asked.factors for one in select_matching(model, pattern, "factors")]
     by_layer = {} if asked.layer_decay is None else decayed(layers, asked.layer_decay)
     return Layout(
         stills(pieces, without_graph),

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from lightning_compress.core.phases import Run, Window
+from lightning_compress.core.phases import PhaseWindow, Run
 from lightning_compress.finetuning.arguments import Rate
 from lightning_compress.finetuning.functional.layers import warm_up
 from lightning_compress.finetuning.lr_sources import Copied, Delayed, Fixed, Relative, Replay, Source
 from lightning_compress.finetuning.step_overrides import Values
-from lightning_compress.nn.selection import Candidate, matches
+from lightning_compress.nn.selection import Candidate, pattern_matches
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Start:
         return cls([float(group["lr"]) for group in optimizer.param_groups], own, copied)
 
 
-def source_of(rate: Rate, start: Start, since: int, window: Window, run: Run) -> Source:
+def source_of(rate: Rate, start: Start, since: int, window: PhaseWindow, run: Run) -> Source:
     """Where the learning rates of one optimizer come from.
 
     Args:
@@ -129,7 +129,7 @@ def source_of(rate: Rate, start: Start, since: int, window: Window, run: Run) ->
     return Fixed(rate.value) if rate.kind == "fixed" else Source(rate.value)
 
 
-def _restarted(start: Start, window: Window, run: Run) -> Source:
+def _restarted(start: Start, window: PhaseWindow, run: Run) -> Source:
     """The user's schedule begun anew.
 
     What follows no plan (a plateau), or is not there, begins with the initial rates; what follows one is replayed over
@@ -169,7 +169,7 @@ def factors_of(
     """The factor of each parameter's learning rate where it is not 1: that of the first pattern times its layer's."""
     found = {}
     for entry in entries:
-        own = next((factor for pattern, factor in by_pattern.items() if matches(pattern, entry)), 1.0)
+        own = next((factor for pattern, factor in by_pattern.items() if pattern_matches(pattern, entry)), 1.0)
         factor = own * by_layer.get(entry.name, 1.0)
         if factor != 1.0:
             found[entry.parameter] = factor

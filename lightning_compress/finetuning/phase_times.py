@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lightning_compress.core.phases import Duration, Run, Window, resolve
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_window
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Moments:
     calibrated_for: int = 0
 
 
-def moments_of(written: Written, window: Window, run: Run) -> Moments:
+def moments_of(written: Written, window: PhaseWindow, run: Run) -> Moments:
     """Put all on the clock of a run.
 
     Raises:
@@ -44,7 +44,7 @@ def moments_of(written: Written, window: Window, run: Run) -> Moments:
     warmup = _length("warmup", written.warmup, written, window, run)
     if warmup > window.end - window.begin:
         raise ValueError(
-            f"warmup={written.warmup!r} is {warmup} {window.hand}, but the phase from begin={written.begin!r} to end="
+            f"warmup={written.warmup!r} is {warmup} {window.unit}, but the phase from begin={written.begin!r} to end="
             f"{written.end!r} has only {int(window.end) - window.begin}. Shorten the warmup, or lengthen the phase."
         )
     return Moments(
@@ -55,30 +55,30 @@ def moments_of(written: Written, window: Window, run: Run) -> Moments:
     )
 
 
-def _length(name: str, length: Duration | None, written: Written, window: Window, run: Run) -> int:
+def _length(name: str, length: Duration | None, written: Written, window: PhaseWindow, run: Run) -> int:
     if length is None:
         return 0
-    counted = resolve(written.begin, written.end, length, run)
+    counted = resolve_window(written.begin, written.end, length, run)
     _refuse_other_hand(name, length, counted, written, window)
     return counted.every
 
 
-def _earlier(name: str, moment: Duration | None, written: Written, window: Window, run: Run) -> int | None:
+def _earlier(name: str, moment: Duration | None, written: Written, window: PhaseWindow, run: Run) -> int | None:
     if moment is None:
         return None
-    counted = resolve(moment, written.end, None, run)
+    counted = resolve_window(moment, written.end, None, run)
     _refuse_other_hand(name, moment, counted, written, window)
     if counted.begin > window.begin:
         raise ValueError(
             f"{name}={moment!r} is moment {counted.begin} and begin={written.begin!r} is moment {window.begin} of this "
-            f"run, counted in {window.hand}: what is rewound goes back to a moment before begin."
+            f"run, counted in {window.unit}: what is rewound goes back to a moment before begin."
         )
     return counted.begin
 
 
-def _refuse_other_hand(name: str, value: Duration, counted: Window, written: Written, window: Window) -> None:
-    if counted.hand != window.hand:
+def _refuse_other_hand(name: str, value: Duration, counted: PhaseWindow, written: Written, window: PhaseWindow) -> None:
+    if counted.unit != window.unit:
         raise ValueError(
-            f"{name}={value!r} is counted in {counted.hand} here, but begin={written.begin!r} and end={written.end!r} "
-            f"in {window.hand}. Write all of them in the same unit."
+            f"{name}={value!r} is counted in {counted.unit} here, but begin={written.begin!r} and end={written.end!r} "
+            f"in {window.unit}. Write all of them in the same unit."
         )

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.selection import canonical
-from lightning_compress.nn.surgery import sliced
+from lightning_compress.nn.selection import canonical_name
+from lightning_compress.nn.surgery import slice_tensor
 
 
 class Rewinding:
@@ -58,7 +58,7 @@ class Rewinding:
 
     def follow(self, cut: Cut) -> None:
         """The model has been cut: what is remembered of it too."""
-        self.weights = {name: sliced(value, cut.kept.get(name, {})) for name, value in self.weights.items()}
+        self.weights = {name: slice_tensor(value, cut.kept.get(name, {})) for name, value in self.weights.items()}
 
     def state(self) -> dict[str, Any]:
         return {"weights": self.weights, "done": self.done}
@@ -107,8 +107,8 @@ def _kept(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[tuple[s
     trained = {id(one) for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]}
     for name, parameter in model.named_parameters():
         if id(parameter) in trained:
-            yield canonical(name), parameter
+            yield canonical_name(name), parameter
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             for own, buffer in module.named_buffers(recurse=False):
-                yield canonical(f"{name}.{own}"), buffer
+                yield canonical_name(f"{name}.{own}"), buffer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.nn.example_inputs import call
+from lightning_compress.nn.example_inputs import call_model
 from lightning_compress.nn.isolation import isolated_eval
 
 LEAST_RUNS = 5
@@ -45,10 +45,10 @@ def measure_latency(
         Exception: whatever the model raises for this input.
     """
     with isolated_eval(model), _threads(threads):
-        return timed(lambda: call(model, example), batch, threads=threads, runs=runs, seconds=seconds)
+        return time_calls(lambda: call_model(model, example), batch, threads=threads, runs=runs, seconds=seconds)
 
 
-def timed(function: Callable[[], Any], batch: int, *, threads: int, runs: int, seconds: float) -> Latency:
+def time_calls(function: Callable[[], Any], batch: int, *, threads: int, runs: int, seconds: float) -> Latency:
     """Time calls of a function that computes a batch, as in `measure_latency`."""
     warmup = _times(function, max(runs // 10, 1), seconds / 5, least=1)
     times = _times(function, runs, seconds, least=min(LEAST_RUNS, runs))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_compress.measure.flop_formulas import WEIGHT_OPERANDS, missing_formulas
-from lightning_compress.measure.stored_tensors import count_nonzero, layers_by_module, stored
-from lightning_compress.nn.example_inputs import call, mapped
+from lightning_compress.measure.stored_tensors import count_nonzero, layers_by_module, stored_tensors
+from lightning_compress.nn.example_inputs import call_model, map_tensors
 from lightning_compress.nn.isolation import isolated_eval
 
 
@@ -47,7 +47,7 @@ def count_macs(model: nn.Module, example: Any) -> dict[str, Macs]:
         for context in (*contexts, tally.following_calls()):
             undo.enter_context(context)
         with FlopCounterMode(display=False, custom_mapping=counting):
-            call(model, mapped(example, Tensor.detach))
+            call_model(model, map_tensors(example, Tensor.detach))
     return dict(tally.macs)
 
 
@@ -64,7 +64,7 @@ class _Tally:
 
     def __post_init__(self) -> None:
         self.layers = layers_by_module(self.model)
-        for one in stored(self.model):
+        for one in stored_tensors(self.model):
             if one.is_parameter:
                 self._own(one.layer, one.tensor)
 

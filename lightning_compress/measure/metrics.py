@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_compress.measure.sparse_encoding import as_float32, encoded_size_bytes
-from lightning_compress.measure.stored_tensors import identity, nonzero_count, stored
+from lightning_compress.measure.stored_tensors import identity, nonzero_count, stored_tensors
 
 Model = nn.Module | Tensor | Iterable[Tensor]
 
@@ -113,7 +113,7 @@ class CompressionRatio(_OfModel):
 
 def _named(model: Model) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
-        return {one.name: one.tensor for one in stored(model)}
+        return {one.name: one.tensor for one in stored_tensors(model)}
     return {str(place): tensor for place, tensor in enumerate(_tensors(model))}
 
 
@@ -125,7 +125,7 @@ def _tensors(model: Model) -> list[Tensor]:
         ValueError: if a parameter has no values to count.
     """
     if isinstance(model, nn.Module):
-        return [one.tensor for one in stored(model) if one.is_parameter and not one.tied]
+        return [one.tensor for one in stored_tensors(model) if one.is_parameter and not one.tied]
     tensors = [model] if isinstance(model, Tensor) else list(model)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):

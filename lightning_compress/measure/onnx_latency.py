@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.measure.latency import Latency, timed
-from lightning_compress.nn.example_inputs import copied
+from lightning_compress.measure.latency import Latency, time_calls
+from lightning_compress.nn.example_inputs import copy_example
 from lightning_compress.nn.isolation import isolated_eval
 
 
@@ -44,9 +44,9 @@ def measure_onnx_latency(
         with isolated_eval(model), _quiet():
             torch.onnx.export(
                 model,
-                copied(arguments),
+                copy_example(arguments),
                 str(path),
-                kwargs=copied(keywords),
+                kwargs=copy_example(keywords),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -54,7 +54,7 @@ def measure_onnx_latency(
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = [one.numpy() for one in tree_leaves((arguments, keywords)) if isinstance(one, Tensor)]
     fed = {one.name: value for one, value in zip(session.get_inputs(), given, strict=True)}
-    return timed(lambda: session.run(None, fed), batch, threads=threads, runs=runs, seconds=seconds)
+    return time_calls(lambda: session.run(None, fed), batch, threads=threads, runs=runs, seconds=seconds)
 
 
 def _as_tuple(example: Any) -> tuple[Any, ...]:

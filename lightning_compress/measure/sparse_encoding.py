@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_compress.measure.element_bits import DTYPES, Words, from_words, word_size_bytes, to_words
+from lightning_compress.measure.element_bits import DTYPES, Words, from_words, to_words, word_size_bytes
 from lightning_compress.measure.index_encoding import (
     best_width_bits,
     gaps_between,

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.selection import canonical_name
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor under one of its names.
 
     `layer` is the name of the module that owns it; what a parametrization stores belongs to the parametrized module.
@@ -33,18 +33,18 @@ def layers_by_module(model: nn.Module) -> dict[nn.Module, str]:
     return names
 
 
-def stored(model: nn.Module) -> list[Stored]:
+def stored_tensors(model: nn.Module) -> list[StoredTensor]:
     """Every parameter and persistent buffer under each of its names, as in `state_dict`.
 
     Raises:
         ValueError: if a tensor has no values to measure: lazy, on the meta device, sharded, or not one plain tensor.
     """
-    layers, seen, found = layers_by_module(model), set[object](), list[Stored]()
+    layers, seen, found = layers_by_module(model), set[object](), list[StoredTensor]()
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf, tensor, is_parameter in _own(module):
-            name = canonical(f"{path}.{leaf}" if path else leaf)
+            name = canonical_name(f"{path}.{leaf}" if path else leaf)
             _refuse_unmeasurable(name, tensor)
-            found.append(Stored(name, layers[module], tensor.detach(), is_parameter, identity(tensor) in seen))
+            found.append(StoredTensor(name, layers[module], tensor.detach(), is_parameter, identity(tensor) in seen))
             seen.add(identity(tensor))
     return found
 
@@ -69,7 +69,7 @@ def nonzero_count(tensor: Tensor) -> Tensor:
 
 
 def _layer_name(path: str) -> str:
-    plain = canonical(f"{path}.").rstrip(".")
+    plain = canonical_name(f"{path}.").rstrip(".")
     head, *tail = f".{plain}.".split(".parametrizations.", maxsplit=1)
     return head.strip(".") if tail else plain
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class Norms:
+class BatchNormFreezer:
     """The BatchNorm modules of a model.
 
     In eval mode they use their running statistics, which then stay as they are, and which a deployed network has.
@@ -17,7 +17,7 @@ class Norms:
         self.modes: list[bool] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Norms":
+    def from_model(cls, model: nn.Module) -> "BatchNormFreezer":
         """All of a model."""
         return cls(module for module in model.modules() if isinstance(module, _BatchNorm))
 

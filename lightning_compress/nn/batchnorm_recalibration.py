@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 _momenta: "WeakKeyDictionary[_BatchNorm, tuple[float | None, int]]" = WeakKeyDictionary()
 
 
-class Recalibration:
+class BatchNormRecalibration:
     """The BatchNorms of a model that are training, while their statistics are averaged without forgetting.
 
     After n batches each statistic is the mean of the n batches' own (`momentum=None`), not a moving average that still
@@ -20,7 +20,7 @@ class Recalibration:
         self.norms: list[_BatchNorm] = []
         self.begun = False
 
-    def at(self, now: int, begin: float, length: int, model: nn.Module) -> None:
+    def update(self, now: int, begin: float, length: int, model: nn.Module) -> None:
         """Average from `begin` on for `length`; an average that was interrupted goes on."""
         if begin <= now < begin + length:
             if not self.norms:
@@ -28,7 +28,7 @@ class Recalibration:
         elif self.norms:
             self.end()
 
-    def again(self) -> None:
+    def restart(self) -> None:
         """Forget the average that is under way, if one is: the next one begins anew."""
         self.end()
         self.begun = False

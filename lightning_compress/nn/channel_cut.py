@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.selection import canonical_name
 
 Kept = dict[int, Tensor]  # dimension -> indices that stay, in order
 Attributes = dict[str, dict[str, Any]]  # module -> attribute -> value
@@ -26,16 +26,18 @@ class Cut:
     attributes: Attributes = field(default_factory=dict)
     before: Attributes = field(default_factory=dict)
 
-    def after(self, first: "Cut") -> "Cut":
+    def composed_with(self, first: "Cut") -> "Cut":
         """One cut in the place of `first` and then this one."""
         kept = {name: dict(dims) for name, dims in first.kept.items()}
         for name, dims in self.kept.items():
             for dim, indices in dims.items():
                 older = kept.setdefault(name, {}).get(dim)
                 kept[name][dim] = indices if older is None else older[indices]
-        return Cut(kept, over(first.attributes, self.attributes), over(self.before, first.before))
+        return Cut(
+            kept, merge_attributes(first.attributes, self.attributes), merge_attributes(self.before, first.before)
+        )
 
-    def under(self, name: str) -> "Cut":
+    def prefixed(self, name: str) -> "Cut":
         """The same cut by the names that tensors have in a model that holds this one as `name`."""
         at = f"{name}." if name else ""
 
@@ -45,7 +47,7 @@ class Cut:
         kept = {f"{at}{tensor}": dims for tensor, dims in self.kept.items()}
         return Cut(kept, named_so(self.attributes), named_so(self.before))
 
-    def inside(self, prefix: str) -> "Cut":
+    def restricted_to(self, prefix: str) -> "Cut":
         """The part of the cut that is about the submodule whose names begin with `prefix`, by that module's names."""
 
         def own(attributes: Attributes) -> Attributes:
@@ -55,13 +57,13 @@ class Cut:
         kept = {name.removeprefix(prefix): dims for name, dims in self.kept.items() if name.startswith(prefix)}
         return Cut(kept, own(self.attributes), own(self.before))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint."""
         kept = {name: {str(dim): one.int() for dim, one in dims.items()} for name, dims in self.kept.items()}
         return {"kept": kept, "attributes": _as(list, tuple, self.attributes), "before": _as(list, tuple, self.before)}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Cut":
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Cut":
         """The cut that `state` tells of."""
         kept = {name: {int(dim): one.long() for dim, one in dims.items()} for name, dims in state["kept"].items()}
         return cls(kept, _as(tuple, list, state["attributes"]), _as(tuple, list, state["before"]))
@@ -74,12 +76,12 @@ def kept_indices(cut: Cut, names: Iterable[str]) -> Kept:
 
 def cut_prefix(cut: Cut, names: Collection[str]) -> str:
     """Where in a cut model a module with these tensors lies: the prefix under which most of its names are cut."""
-    ends = {canonical(name) for name in names}
+    ends = {canonical_name(name) for name in names}
     prefixes = {full[: len(full) - len(name)] for full in cut.kept for name in ends if f".{full}".endswith(f".{name}")}
     return max(sorted(prefixes | {""}), key=lambda prefix: sum(f"{prefix}{name}" in cut.kept for name in ends))
 
 
-def over(older: Attributes, newer: Attributes) -> Attributes:
+def merge_attributes(older: Attributes, newer: Attributes) -> Attributes:
     """All of both; what is in both as `newer` has it."""
     return {name: {**older.get(name, {}), **newer.get(name, {})} for name in {**older, **newer}}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def copied(model: Model) -> Model:
+def copy_without_hooks(model: Model) -> Model:
     """A copy in the same modes, without quantizers' hooks, wrapped methods and Trainer."""
     with _alone(model):
         copy = deepcopy(model)
@@ -28,7 +28,7 @@ def copied(model: Model) -> Model:
     return copy
 
 
-def without_compilers(model: nn.Module) -> nn.Module:
+def unwrap_compiled(model: nn.Module) -> nn.Module:
     """The model with its compiled parts in place of what compiles them, and itself too; it is changed."""
     for module in list(model.modules()):
         module._compiled_call_impl = None
@@ -38,7 +38,7 @@ def without_compilers(model: nn.Module) -> nn.Module:
     return _compiled(model) or model
 
 
-def uncompiled(model: Model) -> Model:
+def copy_uncompiled(model: Model) -> Model:
     """The model with its compiled parts as they were before, under the same names: they run, but nothing compiles them.
 
     What torch has compiled for one module it takes for its copies too, and does not look whether those have hooks.

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from lightning_compress.nn.forward_capture import ordered_arguments, shown, tensors
+from lightning_compress.nn.forward_capture import display_name, ordered_arguments, tensors_in
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Operation:
 
 
 @dataclass
-class Flow:
+class Dataflow:
     """Values, numbered in the order in which they came up, the operations between them, and modules' ends.
 
     Attributes:
@@ -44,11 +44,11 @@ class Flow:
     """
 
     operations: list[Operation] = field(default_factory=list)
-    given: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    doors: dict[str, int] = field(default_factory=dict)
-    returned: dict[str, list[int | None]] = field(default_factory=dict)
-    made_by: dict[int, Operation] = field(default_factory=dict)
-    used_by: dict[int, list[Operation]] = field(default_factory=dict)
+    inputs: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    num_positional: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, list[int | None]] = field(default_factory=dict)
+    producer: dict[int, Operation] = field(default_factory=dict)
+    consumers: dict[int, list[Operation]] = field(default_factory=dict)
     boundaries: dict[int, str] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     dimensions: dict[int, int] = field(default_factory=dict)
@@ -57,22 +57,22 @@ class Flow:
         """Note that an operation was made."""
         self.operations.append(operation)
         for value in operation.inputs:
-            self.used_by.setdefault(value, []).append(operation)
+            self.consumers.setdefault(value, []).append(operation)
         for value in operation.outputs:
-            self.made_by[value] = operation
+            self.producer[value] = operation
 
-    def uses(self, value: int) -> list[Operation]:
+    def consumers_of(self, value: int) -> list[Operation]:
         """The operations that took this value."""
-        return self.used_by.get(value, [])
+        return self.consumers.get(value, [])
 
-    def sources(self, values: Iterable[int]) -> set[int]:
+    def ancestors(self, values: Iterable[int]) -> set[int]:
         """These values, and all that they were made of."""
         found, waiting = set[int](), list(values)
         while waiting:
             value = waiting.pop()
             if value not in found:
                 found.add(value)
-                waiting += self.made_by[value].inputs if value in self.made_by else ()
+                waiting += self.producer[value].inputs if value in self.producer else ()
         return found
 
 
@@ -87,19 +87,21 @@ def _numbers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int | str, 
 
 
 @contextmanager
-def watched(model: nn.Module, names: Iterable[str] = ()) -> Iterator[Flow]:
+def trace_dataflow(model: nn.Module, names: Iterable[str] = ()) -> Iterator[Dataflow]:
     """Note in the returned Flow what happens in `model` within the context; what is compiled runs uncompiled meanwhile.
 
     Every tensor of the calls stays in memory until the end, so watch one step, not an epoch.
     """
-    flow = Flow()
+    flow = Dataflow()
     watcher = _Watcher(flow)
-    flow.parameters = {shown(name): watcher.number(one) for name, one in model.named_parameters(remove_duplicate=False)}
+    flow.parameters = {
+        display_name(name): watcher.number(one) for name, one in model.named_parameters(remove_duplicate=False)
+    }
     handles = []
     for name, module in model.named_modules():
         handles += [
-            module.register_forward_pre_hook(watcher.enter(shown(name)), with_kwargs=True, prepend=True),
-            module.register_forward_hook(watcher.leave(shown(name)), with_kwargs=True),
+            module.register_forward_pre_hook(watcher.enter(display_name(name)), with_kwargs=True, prepend=True),
+            module.register_forward_hook(watcher.leave(display_name(name)), with_kwargs=True),
         ]
     try:
         with torch.compiler.set_stance("force_eager"), watcher:
@@ -112,7 +114,7 @@ def watched(model: nn.Module, names: Iterable[str] = ()) -> Iterator[Flow]:
 class _Watcher(TorchFunctionMode):
     """Numbers the tensors that it sees. One that is changed in place is a new value from there on."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Dataflow) -> None:
         super().__init__()
         self.flow = flow
         self.running: list[str] = []
@@ -124,10 +126,10 @@ class _Watcher(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.silent:
             return function(*args, **kwargs)
-        inputs = tuple(dict.fromkeys(self.number(one) for one in tensors((args, kwargs))))
+        inputs = tuple(dict.fromkeys(self.number(one) for one in tensors_in((args, kwargs))))
         result = function(*args, **kwargs)
         # To write into a part of a tensor returns nothing.
-        made = list(tensors(args[0])) if function is Tensor.__setitem__ else list(tensors(result))
+        made = list(tensors_in(args[0])) if function is Tensor.__setitem__ else list(tensors_in(result))
         if made and not isinstance(result, torch.Size):
             outputs = tuple(self.renumber(one) for one in made)
             within = self.running[-1] if self.running else None
@@ -149,9 +151,9 @@ class _Watcher(TorchFunctionMode):
             self.running.append(name)
             arguments = ordered_arguments(module, args, kwargs)
             given = [one for one in arguments if isinstance(one, Tensor)]
-            within = tensors([one for one in arguments if not isinstance(one, Tensor)])
-            self.flow.doors[name] = min(len(given), self.flow.doors.get(name, len(given)))
-            self.flow.given.setdefault(name, []).append(tuple(map(self.number, (*given, *within))))
+            within = tensors_in([one for one in arguments if not isinstance(one, Tensor)])
+            self.flow.num_positional[name] = min(len(given), self.flow.num_positional.get(name, len(given)))
+            self.flow.inputs.setdefault(name, []).append(tuple(map(self.number, (*given, *within))))
             self.silent += is_plain_norm(module)
 
         return hook
@@ -161,12 +163,12 @@ class _Watcher(TorchFunctionMode):
             self.running.pop()
             if is_plain_norm(module):
                 self.silent -= 1
-                given = self.flow.given[name][-1][:1]
+                given = self.flow.inputs[name][-1][:1]
                 self.flow.add(Operation(functional.batch_norm, given, (self.renumber(output),), name))
             value = self.number(output) if isinstance(output, Tensor) else None
-            self.flow.returned.setdefault(name, []).append(value)
+            self.flow.outputs.setdefault(name, []).append(value)
             # A module that hands on what it was given has not made it.
-            if value is not None and value not in self.flow.given[name][-1]:
+            if value is not None and value not in self.flow.inputs[name][-1]:
                 self.flow.boundaries.setdefault(value, name)
 
         return hook

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 
-def call(model: nn.Module, example: Any) -> Any:
+def call_model(model: nn.Module, example: Any) -> Any:
     """`model(*example)` for a tuple, `model(**example)` for a dict, else `model(example)`."""
     if isinstance(example, tuple) and not hasattr(example, "_fields"):
         return model(*example)
@@ -53,10 +53,10 @@ def resize_batch(example: Any, batch: int, batch_dim: int = 0) -> Any:
             return tensor.clone()
         return tensor.index_select(batch_dim, torch.arange(batch, device=tensor.device) % size)
 
-    return mapped(example, resized)
+    return map_tensors(example, resized)
 
 
-def cropped(example: Any, side: int) -> Any:
+def crop_images(example: Any, side: int) -> Any:
     """The same with images (of 4 dimensions or more) of at most `side` pixels along each of their last dimensions."""
 
     def small(tensor: Tensor) -> Tensor:
@@ -65,29 +65,29 @@ def cropped(example: Any, side: int) -> Any:
                 tensor = tensor.narrow(dim, 0, min(side, tensor.shape[dim]))
         return tensor
 
-    return mapped(example, small)
+    return map_tensors(example, small)
 
 
-def copied(example: Any, device: torch.device | None = None) -> Any:
+def copy_example(example: Any, device: torch.device | None = None) -> Any:
     """A copy, on `device` if one is given: a model may write into its input, and the example is the user's."""
-    return mapped(example, lambda tensor: tensor.detach().to(device, copy=True))
+    return map_tensors(example, lambda tensor: tensor.detach().to(device, copy=True))
 
 
-def mapped(example: Any, function: Callable[[Tensor], Any]) -> Any:
+def map_tensors(example: Any, function: Callable[[Tensor], Any]) -> Any:
     """The same nest of tuples, lists and dicts with `function` of each tensor; anything else stays."""
     if isinstance(example, Tensor):
         return function(example)
     if isinstance(example, dict):
-        return {key: mapped(value, function) for key, value in example.items()}
+        return {key: map_tensors(value, function) for key, value in example.items()}
     if isinstance(example, list | tuple):
-        values = [mapped(value, function) for value in example]
+        values = [map_tensors(value, function) for value in example]
         return type(example)(*values) if hasattr(example, "_fields") else type(example)(values)
     return example
 
 
-def described(example: Any) -> str:
+def describe_shapes(example: Any) -> str:
     """Shapes instead of values, for a message."""
-    return str(mapped(example, lambda tensor: _Shape(f"tensor{tuple(tensor.shape)}")))
+    return str(map_tensors(example, lambda tensor: _Shape(f"tensor{tuple(tensor.shape)}")))
 
 
 class _Shape(str):
@@ -96,5 +96,5 @@ class _Shape(str):
 
 def _tensors(example: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    mapped(example, found.append)
+    map_tensors(example, found.append)
     return found

@@ -15,7 +15,7 @@ Call_ = Callable[..., Any]
 
 
 @dataclass
-class Call:
+class ForwardCall:
     """One call of a module: what it was given, what it gave, and what its layers gave meanwhile, by their names.
 
     `older` says that a backward pass has been made since, which may have freed its graph.
@@ -39,7 +39,7 @@ def ordered_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[st
     return [*args, *(kwargs[name] for name in sorted(kwargs, key=lambda name: places.get(name, len(places))))]
 
 
-class Capture:
+class ForwardCapture:
     """Calls of one module of a tree, with the outputs of named layers, while `listening`.
 
     The hooks are there from the start and idle outside: one added after the first call of a compiled module never
@@ -50,20 +50,20 @@ class Capture:
     def __init__(self, model: nn.Module, layers: Iterable[str] = ()) -> None:
         self.model = model
         self.listening = False
-        self.calls: list[Call] = []
+        self.calls: list[ForwardCall] = []
         self._outputs: dict[str, Any] = {}
-        self._handles = [submodule(model, name).register_forward_hook(self._layer(name)) for name in layers]
+        self._handles = [get_submodule(model, name).register_forward_hook(self._layer(name)) for name in layers]
 
-    def follow(self, root: nn.Module) -> None:
+    def record_calls_of(self, root: nn.Module) -> None:
         """From now on, note the calls of `root`."""
         self._handles.append(root.register_forward_hook(self._root, with_kwargs=True))
 
-    def add(self, call: Call) -> None:
+    def add(self, call: ForwardCall) -> None:
         """Note a call that was seen by somebody else."""
-        self.calls.append(Call(call.args, call.kwargs, call.output, self._outputs, call.older))
+        self.calls.append(ForwardCall(call.args, call.kwargs, call.output, self._outputs, call.older))
         self._outputs = {}
 
-    def take(self) -> list[Call]:
+    def pop_calls(self) -> list[ForwardCall]:
         """The calls since the last time, each handed out once."""
         if self.calls:
             self.calls[-1].layers.update(self._outputs)
@@ -71,7 +71,7 @@ class Capture:
         return calls
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Listen within the context, and forget at its end what nobody took."""
         self.listening = True
         try:
@@ -94,7 +94,7 @@ class Capture:
 
     def _root(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.listening:
-            self.calls.append(Call(args, kwargs, output, self._outputs))
+            self.calls.append(ForwardCall(args, kwargs, output, self._outputs))
             self._outputs = {}
 
 
@@ -106,7 +106,7 @@ class StudentDiscovery:
 
     def __init__(self, model: nn.Module) -> None:
         self.listening = False
-        self.calls: list[tuple[str, nn.Module, Call]] = []
+        self.calls: list[tuple[str, nn.Module, ForwardCall]] = []
         self._depth = 0
         self._handles = []
         for name, module in _uncompiled(model):
@@ -116,7 +116,7 @@ class StudentDiscovery:
             ]
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Listen within the context; what was noted before is forgotten."""
         self.calls.clear()
         self.listening, self._depth = True, 0
@@ -131,7 +131,7 @@ class StudentDiscovery:
             handle.remove()
         self.calls.clear()
 
-    def found(self) -> tuple[nn.Module, list[Call]]:
+    def found(self) -> tuple[nn.Module, list[ForwardCall]]:
         """The module, and its calls so far.
 
         Raises:
@@ -165,28 +165,28 @@ class StudentDiscovery:
             if self.listening:
                 self._depth -= 1
                 if self._depth == 0:
-                    self.calls.append((name, module, Call(args, kwargs, output)))
+                    self.calls.append((name, module, ForwardCall(args, kwargs, output)))
 
         return hook
 
 
-def submodule(model: nn.Module, name: str) -> nn.Module:
+def get_submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that name; through wrappers of `torch.compile`, with or without their prefix.
 
     Raises:
         ValueError: if there is none; the message has the nearest name.
     """
-    named: dict[str, nn.Module] = {shown(one): module for one, module in model.named_modules()}
-    if shown(name) not in named:
+    named: dict[str, nn.Module] = {display_name(one): module for one, module in model.named_modules()}
+    if display_name(name) not in named:
         known = [one for one in named if one]
         raise ValueError(
             f"There is no layer '{name}' in {type(model).__name__}.{near_miss(name, known)} Layers are "
             f"{', '.join(known[:30])}{', ...' if len(known) > 30 else ''}."
         )
-    return named[shown(name)]
+    return named[display_name(name)]
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """A submodule's name as its author knows it.
 
     >>> shown("net._orig_mod.0")
@@ -195,7 +195,7 @@ def shown(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
     """Every tensor in nested sequences, mappings and plain objects."""
     if isinstance(value, Tensor):
         yield value
@@ -207,11 +207,11 @@ def tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
         else:
             parts = vars(value).values() if hasattr(value, "__dict__") else ()
         for part in parts:
-            yield from tensors(part, depth - 1)
+            yield from tensors_in(part, depth - 1)
 
 
 def _needs_gradient(value: Any, from_dimension: int = 0) -> bool:
-    return any(one.requires_grad and one.ndim >= from_dimension for one in tensors(value))
+    return any(one.requires_grad and one.ndim >= from_dimension for one in tensors_in(value))
 
 
 def _uncompiled(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

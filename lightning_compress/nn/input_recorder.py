@@ -10,18 +10,24 @@ from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedInput:
     """A part of a model that holds all its parameters, and what it was called with: a tuple, or a dict of keywords."""
 
     part: str
     example: Any
 
 
-class Seen:
-    """The first call of a model, or of the one submodule that holds all of its parameters."""
+class InputRecorder:
+    """Record the first call of a model, or of the one submodule that holds all of its parameters.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.call: Call | None = None
+    Args:
+        model: is hooked until `close`.
+        skip: whether a module is called for another reason just now, such as Lightning's way into a training step.
+    """
+
+    def __init__(self, model: nn.Module, skip: Callable[[nn.Module], bool] = lambda _: False) -> None:
+        self.skip = skip
+        self.call: RecordedInput | None = None
         parts = {"": model, **dict(model.named_children())}
         whole = {id(parameter) for parameter in model.parameters()}
         full = {name: part for name, part in parts.items() if {id(one) for one in part.parameters()} == whole}
@@ -37,15 +43,10 @@ class Seen:
     def _listener(self, name: str) -> Callable[..., None]:
         def listen(part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             # Positional and keyword arguments at once are no example that `report` takes.
-            if self.call is None and not (arguments and keywords) and not _is_redirected(part):
-                self.call = Call(name, tree_map(_apart, keywords or arguments))
+            if self.call is None and not (arguments and keywords) and not self.skip(part):
+                self.call = RecordedInput(name, tree_map(_apart, keywords or arguments))
 
         return listen
-
-
-def _is_redirected(part: nn.Module) -> bool:
-    """Whether the call is Lightning's way into a step with its batch: under DDP `forward` leads there for a moment."""
-    return getattr(part.forward, "__qualname__", "").startswith("_ForwardRedirection.")
 
 
 @torch.no_grad()

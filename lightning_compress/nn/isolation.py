@@ -12,7 +12,7 @@ from torch import Tensor, nn
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 
 
-def measuring() -> bool:
+def is_measuring() -> bool:
     """Whether a module is being run by us: its inputs are none that a hook should learn from."""
     return _measuring.get()
 

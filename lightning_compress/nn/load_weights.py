@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_compress.core.checkpoint import load_checkpoint, saved_entries, state_dict_of
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.selection import canonical
-from lightning_compress.nn.surgery import reshape
-from lightning_compress.reporting.checkpoint_report import load, state_dict_of
+from lightning_compress.nn.selection import canonical_name
+from lightning_compress.nn.surgery import reshape_model
 
-OURS = "lightning_compress/"
 NAMES_SHOWN = 8
 
 
@@ -34,13 +33,13 @@ def load_weights(model: nn.Module, path: str | Path, copies: Iterable[tuple[nn.M
         ValueError: if it holds more than tensors and plain values, is damaged, or is not of this module; with the
             names that one of them lacks, and both shapes where they differ.
     """
-    content = load(path)
-    weights = {canonical(name): value for name, value in state_dict_of(content, path).items()}
+    content = load_checkpoint(path)
+    weights = {canonical_name(name): value for name, value in state_dict_of(content, path).items()}
     cut = saved_cut(content, path)
     for one, prefix in [(model, ""), *copies]:
-        reshape_to_checkpoint(one, weights, cut.inside(prefix), Cut(), path)
+        reshape_to_checkpoint(one, weights, cut.restricted_to(prefix), Cut(), path)
     _refuse_misfits(model, weights, path)
-    model.load_state_dict({name: weights[canonical(name)] for name in model.state_dict()})
+    model.load_state_dict({name: weights[canonical_name(name)] for name in model.state_dict()})
     return cut
 
 
@@ -50,18 +49,19 @@ def saved_cut(content: Any, path: str | Path) -> Cut:
     Raises:
         ValueError: if that is damaged.
     """
-    callbacks = content.get("callbacks", {}) if isinstance(content, Mapping) else {}
-    whole = Cut()
-    for key, state in callbacks.items():
-        if str(key).startswith(OURS) and isinstance(state, Mapping) and "cut" in state:
+    total = Cut()
+    for entry in saved_entries(content):
+        if "cut" in entry:
             try:
-                whole = Cut.of(state["cut"]).after(whole)
+                total = Cut.from_state_dict(entry["cut"]).composed_with(total)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"{path} has a damaged cut: {type(error).__name__} {error}.") from error
-    return whole
+    return total
 
 
-def reshape_to_checkpoint(model: nn.Module, weights: Mapping[str, Tensor], cut: Cut, now: Cut, path: str | Path) -> None:
+def reshape_to_checkpoint(
+    model: nn.Module, weights: Mapping[str, Tensor], cut: Cut, now: Cut, path: str | Path
+) -> None:
     """Let a module lose what the file's has lost.
 
     Args:
@@ -72,17 +72,17 @@ def reshape_to_checkpoint(model: nn.Module, weights: Mapping[str, Tensor], cut: 
     Raises:
         ValueError: if the module has no such layers.
     """
-    names = {canonical(name) for name, _ in model.named_modules()}
+    names = {canonical_name(name) for name, _ in model.named_modules()}
     if unknown := [name for name in cut.attributes if name not in names]:
         raise ValueError(
             f"{path} is of a module that had lost channels of {', '.join(unknown[:NAMES_SHOWN])}, which "
             f"{type(model).__name__} does not have. Build the module that was trained."
         )
-    reshape(model, weights, cut, now)
+    reshape_model(model, weights, cut, now)
 
 
 def _refuse_misfits(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    wanted = {canonical(name): value.shape for name, value in model.state_dict().items()}
+    wanted = {canonical_name(name): value.shape for name, value in model.state_dict().items()}
     both = wanted.keys() & weights.keys()
     found = {
         "It lacks": sorted(wanted.keys() - both),

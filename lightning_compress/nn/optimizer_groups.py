@@ -12,7 +12,7 @@ PER_GROUP = {"lr_lambdas", "_last_lr", "base_momentums", "max_momentums", "base_
 
 
 @contextmanager
-def joined(
+def extra_param_group(
     optimizer: Optimizer,
     schedulers: Iterable[Any],
     parameters: Mapping[str, nn.Parameter],
@@ -33,7 +33,7 @@ def joined(
         place: where among the groups the new one comes; None: behind them.
         changed: settings that the new group has instead, such as `weight_decay=0.0`, where the optimizer knows them.
     """
-    index = group_of(optimizer, like)
+    index = group_index(optimizer, like)
     group = dict(optimizer.param_groups[index])
     named = group.pop("param_names", None) is not None
     group |= {name: value for name, value in changed.items() if name in group}
@@ -46,14 +46,14 @@ def joined(
     try:
         yield
     finally:
-        place = group_of(optimizer, next(iter(parameters.values())))
+        place = group_index(optimizer, next(iter(parameters.values())))
         for entry in _per_group(optimizer, schedulers, len(optimizer.param_groups)):
             del entry[place]
         for parameter in optimizer.param_groups.pop(place)["params"]:
             optimizer.state.pop(parameter, None)
 
 
-def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> int:
+def group_index(optimizer: Optimizer, parameter: nn.Parameter) -> int:
     """The place of the group that the parameter is in.
 
     Raises:

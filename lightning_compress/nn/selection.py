@@ -47,7 +47,7 @@ class Selection:
         return "; ".join([*lines, *(f"left out: {name} ({why})" for name, why in self.left_out.items())])
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A parameter's name without what `torch.compile` and wrappers of it put in.
 
     >>> canonical("net._orig_mod.0.weight")
@@ -63,7 +63,7 @@ def candidates(model: nn.Module) -> list[Candidate]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return [
-        Candidate(tuple(dict.fromkeys(map(canonical, all_))), parameter, modules[_owner_of(all_[0])])
+        Candidate(tuple(dict.fromkeys(map(canonical_name, all_))), parameter, modules[_owner_of(all_[0])])
         for parameter, all_ in names.items()
     ]
 
@@ -95,9 +95,9 @@ def select(model: nn.Module, targets: Patterns = None, ignore: Patterns = (), fr
     _refuse_dead_patterns(found, {"targets": asked, "ignore": ignored})
     chosen, left_out = [], {}
     for candidate in found:
-        if any(matches(pattern, candidate) for pattern in ignored):
+        if any(pattern_matches(pattern, candidate) for pattern in ignored):
             why: str | None = "ignored"
-        elif asked and not any(matches(pattern, candidate) for pattern in asked):
+        elif asked and not any(pattern_matches(pattern, candidate) for pattern in asked):
             why = "not among the targets"
         else:
             why = _obstacle(candidate, candidate.parameter in averages, by_default=not asked, frozen=frozen)
@@ -112,7 +112,7 @@ def select(model: nn.Module, targets: Patterns = None, ignore: Patterns = (), fr
     return Selection(tuple(chosen), left_out, covered)
 
 
-def matching(model: nn.Module, patterns: Patterns, argument: str) -> list[Candidate]:
+def select_matching(model: nn.Module, patterns: Patterns, argument: str) -> list[Candidate]:
     """Every parameter that one of `patterns` means, of whatever shape and kind, in the order of the model.
 
     Args:
@@ -125,7 +125,7 @@ def matching(model: nn.Module, patterns: Patterns, argument: str) -> list[Candid
     """
     found, several = candidates(model), as_patterns(patterns)
     _refuse_dead_patterns(found, {argument: several})
-    return [candidate for candidate in found if any(matches(pattern, candidate) for pattern in several)]
+    return [candidate for candidate in found if any(pattern_matches(pattern, candidate) for pattern in several)]
 
 
 def as_patterns(patterns: Patterns) -> tuple[Pattern, ...]:
@@ -151,7 +151,7 @@ def as_patterns(patterns: Patterns) -> tuple[Pattern, ...]:
     return tuple(several)
 
 
-def matches(pattern: Pattern, candidate: Candidate) -> bool:
+def pattern_matches(pattern: Pattern, candidate: Candidate) -> bool:
     """Whether `pattern` means this parameter, under any of its names."""
     if isinstance(pattern, type):
         return isinstance(candidate.owner, pattern)
@@ -220,7 +220,7 @@ def _refuse_dead_patterns(found: list[Candidate], asked: dict[str, tuple[Pattern
         for pattern in patterns:
             if argument == "ignore" and not _is_plain_name(pattern):
                 continue  # a shared list may well ignore kinds that this model lacks
-            if not any(matches(pattern, candidate) for candidate in found):
+            if not any(pattern_matches(pattern, candidate) for candidate in found):
                 texts = [text for candidate in found for text in _texts(candidate)]
                 hint = near_miss(pattern, texts) if isinstance(pattern, str) else ""
                 raise ValueError(

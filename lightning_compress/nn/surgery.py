@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.nn.channel_cut import Cut, Kept, over
+from lightning_compress.nn.channel_cut import Cut, Kept, merge_attributes
 from lightning_compress.nn.empty_layers import layer_class_for_size
-from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.selection import canonical_name
 
 
-def sliced(tensor: Tensor, kept: Kept) -> Tensor:
+def slice_tensor(tensor: Tensor, kept: Kept) -> Tensor:
     """A copy with only those indices, in the memory format of the old one."""
     layout = _memory_format(tensor)
     for dim, indices in kept.items():
@@ -31,13 +31,16 @@ def cut_model(model: nn.Module, cut: Cut) -> Callable[[], None]:
         KeyError: if the model lacks a tensor that the cut names; nothing is changed then.
     """
     undo = ExitStack()
-    new = [(tensor, sliced(tensor.detach(), cut.kept[name])) for name, tensor in named(model, cut.kept).items()]
+    new = [
+        (tensor, slice_tensor(tensor.detach(), cut.kept[name]))
+        for name, tensor in tensors_by_name(model, cut.kept).items()
+    ]
     gradients = [
-        (tensor, sliced(tensor.grad, cut.kept[name]))
-        for name, tensor in named(model, cut.kept).items()
+        (tensor, slice_tensor(tensor.grad, cut.kept[name]))
+        for name, tensor in tensors_by_name(model, cut.kept).items()
         if tensor.grad is not None
     ]
-    modules = {canonical(name): module for name, module in model.named_modules()}
+    modules = {canonical_name(name): module for name, module in model.named_modules()}
     owners = [(modules[name], values) for name, values in cut.attributes.items()]
     for tensor, _ in gradients:  # a gradient must never have another shape than its tensor
         undo.callback(setattr, tensor, "grad", tensor.grad)
@@ -78,7 +81,7 @@ def cut_optimizer(optimizer: Optimizer, kept: Mapping[Tensor, Kept], shapes: Map
     for parameter, key, value in entries:
         # As long as the parameter, or of length 1: Adafactor's rows and columns.
         long = {dim: one for dim, one in kept[parameter].items() if value.shape[dim] == shapes[parameter][dim]}
-        optimizer.state[parameter][key] = sliced(value, long)
+        optimizer.state[parameter][key] = slice_tensor(value, long)
 
 
 def cut_in_training(
@@ -98,11 +101,11 @@ def cut_in_training(
     """
     optimizers, copies = list(optimizers), list(copies)
     refuse_unknown_state(optimizers)
-    kept = {tensor: cut.kept[name] for name, tensor in named(model, cut.kept).items()}
+    kept = {tensor: cut.kept[name] for name, tensor in tensors_by_name(model, cut.kept).items()}
     shapes = {tensor: tensor.shape for tensor in kept}
     with ExitStack() as undo:
         for copy, prefix in [(model, ""), *copies]:
-            undo.callback(cut_model(copy, cut.inside(prefix)))
+            undo.callback(cut_model(copy, cut.restricted_to(prefix)))
         undo.pop_all()
     for tensor in kept:
         if tensor.requires_grad:
@@ -125,7 +128,7 @@ def refuse_unknown_state(optimizers: Iterable[Optimizer]) -> None:
             _remembered(optimizer, parameter, parameter.shape)
 
 
-def reshape(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut, now: Cut | None = None) -> None:
+def reshape_model(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut, now: Cut | None = None) -> None:
     """Give a model the shapes that a `state_dict` has, and what its modules remember of them.
 
     Values are whatever memory holds: they are to be loaded next.
@@ -141,22 +144,22 @@ def reshape(model: nn.Module, state_dict: Mapping[str, Tensor], cut: Cut, now: C
     """
     now = now or Cut()
     tensors = _names(model)
-    for name, tensor in named(model, [name for name in {**now.kept, **cut.kept} if name in tensors]).items():
+    for name, tensor in tensors_by_name(model, [name for name in {**now.kept, **cut.kept} if name in tensors]).items():
         value = _found(state_dict, name)
         if value is None:
             tensor.data = _unsaved(name, tensor, cut.kept.get(name, {}), now.kept.get(name, {}))
         elif value.shape != tensor.shape:
             tensor.grad = None
             tensor.data = torch.empty(value.shape, dtype=tensor.dtype, device=tensor.device)
-    modules = {canonical(name): module for name, module in model.named_modules()}
-    for name, values in over(now.before, cut.attributes).items():
+    modules = {canonical_name(name): module for name, module in model.named_modules()}
+    for name, values in merge_attributes(now.before, cut.attributes).items():
         for key, value in values.items():
             setattr(modules[name], key, value)
     for module in modules.values():
         module.__class__ = layer_class_for_size(module)
 
 
-def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def tensors_by_name(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Parameters and buffers by name, each once.
 
     Raises:
@@ -184,17 +187,17 @@ def get_tensor(model: nn.Module, name: str) -> Tensor:
         found = getattr(model.get_submodule(owner), leaf)
     except AttributeError:
         found = None  # `torch.compile` puts something into names
-    return found if isinstance(found, Tensor) else named(model, [name])[name]
+    return found if isinstance(found, Tensor) else tensors_by_name(model, [name])[name]
 
 
 def _names(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     buffers = model.named_buffers(remove_duplicate=False)
-    return {canonical(name): tensor for pairs in (parameters, buffers) for name, tensor in pairs}
+    return {canonical_name(name): tensor for pairs in (parameters, buffers) for name, tensor in pairs}
 
 
 def _found(state_dict: Mapping[str, Tensor], name: str) -> Tensor | None:
-    return state_dict.get(name, next((one for key, one in state_dict.items() if canonical(key) == name), None))
+    return state_dict.get(name, next((one for key, one in state_dict.items() if canonical_name(key) == name), None))
 
 
 def _unsaved(name: str, buffer: Tensor, wanted: Kept, lost: Kept) -> Tensor:
@@ -211,7 +214,7 @@ def _unsaved(name: str, buffer: Tensor, wanted: Kept, lost: Kept) -> Tensor:
                 f"The buffer '{name}' is in no file, and what the checkpoint needs of it has been cut away. Load the "
                 f"checkpoint into a module that is built anew."
             )
-        buffer = sliced(buffer.detach(), {dim: where})
+        buffer = slice_tensor(buffer.detach(), {dim: where})
     return buffer.detach()
 
 
@@ -269,7 +272,7 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 @contextmanager
-def tried(model: nn.Module, cut: Cut) -> Iterator[None]:
+def temporarily_cut(model: nn.Module, cut: Cut) -> Iterator[None]:
     """The model as it would be after a cut, within the context."""
     undo = cut_model(model, cut)
     try:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_compress.core.registry import near_miss
-from lightning_compress.nn.selection import Selection, as_patterns, matches
+from lightning_compress.nn.selection import Selection, as_patterns, pattern_matches
 from lightning_compress.pruning.functional import distributions
 from lightning_compress.pruning.granularity import NOfM
 
@@ -39,7 +39,7 @@ def overridden(overrides: dict[str, float], selection: Selection) -> dict[str, f
     found: dict[str, float] = {}
     for pattern, sparsity in overrides.items():
         (checked,) = as_patterns(pattern)
-        named = [one.name for one in selection.chosen if matches(checked, one)]
+        named = [one.name for one in selection.chosen if pattern_matches(checked, one)]
         if not named:
             known = [one.name for one in selection.chosen]
             raise ValueError(

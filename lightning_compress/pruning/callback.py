@@ -8,15 +8,15 @@ from weakref import ref
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress._lightning import LightningModule, Trainer, kept_averages, rank_zero_info, rank_zero_warn
 from lightning_compress.core.arguments import as_schedule, check_fraction
-from lightning_compress.core.conflicts import Claim, Whole
+from lightning_compress.core.conflicts import ExclusiveClaim, FixedShapes
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.phases import Duration, Run, Window, window_from_milestones
-from lightning_compress.core.registry import find, check_signature
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, window_from_milestones
+from lightning_compress.core.registry import check_signature, find
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Predicate, Selection, as_patterns, select
-from lightning_compress.nn.weight_averages import averages
+from lightning_compress.nn.weight_averages import find_averages
 from lightning_compress.pruning.allocation import Layers
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.functional import criteria, distributions
@@ -24,7 +24,7 @@ from lightning_compress.pruning.granularity import Block, NOfM, parse
 from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.pruning.pruner import Pruner
 from lightning_compress.pruning.rounds import check_rounds, sparsity_after
-from lightning_compress.training.callback import CompressionCallback, now
+from lightning_compress.training.callback import CompressionCallback, step_after
 
 Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 
@@ -63,7 +63,7 @@ class Pruning(CompressionCallback):
         ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
     """
 
-    shown = "sparsity"
+    progress_metric = "sparsity"
 
     def __init__(
         self,
@@ -126,20 +126,20 @@ class Pruning(CompressionCallback):
         """The targeted weights and their masks, once a fit has begun."""
         return self._pruner.masked
 
-    def sparsity_at(self, moment: int, window: Window) -> float:
+    def sparsity_at(self, moment: int, window: PhaseWindow) -> float:
         """What the schedule asks for at a moment of a window."""
         if self.rounds is not None:
-            done = sum(one <= moment for one in window.moments())
+            done = sum(one <= moment for one in window.times())
             return sparsity_after(done, len(self.rounds), self.initial_sparsity, self.final_sparsity)
         share = self.schedule(window.progress(moment))
         return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * min(share, 1.0)
 
-    def resolved(self, run: Run) -> Window:
-        return super().resolved(run) if self.rounds is None else window_from_milestones(self.rounds, run)
+    def scheduled_window(self, run: Run) -> PhaseWindow:
+        return super().scheduled_window(run) if self.rounds is None else window_from_milestones(self.rounds, run)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window = self.resolved(run)
-        return [(moment, f"sparsity {self.sparsity_at(moment, window):.2%}") for moment in window.moments()]
+        window = self.scheduled_window(run)
+        return [(moment, f"sparsity {self.sparsity_at(moment, window):.2%}") for moment in window.times()]
 
     # Before training --------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Pruning(CompressionCallback):
             self.carried = self.sparsity
         for handle in self.pruner.gathered.hooks():
             self.undo.callback(handle.remove)
-        for average in averages(pl_module, trainer.callbacks):
+        for average in find_averages(pl_module, kept_averages(trainer)):
             follow = partial(_update_then_mask, self.masked, average.parameters)
             self.undo.enter_context(wrapped_method(average.owner, "update_parameters", follow))
             self.masked.followers.append(average.parameters)
@@ -184,14 +184,14 @@ class Pruning(CompressionCallback):
         if self.pruner is not None:
             self.masked.apply()
 
-    def follow(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         if self.pruner is not None:
             self.pruner.follow(cut)
             self.masked.apply()
 
-    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         return [
-            Claim(
+            ExclusiveClaim(
                 "prune",
                 frozenset(self._pruner.masked.parameters),
                 "Give each weight to one of them by targets and ignore; for several phases on one weight use one "
@@ -199,10 +199,10 @@ class Pruning(CompressionCallback):
             )
         ]
 
-    def whole(self) -> Whole:
+    def fixed_shapes(self) -> FixedShapes:
         if isinstance(self.grain, Block | NOfM):
-            return Whole("begin", "a cut breaks units of neighbours apart")
-        return Whole("end", "a cut takes zeros along, and no update comes after it")
+            return FixedShapes("begin", "a cut breaks units of neighbours apart")
+        return FixedShapes("end", "a cut takes zeros along, and no update comes after it")
 
     # At each step -----------------------------------------------------------------------------------------------
 
@@ -231,12 +231,12 @@ class Pruning(CompressionCallback):
         self._log(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last_moment is None and not trainer.fast_dev_run:
+        if self.last_time is None and not trainer.fast_dev_run:
             rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing is pruned.")
 
     # What is kept and said --------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         return {"carried": self.carried, "released": self.released, **self._pruner.state()}
 
     def _log(self, trainer: Trainer) -> None:
@@ -256,10 +256,10 @@ class Pruning(CompressionCallback):
 
     def _is_open(self, trainer: Trainer) -> bool:
         window = self.window
-        return window is not None and not self.reached and now(trainer, window.hand) >= window.begin
+        return window is not None and not self.reached and step_after(trainer, window.unit) >= window.begin
 
     def _update_if_due(self, trainer: Trainer) -> None:
-        moment, pruner = self.moment(trainer), self._pruner
+        moment, pruner = self.due_time(trainer), self._pruner
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if moment is None or not pruner.gradients_are_there(len(trainer.optimizers) > 1, scaled):
             return
@@ -268,7 +268,7 @@ class Pruning(CompressionCallback):
             self.updated = True
             if not pruner.update(sparsity, trainer.optimizers):
                 rank_zero_warn(f"'{self.name}': the ranks' masks differed; all have those of rank 0 now.")
-        self.done(moment)
+        self.mark_done(moment)
         if self.reached and not self.released:
             self.released = True
             if self.gate_best:

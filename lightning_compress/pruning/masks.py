@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_compress.measure.metrics import Sparsity
 from lightning_compress.nn.channel_cut import Kept
-from lightning_compress.nn.surgery import sliced
+from lightning_compress.nn.surgery import slice_tensor
 
 
 class MaskedParameters:
@@ -71,7 +71,7 @@ class MaskedParameters:
 
     def follow(self, kept: Mapping[str, Kept]) -> None:
         """Cut masks as their weights have been cut."""
-        self.masks = {name: sliced(mask, kept[name]) for name, mask in self.masks.items()}
+        self.masks = {name: slice_tensor(mask, kept[name]) for name, mask in self.masks.items()}
 
     def leave(self, name: str) -> None:
         """Follow one parameter no longer."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_compress.core import distributed as ranks
 from lightning_compress.core.arguments import check_fraction
-from lightning_compress.core.registry import call_with_supported_args, needs
+from lightning_compress.core.registry import call_with_supported_args, required_args
 from lightning_compress.nn.channel_cut import Cut, kept_indices
 from lightning_compress.pruning.allocation import Distribution, Layers, allocate, masks
 from lightning_compress.pruning.masks import MaskedParameters
@@ -46,7 +46,7 @@ class Pruner:
         self.final_sparsity, self.overrides = final_sparsity, dict(overrides or {})
         self.floor, self.seed = floor, seed
         self.masked = MaskedParameters({name: one.parameter for name, one in layers.by_name.items()})
-        self.gathered = Gathered(layers.by_name, needs(criterion))
+        self.gathered = Gathered(layers.by_name, required_args(criterion))
         self.sparsity = 0.0
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Pruner:
             several_optimizers: a weight without a gradient may get one later, when its optimizer's turn comes.
             scaled: a gradient that is not finite has overflowed, and its step will be skipped.
         """
-        if "grad" not in needs(self.criterion):
+        if "grad" not in required_args(self.criterion):
             return True
         grads = [one.parameter.grad for one in self.layers.by_name.values()]
         present = [grad for grad in grads if grad is not None]
@@ -172,10 +172,10 @@ class Pruner:
         return {**sizes, **alive}
 
     def _agree(self) -> bool:
-        if not ranks.several():
+        if not ranks.is_distributed():
             return True
         tensors = list(self.masked.masks.values())
-        if ranks.agree(ranks.digest(tensors), tensors[0].device):
+        if ranks.all_ranks_equal(ranks.tensor_hash(tensors), tensors[0].device):
             return True
         ranks.broadcast_(tensors)
         return False

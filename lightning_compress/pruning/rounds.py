@@ -8,7 +8,7 @@ from inspect import signature
 from itertools import pairwise
 from typing import Any
 
-from lightning_compress.core.phases import Duration, parse
+from lightning_compress.core.phases import Duration, parse_duration
 
 INSTEAD_OF = ("schedule", "begin", "end", "every")
 
@@ -30,7 +30,7 @@ def check_rounds(pruning: type[Any], rounds: Sequence[Duration], given: Mapping[
             f"one write begin, and schedule='constant'."
         )
     for one, other in pairwise(rounds):
-        first, second = parse(one), parse(other)
+        first, second = parse_duration(one), parse_duration(other)
         if first.unit == second.unit and first.value >= second.value:
             raise ValueError(f"rounds={list(rounds)!r} are not in order: {other!r} does not come after {one!r}.")
     defaults = signature(pruning).parameters

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.distributed import several, summed
+from lightning_compress.core.distributed import all_reduce_sum_, is_distributed
 from lightning_compress.nn.channel_cut import Kept
-from lightning_compress.nn.isolation import measuring
+from lightning_compress.nn.isolation import is_measuring
 from lightning_compress.nn.selection import Candidate
-from lightning_compress.nn.surgery import sliced
+from lightning_compress.nn.surgery import slice_tensor
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -88,8 +88,8 @@ class Gathered:
                 f"No input of {', '.join(unseen)} was seen, so its norm is unknown: its module is not called, or was "
                 f"compiled and called before training began. ignore={unseen}, or choose a criterion without input_norm."
             )
-        if several():
-            summed(self.squares[name] for name in self.layers)
+        if is_distributed():
+            all_reduce_sum_(self.squares[name] for name in self.layers)
 
     def forget_inputs(self) -> None:
         """Begin anew after an update."""
@@ -118,12 +118,12 @@ class Gathered:
 
     def follow(self, kept: Mapping[str, Kept]) -> None:
         """Cut sums as their weights have been cut."""
-        self.initial = {name: sliced(one, kept[name]) for name, one in self.initial.items()}
-        self.weight_grad = {name: sliced(one, kept[name]) for name, one in self.weight_grad.items()}
+        self.initial = {name: slice_tensor(one, kept[name]) for name, one in self.initial.items()}
+        self.weight_grad = {name: slice_tensor(one, kept[name]) for name, one in self.weight_grad.items()}
         # Which inputs of grouped filters are gone is not told by a weight's own dimensions: these are summed anew.
         alone = {name for name, one in self.layers.items() if getattr(one.owner, "groups", 1) == 1 or not kept[name]}
         inputs = {name: {0: dims[1]} if 1 in dims else {} for name, dims in kept.items()}
-        self.squares = {name: sliced(one, inputs[name]) for name, one in self.squares.items() if name in alone}
+        self.squares = {name: slice_tensor(one, inputs[name]) for name, one in self.squares.items() if name in alone}
 
     def _initial_of(self, name: str) -> Tensor:
         if name not in self.initial:
@@ -136,7 +136,7 @@ class Gathered:
         owner = self.layers[name].owner
 
         def listen(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self.listening and inputs and torch.is_grad_enabled() and not measuring():
+            if self.listening and inputs and torch.is_grad_enabled() and not is_measuring():
                 squares = _squares(inputs[0].detach(), owner)
                 self.squares[name] = self.squares[name] + squares if name in self.squares else squares
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning_compress.core.conflicts import Claim
-from lightning_compress.core.phases import Duration, Run, Window, parse, resolve
+from lightning_compress.core.conflicts import ExclusiveClaim
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, parse_duration, resolve_window
 from lightning_compress.quantization.config import Request
 from lightning_compress.quantization.layers import Layer
 
@@ -26,7 +26,7 @@ def check_training(
     if isinstance(damping, bool) or not isinstance(damping, int | float) or not damping >= 0:
         raise ValueError(f"damping is a strength of 0 or more, but is {damping!r}. 0.001 is a place to begin.")
     for name, moment in moments.items():
-        if moment is not None and parse(moment).value == 0:
+        if moment is not None and parse_duration(moment).value == 0:
             raise ValueError(
                 f"{name}={moment!r} is the beginning of the run: write at least 1 step, or None for never."
             )
@@ -38,7 +38,7 @@ def check_training(
         )
 
 
-def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, Window]:
+def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, PhaseWindow]:
     """On which hand of the run's clock each moment lies, as the end of a window; without those that are None.
 
     Raises:
@@ -48,7 +48,7 @@ def moments_of(run: Run, moments: Mapping[str, Duration | None]) -> dict[str, Wi
     for name, moment in moments.items():
         try:
             if moment is not None:
-                found[name] = resolve(0, moment, moment, run)
+                found[name] = resolve_window(0, moment, moment, run)
         except ValueError as error:
             raise ValueError(f"{name}={moment!r} cannot be found in this run. Write steps, or None. {error}") from error
     return found
@@ -68,24 +68,24 @@ def refuse_sparse(layers: Iterable[Layer]) -> None:
             )
 
 
-def claims_of(layers: list[Layer], request: Request) -> list[Claim]:
+def claims_of(layers: list[Layer], request: Request) -> list[ExclusiveClaim]:
     """What only one callback can do: a model is exported with one set of grids, and binary weights have no zero."""
     plans = request.plan(layers)
     forms = {held.name: plans[layer.name].weights for layer in layers for held in layer.weights}
     binary = {one for one, form in forms.items() if form is not None and form.name == "binary"}
     return [
-        Claim(
+        ExclusiveClaim(
             "quantize",
             frozenset({"the model"}),
             "It is measured, exported and loaded with the grids of one. Put both into one QuantizationAwareTraining: "
             "other bits or methods of some layers go into overrides, layers that stay in floating point into ignore.",
         ),
-        Claim(
+        ExclusiveClaim(
             "make binary",
             frozenset(binary),
             "But binary weights have no zero: pruned ones would come back as +1. Write weights='ternary', or ignore "
             "these in one of the two callbacks.",
-            against=frozenset({"prune"}),
+            conflicts_with=frozenset({"prune"}),
         ),
     ]
 

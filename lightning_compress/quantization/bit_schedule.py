@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lightning_compress.core.phases import Window
+from lightning_compress.core.phases import PhaseWindow
 from lightning_compress.core.schedules import Schedule
 from lightning_compress.quantization.config import Request
 from lightning_compress.quantization.functional.formats import parse
@@ -37,15 +37,15 @@ class Fall:
                 f"initial_bits={self.initial_bits} are no more than the final bits {final}: nothing would fall."
             )
 
-    def moments(self, window: Window) -> list[tuple[int, str]]:
+    def moments(self, window: PhaseWindow) -> list[tuple[int, str]]:
         """When the bits may change, and to what those of the weights, or else of the activations, do."""
         final = self._final()[0]
         return [
             (moment, f"{fallen(self.initial_bits, final, self._share(moment, window))} bits")
-            for moment in window.moments()
+            for moment in window.times()
         ]
 
-    def apply(self, quantized: QuantizedModel, moment: int, window: Window) -> None:
+    def apply(self, quantized: QuantizedModel, moment: int, window: PhaseWindow) -> None:
         """Set the bits that are due at this moment."""
         share = self._share(moment, window)
         for quantizer in quantized.quantizers():
@@ -56,7 +56,7 @@ class Fall:
     def _final(self) -> list[int]:
         return [one for one in (self.request.weights, self.request.activations) if one is not None]  # type: ignore[misc]
 
-    def _share(self, moment: int, window: Window) -> float:
+    def _share(self, moment: int, window: PhaseWindow) -> float:
         return min(self.schedule(window.progress(moment)), 1.0)
 
 

@@ -7,17 +7,24 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress._lightning import (
+    LightningModule,
+    Trainer,
+    kept_averages,
+    rank_zero_info,
+    rank_zero_warn,
+    skips_backward,
+)
 from lightning_compress.core.arguments import as_schedule
-from lightning_compress.core.conflicts import Claim, Whole
+from lightning_compress.core.conflicts import ExclusiveClaim, FixedShapes
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.core.phases import Duration, Run, Window, resolve
-from lightning_compress.nn.batchnorm import Norms
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_window
+from lightning_compress.nn.batchnorm import BatchNormFreezer
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.nn.forward_capture import is_partly_compiled
 from lightning_compress.nn.selection import Patterns, Selection, as_patterns
-from lightning_compress.nn.weight_averages import averages
+from lightning_compress.nn.weight_averages import find_averages
 from lightning_compress.quantization.arguments import (
     check_training,
     claims_of,
@@ -42,7 +49,7 @@ from lightning_compress.quantization.placement.layout import layout_of
 from lightning_compress.quantization.placement.sites import Layout
 from lightning_compress.quantization.placement.unused_frozen_layers import apart, said_of_frozen
 from lightning_compress.quantization.quantized_model import QuantizedModel, await_quantized
-from lightning_compress.training.callback import CompressionCallback, now, describe_run
+from lightning_compress.training.callback import CompressionCallback, describe_run, step_after
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -85,7 +92,7 @@ class QuantizationAwareTraining(CompressionCallback):
     Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877
     """
 
-    shown = "bits"
+    progress_metric = "bits"
 
     def __init__(
         self,
@@ -137,8 +144,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self.selection: Selection | None = None
         self.layers: list[Layer] = []
         self.quantized: QuantizedModel | None = None
-        self.norms, self.released, self._shared = Norms(()), False, set[str]()
-        self._freezes: dict[str, Window] = {}
+        self.norms, self.released, self._shared = BatchNormFreezer(()), False, set[str]()
+        self._freezes: dict[str, PhaseWindow] = {}
         self._loaded: dict[str, Any] | None = None
 
     @property
@@ -147,7 +154,7 @@ class QuantizationAwareTraining(CompressionCallback):
         return self._acts is not None and (self.fall is None or super().reached)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window = resolve(self.begin, self.end, self.every, run)
+        window = resolve_window(self.begin, self.end, self.every, run)
         if self.fall is None:
             return [(window.begin, "calibrates" if self.calibrate_only else "quantizes")]
         return self.fall.moments(window)
@@ -185,7 +192,7 @@ class QuantizationAwareTraining(CompressionCallback):
         refuse_unable(trainer.optimizers, self.layers, self.request)
         self._warn_of_averages(trainer, pl_module)
         self._freezes = moments_of(describe_run(trainer, pl_module), {} if self.calibrate_only else self.freezes)
-        self.norms = Norms.of(pl_module)
+        self.norms = BatchNormFreezer.from_model(pl_module)
         self.undo.callback(self.norms.stand_still, False)
         if self.quantized is not None:
             self.undo.enter_context(training(self.quantized, trainer))
@@ -194,13 +201,13 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.gate_best and not self.released:
             self.hold_monitors(trainer)
 
-    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         return claims_of(self.layers, self.request)
 
-    def whole(self) -> Whole:
-        return Whole("begin", "its grids are laid out then")
+    def fixed_shapes(self) -> FixedShapes:
+        return FixedShapes("begin", "its grids are laid out then")
 
-    def follow(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         if self.quantized is not None:
             raise ValueError(f"Channels were cut after '{self.name}' had laid out its grids. Let the cuts end before.")
 
@@ -210,9 +217,9 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.quantized is None or not self._is_open(trainer):
             return
         self._advance(trainer)
-        self.quantized.begin_batch(now(trainer, "batches"), quantizing=not self.calibrate_only)
+        self.quantized.begin_batch(step_after(trainer, "batches"), quantizing=not self.calibrate_only)
         # SWA ends with an epoch without backward passes, in which normalizations gather their statistics anew.
-        self.norms.stand_still(self._is_past(trainer, "freeze_bn") and not trainer.fit_loop._skip_backward)
+        self.norms.stand_still(self._is_past(trainer, "freeze_bn") and not skips_backward(trainer))
         if self._is_past(trainer, "freeze_ranges") and not self.quantized.unstarted():
             self.quantized.freeze()
 
@@ -291,7 +298,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     # What is kept -----------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         return {"released": self.released, "model": None if self.quantized is None else self.quantized.state()}
 
     def _lay_out(self, pl_module: LightningModule) -> None:
@@ -321,9 +328,9 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.quantized is not None or not due:
             return original(*args, **kwargs)
         self._lay_out(pl_module)  # channels may have been cut since
-        with watched(pl_module) as flow:
+        with trace_dataflow(pl_module) as flow:
             result = original(*args, **kwargs)
-        if not any(layer.name in flow.given for layer in self.layers):
+        if not any(layer.name in flow.inputs for layer in self.layers):
             return result  # the user has skipped this step: the next one is watched
         left_out = apart(flow, pl_module, self.layers)
         self._leave_out(left_out)
@@ -338,15 +345,15 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def _advance(self, trainer: Trainer) -> None:
         """Let the bits fall, if that is due."""
-        moment = self.moment(trainer)
+        moment = self.due_time(trainer)
         if moment is not None and self.quantized is not None:
             if self.fall is not None:
                 self.fall.apply(self.quantized, moment, self._window)
-            self.done(moment)
+            self.mark_done(moment)
 
     def _warn_of_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
         learned = learned_by(self.layers, self.request)
-        if learned and any(averages(pl_module, trainer.callbacks)):
+        if learned and any(find_averages(pl_module, kept_averages(trainer))):
             rank_zero_warn(
                 f"'{self.name}' learns a {' and a '.join(learned)} beside the weights, of which no average is kept: "
                 f"averages of the weights are quantized with those of the last update. For exact averages take a "
@@ -354,8 +361,8 @@ class QuantizationAwareTraining(CompressionCallback):
             )
 
     def _is_open(self, trainer: Trainer) -> bool:
-        return self.window is not None and now(trainer, self.window.hand) >= self.window.begin
+        return self.window is not None and step_after(trainer, self.window.unit) >= self.window.begin
 
     def _is_past(self, trainer: Trainer, freeze: str) -> bool:
         window = self._freezes.get(freeze)
-        return window is not None and now(trainer, window.hand) > window.end
+        return window is not None and step_after(trainer, window.unit) > window.end

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_compress.core.registry import choices, near_miss
-from lightning_compress.nn.selection import Candidate, as_patterns, matches
+from lightning_compress.core.registry import near_miss, registered
+from lightning_compress.nn.selection import Candidate, as_patterns, pattern_matches
 from lightning_compress.quantization.functional import quantizers
 from lightning_compress.quantization.functional.formats import Bits, Format, parse
 from lightning_compress.quantization.functional.granularity import check_granularity
@@ -122,7 +122,9 @@ class Request:
         found: dict[str, dict[str, Any]] = {}
         for pattern, settings in self.overrides.items():
             (checked,) = as_patterns(pattern)
-            named = [layer.name for layer in layers if any(matches(checked, one) for one in _as_candidates(layer))]
+            named = [
+                layer.name for layer in layers if any(pattern_matches(checked, one) for one in _as_candidates(layer))
+            ]
             if not named:
                 known = [layer.name for layer in layers]
                 raise ValueError(
@@ -171,12 +173,12 @@ def as_override(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for side, path in settings["quantizers"].items():
-        if path is not None and path not in choices(quantizers):
+        if path is not None and path not in registered(quantizers):
             raise ValueError(
                 f"The checkpoint's {side} were quantized by '{path}', which is not of this package. Import it "
                 f"yourself, and train or evaluate with QuantizationAwareTraining(method=...), which takes the function."
             )
-        found[side] = None if path is None else choices(quantizers)[path]
+        found[side] = None if path is None else registered(quantizers)[path]
     bits = {side: _bits(settings[side]) for side in ("weights", "activations")}
     return {**bits, "method": found, "granularity": settings["granularity"]}
 
@@ -205,7 +207,7 @@ def _words(settings: Mapping[str, Any], keys: list[str]) -> str:
 def _path(function: Any) -> str | None:
     if function is None:
         return None
-    known = {member: name for name, member in choices(quantizers).items()}
+    known = {member: name for name, member in registered(quantizers).items()}
     return known.get(function) or f"{function.__module__}.{function.__qualname__}"
 
 

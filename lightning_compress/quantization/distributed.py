@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_compress.core.distributed import agree, digest, several
+from lightning_compress.core.distributed import all_ranks_equal, is_distributed, tensor_hash
 from lightning_compress.quantization.placement.sites import Layout
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
@@ -17,10 +17,10 @@ def refuse_other_layouts(layout: Layout, device: torch.device) -> None:
     Raises:
         ValueError: if so, on every rank.
     """
-    if not several():
+    if not is_distributed():
         return
     written = torch.tensor(bytearray(repr(layout.state()).encode()), dtype=torch.uint8)
-    if not agree(digest([written]), device):
+    if not all_ranks_equal(tensor_hash([written]), device):
         raise ValueError(
             "The ranks called different layers in their first quantized step, so that their quantizers would differ. "
             "Leave layers that only some batches reach out by ignore."
@@ -35,7 +35,7 @@ def share_learned(quantized: QuantizedModel, shared: set[str]) -> None:
         shared: places where that is done; this adds to them.
     """
     waiting = {name: one for name, one in quantized.activations.items() if one.learned and name not in shared}
-    if not several() or not waiting:
+    if not is_distributed() or not waiting:
         return
     absent = dist.get_world_size()
     sources = [dist.get_rank() if one.started else absent for one in waiting.values()]
@@ -55,7 +55,7 @@ def average_gradients(learned: Iterable[nn.Parameter]) -> None:
     To do so twice changes nothing. A rank that has not reached a place counts with zero; if none has, nothing is done.
     """
     parameters = list(learned)
-    if not several() or not parameters:
+    if not is_distributed() or not parameters:
         return
     reached = [torch.full((1,), float(one.grad is not None), device=one.device) for one in parameters]
     gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
@@ -72,7 +72,7 @@ def average_gradients(learned: Iterable[nn.Parameter]) -> None:
 def share_ranges(quantized: QuantizedModel) -> None:
     """Let all ranks have one range at each place: the mean of theirs, or the widest where ranges only widen."""
     followed = [one for one in quantized.activations.values() if one.follows]
-    if not several() or not followed:
+    if not is_distributed() or not followed:
         return
     ranges = torch.stack([torch.stack([-one.minimum, one.maximum]) for one in followed])
     seen = torch.tensor([[float(one.started)] for one in followed], device=ranges.device)

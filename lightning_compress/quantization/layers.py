@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_compress.nn.forward_capture import shown
+from lightning_compress.nn.forward_capture import display_name
 from lightning_compress.nn.selection import Candidate, Patterns, Selection, select
 from lightning_compress.quantization.placement.sites import CONVOLUTIONS
 
@@ -61,7 +61,7 @@ def layers_of(model: nn.Module, targets: Patterns = None, ignore: Patterns = ())
     """
     # What is frozen while it is trained, or once it is, computes on its grid where it is deployed.
     selection = select(model, targets if targets is not None else _is_weight_of(model), ignore, frozen=True)
-    modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
+    modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     chosen, left_out = [], dict(selection.left_out)
     for candidate in selection.chosen:
         if reason := _obstacle(candidate, asked=targets is not None):

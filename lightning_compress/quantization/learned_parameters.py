@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.core.registry import call_with_supported_args
-from lightning_compress.nn.optimizer_groups import group_of, joined
+from lightning_compress.nn.optimizer_groups import extra_param_group, group_index
 from lightning_compress.quantization.layers import Held
 from lightning_compress.quantization.optimizer_support import refuse_unable
 from lightning_compress.quantization.quantized_model import QuantizedModel
@@ -111,8 +111,8 @@ def _join(quantized: QuantizedModel, trainer: Any, stack: ExitStack) -> None:
     refuse_unable(trainer.optimizers, list(quantized.layers.values()), quantized.request)
     for one in learners(quantized, trainer.optimizers):
         like, schedulers = one.like.parameter, _Schedulers(trainer)
-        stack.enter_context(joined(one.optimizer, schedulers, one.learned, like, one.place, **one.changed))
-        place = group_of(one.optimizer, next(iter(one.learned.values())))
+        stack.enter_context(extra_param_group(one.optimizer, schedulers, one.learned, like, one.place, **one.changed))
+        place = group_index(one.optimizer, next(iter(one.learned.values())))
         places |= dict.fromkeys(one.learned, (one.like.name, place))
     quantized.joined = places
     stack.callback(setattr, quantized, "joined", {})

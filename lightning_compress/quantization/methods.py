@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lightning_compress.core.registry import find, check_signature, near_miss
+from lightning_compress.core.registry import check_signature, find, near_miss
 from lightning_compress.quantization.functional import gradients, quantizers
 from lightning_compress.quantization.functional.formats import Format
 from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile

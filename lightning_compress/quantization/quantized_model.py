@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.nn.forward_capture import is_partly_compiled, shown
+from lightning_compress.nn.forward_capture import display_name, is_partly_compiled
 from lightning_compress.quantization.config import LayerPlan, Request, refuse_other_plans
 from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, Mode, WeightQuantizer
 from lightning_compress.quantization.forward_hooks import Entering, Errors, Leaving, Swap
@@ -49,7 +49,7 @@ class QuantizedModel:
         self.joined: dict[str, tuple[str, int]] = {}
         self.apart: list[str] = []
         self.plans = request.plan(layers, layout.order)
-        modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
+        modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
         self.weights: dict[str, WeightQuantizer] = {}
         self.activations: dict[str, ActivationQuantizer] = {}
         for layer in layers:
@@ -323,7 +323,7 @@ def owner_of(part: nn.Module) -> tuple[nn.Module, str] | None:
     for model in [*_quantized, *_awaited]:
         for name, module in model.named_modules() if model is not part else ():
             if module is part:
-                return model, f"{shown(name)}."
+                return model, f"{display_name(name)}."
     return None
 
 

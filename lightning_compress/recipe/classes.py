@@ -12,7 +12,7 @@ from inspect import Parameter, isclass, signature
 from typing import Any
 
 from lightning_compress.core import schedules
-from lightning_compress.core.registry import matches, near_miss, refuse_from_elsewhere
+from lightning_compress.core.registry import near_miss, path_matches, refuse_from_elsewhere
 
 PACKAGE = "lightning_compress"
 LIGHTNING_NAMES = ("pytorch_lightning", "lightning.pytorch")
@@ -118,7 +118,7 @@ class Classes:
         return getattr(import_module(f"{self.lightning}.{folder}"), short)  # type: ignore[no-any-return]
 
     def _allowed(self, name: str) -> type[Any] | None:
-        if "." not in name or not matches(name, self.allow):
+        if "." not in name or not path_matches(name, self.allow):
             return None
         path, _, short = name.rpartition(".")
         try:

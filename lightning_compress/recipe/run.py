@@ -5,7 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.reporting.wandb_resume import go_on, ids_of
+from lightning_compress._lightning import resume_wandb_runs
+from lightning_compress.reporting.wandb_resume import ids_of
 from lightning_compress.training.loggers import log_config, wandb_runs
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(
     _seed(recipe)
     callbacks, model, data = recipe.callbacks(), recipe.model(), recipe.data()
     trainer = recipe.trainer(callbacks, **({} if output_dir is None else {"default_root_dir": str(output_dir)}))
-    go_on(trainer.loggers, before)
+    resume_wandb_runs(trainer.loggers, before)
     log_config(trainer, {"recipe": recipe.to_dict()})
     trainer.fit(model, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     best = _best_checkpoint(trainer)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_compress.injection import environment
 from lightning_compress.recipe.builtin import locate
+from lightning_compress.recipe.environment import environment_variables
 from lightning_compress.recipe.recipe import Recipe
 from lightning_compress.recipe.sections import JOINING
 
@@ -49,7 +49,7 @@ def variables(
     path = locate(recipe).absolute()
     Recipe.load(path, overrides=overrides, allow=allow, sections=JOINING).callbacks()
     allowed = {ALLOW: ",".join([*allow, around.get(ALLOW, "")])} if allow else {}
-    return {**around, **allowed, **environment(str(path), overrides)}
+    return {**around, **allowed, **environment_variables(str(path), overrides)}
 
 
 def join(program: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from lightning_compress.core.conflicts import refuse_late_cuts, refuse_outside, phase_windows
-from lightning_compress.core.phases import Run, resolve
+from lightning_compress.core.conflicts import phase_windows, refuse_late_cuts, refuse_outside
+from lightning_compress.core.phases import Run, resolve_window
 from lightning_compress.training.callback import CompressionCallback
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _refused(callbacks: list[Any], run: Run) -> list[str]:
 
 def _of_callback(callback: Any, run: Run) -> list[tuple[float, Row]]:
     """Each row with its share of the run, to sort by; with its number, if the share is not known."""
-    hand = resolve(callback.begin, callback.end, callback.every, run).hand
+    hand = resolve_window(callback.begin, callback.end, callback.every, run).unit
     batches = run.epochs * run.batches_per_epoch if run.epochs and run.batches_per_epoch else None
     total = {"steps": run.steps, "epochs": run.epochs, "batches": batches}[hand] or 1
     return [(at / total, (f"{UNITS[hand]} {at:,}", callback.name, what)) for at, what in _some(callback.timeline(run))]

@@ -10,11 +10,18 @@ from weakref import ref
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_compress.core.conflicts import Claim
+from lightning_compress._lightning import (
+    LightningModule,
+    Trainer,
+    is_redirected_forward,
+    logs_models,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from lightning_compress.core.conflicts import ExclusiveClaim
 from lightning_compress.core.phases import Run
 from lightning_compress.export.api import check_suffix
-from lightning_compress.nn.input_recorder import Call, Seen
+from lightning_compress.nn.input_recorder import InputRecorder, RecordedInput
 from lightning_compress.nn.on_cpu import on_cpu
 from lightning_compress.reporting import Report, report
 from lightning_compress.reporting.export_at_end import check_export, write_export
@@ -22,8 +29,8 @@ from lightning_compress.reporting.loggers import send, send_checkpoint
 from lightning_compress.reporting.measure_model import Protocol, measured
 from lightning_compress.reporting.phase_history import Course, active
 from lightning_compress.reporting.wandb_resume import another_run
-from lightning_compress.training.callback import CompressionCallback, ours, position
-from lightning_compress.training.loggers import is_logged, log_immediately, wandb_runs
+from lightning_compress.training.callback import CompressionCallback, compression_callbacks, step_before
+from lightning_compress.training.loggers import is_logged, log_immediately, loggers_of_kind, wandb_runs
 
 BEFORE_AND_AFTER = "compression_report"
 BOUNDARY_SECONDS = 0.25  # of timing where a phase begins or ends: training waits for it
@@ -84,8 +91,8 @@ class CompressionReport(CompressionCallback):
         self.report: Report | None = None
         self.files: tuple[Path, ...] = ()
         self._before: Report | None = Report.load(baseline) if isinstance(baseline, str) else baseline
-        self._seen: Seen | None = None
-        self._call: Call | None = None
+        self._seen: InputRecorder | None = None
+        self._call: RecordedInput | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
         self._folder, self._exported = Path(), tuple[Path, ...]()
         self._course, self._acting, self._rate = Course(), dict[str, tuple[str, bool]](), 0.0
@@ -109,14 +116,16 @@ class CompressionReport(CompressionCallback):
             rank_zero_warn(f"'{self.name}': {words}")
         given = self.example_input if self.example_input is not None else pl_module.example_input_array
         if given is not None:
-            self._call = Call("", given)
+            self._call = RecordedInput("", given)
         elif trainer.is_global_zero:
-            self._seen = Seen(pl_module)
+            self._seen = InputRecorder(pl_module, is_redirected_forward)
             self.undo.callback(self._seen.close)
 
-    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         folder = "the run's own folder" if self.dirpath is None else str(self.dirpath)
-        return [Claim(f"write {BEFORE_AND_AFTER} into", frozenset({folder}), "Give one another folder by dirpath.")]
+        return [
+            ExclusiveClaim(f"write {BEFORE_AND_AFTER} into", frozenset({folder}), "Give one another folder by dirpath.")
+        ]
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._before is None and trainer.is_global_zero:
@@ -185,7 +194,7 @@ class CompressionReport(CompressionCallback):
         )
         self._publish(trainer, again=True)
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         before = None if self._before is None else self._before.to_dict()
         return {"before": before, "course": self._course.state(), "wandb": self._wandb}
 
@@ -195,11 +204,13 @@ class CompressionReport(CompressionCallback):
         return [*before, *((moment, "measures after") for moment, _ in end)]
 
     def _active(self, trainer: Trainer) -> dict[str, tuple[str, bool]]:
-        return active((one for one in ours(trainer) if one.has_phase), lambda hand: position(trainer, hand))
+        return active(
+            (one for one in compression_callbacks(trainer) if one.has_phase), lambda hand: step_before(trainer, hand)
+        )
 
     def _log_step(self, trainer: Trainer) -> None:
         """Who is in its phase, and the learning rate: the bands and the line of a plot over all of the run."""
-        set_by = [rate for one in ours(trainer) if (rate := one.current_learning_rate()) is not None]
+        set_by = [rate for one in compression_callbacks(trainer) if (rate := one.current_learning_rate()) is not None]
         rate = set_by[0] if set_by else self._rate
         self.history.append((int(trainer.global_step), rate))
         acting = {f"compress/{name}/active": float(acts) for name, (_, acts) in self._acting.items()}
@@ -268,7 +279,8 @@ class CompressionReport(CompressionCallback):
         send(trainer, self.report, self.files)
         if again:
             return
-        send_checkpoint(trainer)
+        senders = [logger for logger in loggers_of_kind(trainer, "WandbLogger") if logs_models(logger)]
+        send_checkpoint(senders, getattr(trainer.checkpoint_callback, "best_model_path", ""))
         if self.print_table:
             self.report.print()
         rank_zero_info(f"'{self.name}' wrote {', '.join(map(str, self.files))}.")
@@ -313,7 +325,9 @@ def _structure(report: Report) -> list[tuple[Any, ...]]:
 
 def _history(trainer: Trainer, own: CompressionCallback) -> dict[str, tuple[tuple[int, float], ...]]:
     """What the other compression callbacks have shown over time, and the learning rate."""
-    curves = {f"{one.name}/{one.shown}": one.history for one in ours(trainer) if one is not own}
+    curves = {
+        f"{one.name}/{one.progress_metric}": one.history for one in compression_callbacks(trainer) if one is not own
+    }
     curves["learning rate"] = own.history
     finite = {name: tuple(pair for pair in points if isfinite(pair[1])) for name, points in curves.items()}
     return {name: points for name, points in finite.items() if points}

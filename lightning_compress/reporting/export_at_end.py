@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.export.api import export
-from lightning_compress.nn.example_inputs import copied
-from lightning_compress.nn.input_recorder import Call
+from lightning_compress.nn.example_inputs import copy_example
+from lightning_compress.nn.input_recorder import RecordedInput
 from lightning_compress.quantization.lowering.lower import is_float
 
 
@@ -45,7 +45,7 @@ def check_export(path: Path, model: nn.Module, quantizes: bool) -> None:
         raise ValueError(f"export='{path}' cannot be written: {error}. Name another place.") from error
 
 
-def write_export(path: Path, model: nn.Module, call: Call | None) -> int:
+def write_export(path: Path, model: nn.Module, call: RecordedInput | None) -> int:
     """Write the file, and return its bytes.
 
     Args:
@@ -65,5 +65,5 @@ def write_export(path: Path, model: nn.Module, call: Call | None) -> int:
                 f"Give it a forward: def forward(self, batch): return self.{call.part}(batch)."
             )
         called = model.get_submodule(call.part)
-    example: Any = None if call is None else copied(call.example, torch.device("cpu"))
+    example: Any = None if call is None else copy_example(call.example, torch.device("cpu"))
     return export(called, path, example).size_bytes

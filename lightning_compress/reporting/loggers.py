@@ -8,7 +8,7 @@ from typing import Any
 from lightning_compress.reporting import Boundary, Phase, Report
 from lightning_compress.reporting.checkpoint_report import report_checkpoint
 from lightning_compress.reporting.render.summary import summary as lines
-from lightning_compress.training.loggers import log_immediately, loggers, wandb_runs
+from lightning_compress.training.loggers import log_immediately, loggers_of_kind, wandb_runs
 
 COLUMNS = (
     "name",
@@ -30,28 +30,26 @@ def send(trainer: Any, report: Report, files: Sequence[Path]) -> None:
     log_immediately(trainer, summary(report))
     for run in wandb_runs(trainer):
         _to_wandb(run, report, files)
-    for logger in loggers(trainer, "TensorBoardLogger"):
+    for logger in loggers_of_kind(trainer, "TensorBoardLogger"):
         logger.experiment.add_text("compress/report", markdown(report), trainer.global_step)
-    for logger in loggers(trainer, "MLFlowLogger"):
+    for logger in loggers_of_kind(trainer, "MLFlowLogger"):
         for path in files:
             logger.experiment.log_artifact(logger.run_id, str(path), "compression_report")
 
 
-def send_checkpoint(trainer: Any) -> None:
-    """Send the best checkpoint to each W&B run whose logger sends checkpoints, with what is measured of this file.
+def send_checkpoint(loggers: Sequence[Any], path: str | Path) -> None:
+    """Send a checkpoint to the W&B run of each logger, with what is measured of this file; nothing if there is none.
 
     `WandbLogger(log_model=True)` sends it without. Bytes that W&B has already are not sent again.
     """
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    wanted = [one for one in loggers(trainer, "WandbLogger") if getattr(one, "_log_model", False)]
-    if not wanted or not Path(path).is_file():
+    if not loggers or not Path(path).is_file():
         return
     import wandb
 
     found = summary(report_checkpoint(path)) | {"size_bytes_of_the_file": Path(path).stat().st_size}
-    for run in (logger.experiment for logger in wanted):
+    for run in (logger.experiment for logger in loggers):
         artifact = wandb.Artifact(f"compressed-{run.id}", type="model", metadata=found)
-        artifact.add_file(path, name="model.ckpt")
+        artifact.add_file(str(path), name="model.ckpt")
         run.log_artifact(artifact)
 
 

@@ -12,10 +12,10 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_compress.measure.file_size import GZIP_LIMIT_BYTES, FileSize, file_size
 from lightning_compress.measure.latency import Latency, measure_latency
-from lightning_compress.measure.macs import Macs, parametrized_names, count_macs
+from lightning_compress.measure.macs import Macs, count_macs, parametrized_names
 from lightning_compress.measure.sparse_encoding import as_float32
-from lightning_compress.measure.stored_tensors import Stored, count_nonzero, layers_by_module, stored
-from lightning_compress.nn.example_inputs import batch_size, copied, described, resize_batch
+from lightning_compress.measure.stored_tensors import StoredTensor, count_nonzero, layers_by_module, stored_tensors
+from lightning_compress.nn.example_inputs import batch_size, copy_example, describe_shapes, resize_batch
 from lightning_compress.reporting.quantized import packed_bytes, remarks, without
 from lightning_compress.reporting.values import Layer, Report
 
@@ -55,7 +55,7 @@ def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report
 
 def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: Protocol) -> Report:
     notes: list[str] = []
-    found = stored(inner)
+    found = stored_tensors(inner)
     tensors = {one.name: one.tensor for one in found}
     dense = file_size(as_float32(tensors), sparse=False, gzip=protocol.gzip)
     sparse = file_size(tensors, sparse=True, gzip=protocol.gzip)
@@ -81,13 +81,13 @@ def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: 
 
 
 def _layers(
-    model: nn.Module, found: list[Stored], dense: FileSize, sparse: FileSize, macs: dict[str, Macs] | None
+    model: nn.Module, found: list[StoredTensor], dense: FileSize, sparse: FileSize, macs: dict[str, Macs] | None
 ) -> list[Layer]:
     """In the order of the model's modules; only those that store or multiply something."""
     types: dict[str, str] = {}
     for module, name in layers_by_module(model).items():
         types.setdefault(name, type_before_parametrizations(getattr(module, "_orig_mod", module)).__name__)
-    by_layer: dict[str, list[Stored]] = {name: [] for name in types}
+    by_layer: dict[str, list[StoredTensor]] = {name: [] for name in types}
     for one in found:
         by_layer[one.layer].append(one)
     layers = []
@@ -101,7 +101,7 @@ def _layers(
 
 
 def _layer(
-    name: str, kind: str, own: list[Stored], size_bytes: int, size_bytes_sparse: int, macs: Macs | None
+    name: str, kind: str, own: list[StoredTensor], size_bytes: int, size_bytes_sparse: int, macs: Macs | None
 ) -> Layer:
     shapes = [one.tensor.shape for one in own if one.is_parameter]
     parameters = [one.tensor for one in own if one.is_parameter and not one.tied]
@@ -128,7 +128,7 @@ def _macs(
     if example is None:
         notes.append("MACs and latency were not measured: there was no input. Call report(model, example_input).")
         return None, None
-    example = copied(example, _device(model))
+    example = copy_example(example, _device(model))
     if protocol.batch_dim is None:
         return _macs_as_given(model, example), 1
     try:
@@ -142,11 +142,11 @@ def _macs(
 
 def _macs_as_given(model: nn.Module, example: Any) -> dict[str, Macs]:
     try:
-        return count_macs(model, copied(example))
+        return count_macs(model, copy_example(example))
     except Exception as error:
         raise ValueError(
-            f"The model does not take example_input, {described(example)}: {_told(error)} Give what you would call the "
-            f"model with: a tensor, a tuple of positional arguments or a dict of keyword arguments."
+            f"The model does not take example_input, {describe_shapes(example)}: {_told(error)} Give what you would "
+            f"call the model with: a tensor, a tuple of positional arguments or a dict of keyword arguments."
         ) from error
 
 
@@ -160,7 +160,9 @@ def _latency(model: nn.Module, example: Any, batch: int, protocol: Protocol, not
         notes.append(f"Latency at batch {batch} was not timed: batch_dim=None says that the input has no batch.")
         return None
     try:
-        inputs = copied(example) if protocol.batch_dim is None else resize_batch(example, batch, protocol.batch_dim)
+        inputs = (
+            copy_example(example) if protocol.batch_dim is None else resize_batch(example, batch, protocol.batch_dim)
+        )
         return measure_latency(
             model, inputs, batch, threads=protocol.threads, runs=protocol.runs, seconds=protocol.seconds
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_compress.core.phases import Window
+from lightning_compress.core.phases import PhaseWindow
 from lightning_compress.reporting import Boundary, Phase, Report
 
 
@@ -75,5 +75,5 @@ def active(callbacks: Iterable[Any], at: Callable[[str], int]) -> dict[str, tupl
         callbacks: with `name` and `window`.
         at: what a hand of the clock shows.
     """
-    windows: list[tuple[Any, Window]] = [(one, one.window) for one in callbacks if one.window is not None]
-    return {one.name: (type(one).__name__, window.begin <= at(window.hand) < window.end) for one, window in windows}
+    windows: list[tuple[Any, PhaseWindow]] = [(one, one.window) for one in callbacks if one.window is not None]
+    return {one.name: (type(one).__name__, window.begin <= at(window.unit) < window.end) for one, window in windows}

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning_compress.reporting.checkpoint_report import load
+from lightning_compress.core.checkpoint import load_checkpoint, saved_entries
 
 
 def another_run(before: Sequence[str], now: Sequence[str]) -> str:
@@ -23,16 +22,4 @@ def ids_of(checkpoint: str | Path) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is no checkpoint that can be read safely.
     """
-    read = load(checkpoint)
-    entries = read.get("callbacks", {}) if isinstance(read, dict) else {}
-    own = [entry for key, entry in entries.items() if str(key).startswith("lightning_compress/")]
-    return [str(run) for entry in own for run in entry.get("wandb", ())]
-
-
-def go_on(loggers: Sequence[Any], before: Sequence[str]) -> None:
-    """Let W&B loggers that have begun no run, and were given no id, go on in these runs."""
-    waiting = [one for one in loggers if hasattr(one, "_wandb_init") and one._experiment is None]
-    for logger, run in zip(waiting, before, strict=False):
-        if logger._wandb_init.get("id") is None:
-            logger._wandb_init.update(id=run, resume="allow")
-            logger._id = run
+    return [str(run) for entry in saved_entries(load_checkpoint(checkpoint)) for run in entry.get("wandb", ())]

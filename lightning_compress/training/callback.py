@@ -16,19 +16,29 @@ from lightning_compress._lightning import (
     rank_zero_warn,
     steps_schedules_itself,
 )
+from lightning_compress.core.checkpoint import STATE_PREFIX
 from lightning_compress.core.conflicts import (
     UNITS,
-    Claim,
-    Whole,
-    total_length,
+    ExclusiveClaim,
+    FixedShapes,
+    phase_windows,
     refuse_conflicts,
     refuse_late_cuts,
     refuse_outside,
-    phase_windows,
+    total_length,
 )
-from lightning_compress.core.phases import Duration, Length, Run, Window, check_order, earlier, parse, resolve
+from lightning_compress.core.phases import (
+    Duration,
+    ParsedDuration,
+    PhaseWindow,
+    Run,
+    check_order,
+    parse_duration,
+    resolve_window,
+    shift_window,
+)
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.training.loggers import log_config, log_immediately, plain
+from lightning_compress.training.loggers import log_config, log_immediately, plain_value
 from lightning_compress.training.lr_schedule_checks import find_short_schedules
 from lightning_compress.training.monitors import paused_early_stopping, reset_monitors
 
@@ -49,7 +59,7 @@ class CompressionCallback(Callback):
 
     state_format = 1
     has_phase = True  # whether it acts between its begin and its end
-    shown: str | None = None  # the metric that the progress bar shows and `history` keeps
+    progress_metric: str | None = None  # the metric that the progress bar shows and `history` keeps
 
     def __init__(
         self, name: str, begin: Duration = "0%", end: Duration = "100%", every: Duration | None = "1 steps"
@@ -58,9 +68,9 @@ class CompressionCallback(Callback):
             raise ValueError(f"name must be a word, but is {name!r}.")
         check_order(begin, end, every)
         self.name, self.begin, self.end, self.every = name, begin, end, every
-        self.window: Window | None = None
-        self.last_moment: int | None = None
-        self.moved: list[float] | None = None
+        self.window: PhaseWindow | None = None
+        self.last_time: int | None = None
+        self.shifted: list[float] | None = None
         self.undo = ExitStack()
         self.history: list[tuple[int, float]] = []
         self.restored = False
@@ -77,41 +87,43 @@ class CompressionCallback(Callback):
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin: all is restored, the optimizers and `self.window` are there."""
 
-    def resolved(self, run: Run) -> Window:
+    def scheduled_window(self, run: Run) -> PhaseWindow:
         """The phase on the clock of a run."""
-        return resolve(self.begin, self.end, self.every, run)
+        return resolve_window(self.begin, self.end, self.every, run)
 
-    def planned(self, run: Run) -> Window:
+    def restored_window(self, run: Run) -> PhaseWindow:
         """The phase as it was moved in the run that is gone on with, or as it was written."""
-        window = self.resolved(run)
-        if not self.resumed or self.moved is None:
+        window = self.scheduled_window(run)
+        if not self.resumed or self.shifted is None:
             return window
-        begin, end, *after = self.moved
-        return replace(window, begin=int(begin), end=end, after=tuple(map(int, after)))
+        begin, end, *after = self.shifted
+        return replace(window, begin=int(begin), end=end, offsets=tuple(map(int, after)))
 
     def shift_earlier(self, since: float, by: int) -> None:
         """A phase that was to end at `since` has ended `by` moments before: what follows it comes as much earlier."""
-        self.move_to(earlier(self._window, since, by, parse(self.end) == Length(1.0, "fraction")))
+        self.set_window(
+            shift_window(self._window, since, by, parse_duration(self.end) == ParsedDuration(1.0, "fraction"))
+        )
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values only, or `weights_only=True` refuses the checkpoint."""
         return {}
 
     def on_weights_replaced(self) -> None:
         """Another callback has put other values into the weights: make true again what this one promises of them."""
 
-    def follow(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         """Another callback has cut tensors of the module by index: cut what was made for their old shapes."""
 
-    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[Claim]:
+    def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         """What this callback does to which weights, and only one callback can do to them."""
         return []
 
-    def cuts(self) -> bool:
+    def changes_shapes(self) -> bool:
         """Whether it changes shapes of the module, up to the end of its phase."""
         return False
 
-    def whole(self) -> Whole | None:
+    def fixed_shapes(self) -> FixedShapes | None:
         """From when on nobody may cut the module any more, because this callback counts on it."""
         return None
 
@@ -129,24 +141,24 @@ class CompressionCallback(Callback):
 
     # When -------------------------------------------------------------------------------------------------------
 
-    def moment(self, trainer: Trainer) -> int | None:
+    def due_time(self, trainer: Trainer) -> int | None:
         """The scheduled moment that is due now, once; None if there is none.
 
         Call it while a step is taken. The caller says `self.done(moment)` when it has acted.
         """
         if self.window is None:
             return None
-        moment = self.window.moment(now(trainer, self.window.hand))
-        return None if moment == self.last_moment else moment
+        moment = self.window.last_time(step_after(trainer, self.window.unit))
+        return None if moment == self.last_time else moment
 
-    def done(self, moment: int) -> None:
+    def mark_done(self, moment: int) -> None:
         """Remember that what was due at `moment` has happened."""
-        self.last_moment = moment
+        self.last_time = moment
 
-    def move_to(self, window: Window) -> None:
+    def set_window(self, window: PhaseWindow) -> None:
         """Let the phase begin and end at other moments from now on, in a resumed run too."""
         if window != self.window:
-            self.window, self.moved = window, [window.begin, window.end, *window.after]
+            self.window, self.shifted = window, [window.begin, window.end, *window.offsets]
 
     @property
     def resumed(self) -> bool:
@@ -154,7 +166,7 @@ class CompressionCallback(Callback):
         return self.saved is not None
 
     @property
-    def _window(self) -> Window:
+    def _window(self) -> PhaseWindow:
         if self.window is None:
             raise RuntimeError(f"'{self.name}' knows when it acts once training has begun.")
         return self.window
@@ -162,11 +174,11 @@ class CompressionCallback(Callback):
     @property
     def reached(self) -> bool:
         """Whether the end of the phase is behind."""
-        return self.window is not None and self.last_moment == self.window.end
+        return self.window is not None and self.last_time == self.window.end
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         """Moments in the hand of this callback's window, and what happens then."""
-        window = self.resolved(run)
+        window = self.scheduled_window(run)
         ends = [] if math.isinf(window.end) else [(int(window.end), "ends")]
         return [(window.begin, "begins"), *ends]
 
@@ -175,23 +187,25 @@ class CompressionCallback(Callback):
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
         return {
-            name: plain(getattr(self, name)) for name in signature(type(self).__init__).parameters if name != "self"
+            name: plain_value(getattr(self, name))
+            for name in signature(type(self).__init__).parameters
+            if name != "self"
         }
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
         full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
         log_immediately(trainer, full)
-        if self.shown in metrics:
-            self.history.append((int(trainer.global_step), float(metrics[self.shown])))
+        if self.progress_metric in metrics:
+            self.history.append((int(trainer.global_step), float(metrics[self.progress_metric])))
         for key, value in full.items():
-            self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{self.shown}")
+            self.log(key, value, logger=False, prog_bar=key == f"compress/{self.name}/{self.progress_metric}")
 
     # Lightning's hooks ------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
-        return f"lightning_compress/{self.name}"
+        return f"{STATE_PREFIX}{self.name}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -210,13 +224,13 @@ class CompressionCallback(Callback):
         log_config(trainer, {f"compress/{self.name}": {"class": type(self).__name__, **self.settings()}})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run, callbacks = describe_run(trainer, pl_module), ours(trainer)
+        run, callbacks = describe_run(trainer, pl_module), compression_callbacks(trainer)
         windows = phase_windows(callbacks, run)
         self.window = windows[self.name]
-        if self.window.begin > self.planned(run).begin:
-            rank_zero_info(f"'{self.name}' begins after the last cut, at {self.window.begin} {self.window.hand}.")
+        if self.window.begin > self.restored_window(run).begin:
+            rank_zero_info(f"'{self.name}' begins after the last cut, at {self.window.begin} {self.window.unit}.")
         if not self.resumed:
-            self.last_moment, self.history, self.moved = None, [], None
+            self.last_time, self.history, self.shifted = None, [], None
         if callbacks[0] is self:  # one tells for all
             refuse_late_cuts(callbacks, windows)
             refuse_conflicts(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
@@ -234,17 +248,17 @@ class CompressionCallback(Callback):
     # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         history = [list(point) for point in self.history]
-        own = {"last_moment": self.last_moment, "history": history, "moved": self.moved}
-        state = {"format": self.state_format, **own, **self.state()}
+        own = {"last_moment": self.last_time, "history": history, "moved": self.shifted}
+        state = {"format": self.state_format, **own, **self.checkpoint_state()}
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored, self.saved = True, checkpoint.get("callbacks", {}).get(self.state_key)
         if self.saved is not None:
             self.refuse_damaged(self.saved)
-            self.last_moment = self.saved["last_moment"]
+            self.last_time = self.saved["last_moment"]
             self.history = [(step, value) for step, value in self.saved["history"]]
-            self.moved = self.saved.get("moved")
+            self.shifted = self.saved.get("moved")
 
     # Tools for subclasses ---------------------------------------------------------------------------------------
 
@@ -280,14 +294,14 @@ class CompressionCallback(Callback):
             )
 
 
-def now(trainer: Trainer, hand: str) -> int:
+def step_after(trainer: Trainer, hand: str) -> int:
     """What a hand of the run's clock shows when the step that is being taken is done."""
     return _HANDS[hand](trainer)
 
 
-def position(trainer: Trainer, hand: str) -> int:
+def step_before(trainer: Trainer, hand: str) -> int:
     """What a hand of the run's clock shows before the step that is being taken."""
-    return now(trainer, hand) - (hand != "epochs")
+    return step_after(trainer, hand) - (hand != "epochs")
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> Run:
@@ -301,7 +315,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> Run:
         accumulate=trainer.accumulate_grad_batches,
         automatic=pl_module.automatic_optimization and not changing,
         max_time=_is_timed(trainer),
-        trial=bool(trainer.fast_dev_run),
+        dry_run=bool(trainer.fast_dev_run),
     )
 
 
@@ -316,7 +330,7 @@ def _is_timed(trainer: Trainer) -> bool:
     return any(type(callback).__name__ == "Timer" for callback in trainer.callbacks)
 
 
-def ours(trainer: Trainer) -> list[CompressionCallback]:
+def compression_callbacks(trainer: Trainer) -> list[CompressionCallback]:
     """The compression callbacks of a Trainer, in their order."""
     return [one for one in trainer.callbacks if isinstance(one, CompressionCallback)]
 
@@ -329,23 +343,23 @@ def _check_against_the_run(callback: CompressionCallback, trainer: Trainer, run:
     refuse_outside(callback.name, callback.begin, window, run)
     if math.isinf(window.end):
         return
-    total = total_length(run, window.hand)
+    total = total_length(run, window.unit)
     if total is not None and window.end > total:
         rank_zero_warn(
-            f"'{callback.name}' ends at {callback.end!r}, which is {UNITS[window.hand]} {window.end}, but this run has "
-            f"only {total} {window.hand}: it will not reach its end. Lower `end`, or train longer."
+            f"'{callback.name}' ends at {callback.end!r}, which is {UNITS[window.unit]} {window.end}, but this run has "
+            f"only {total} {window.unit}: it will not reach its end. Lower `end`, or train longer."
         )
     if _is_timed(trainer):
         rank_zero_warn(f"'{callback.name}' may not reach its end: max_time may end this run before.")
 
 
-def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, Window]) -> None:
+def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, PhaseWindow]) -> None:
     """Refuse learning-rate schedules at whose end torch stops the run, and warn of others that end before it."""
     kinds = {type(one).__name__ for one in trainer.callbacks}
     if trainer.fast_dev_run or "StochasticWeightAveraging" in kinds:  # it takes a schedule of its own in the end
         return
-    last = [windows[one.name] for one in ours(trainer) if one.sets_learning_rates()]
-    covered = any(window.end >= (total_length(run, window.hand) or math.inf) for window in last)
+    last = [windows[one.name] for one in compression_callbacks(trainer) if one.sets_learning_rates()]
+    covered = any(window.end >= (total_length(run, window.unit) or math.inf) for window in last)
     for short in find_short_schedules(trainer.lr_scheduler_configs, run, trainer.global_step, trainer.current_epoch):
         if short.stops and not kinds & {"EarlyStopping", "Timer"}:
             raise ValueError(short.words)
@@ -354,7 +368,9 @@ def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, Window]) 
 
 
 def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:
-    others = [other for other in ours(trainer) if other is not callback and other.name == callback.name]
+    others = [
+        other for other in compression_callbacks(trainer) if other is not callback and other.name == callback.name
+    ]
     if others:
         raise ValueError(
             f"Two callbacks have the name '{callback.name}': {type(callback).__name__} and {type(others[0]).__name__}. "

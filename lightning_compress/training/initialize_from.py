@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
+from lightning_compress._lightning import LightningModule, Trainer, kept_averages, rank_zero_info
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Run
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.load_weights import reshape_to_checkpoint, load_weights
-from lightning_compress.nn.weight_averages import copies
+from lightning_compress.nn.load_weights import load_weights, reshape_to_checkpoint
+from lightning_compress.nn.weight_averages import averaged_copies
 from lightning_compress.training.callback import CompressionCallback
 
 
@@ -47,12 +47,12 @@ class StartFrom(CompressionCallback):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored or trainer.global_step:
             return
-        self.cut = load_weights(pl_module, self.path, copies(pl_module, trainer.callbacks))
+        self.cut = load_weights(pl_module, self.path, averaged_copies(pl_module, kept_averages(trainer)))
         _refuse_further_cuts(self, trainer)
         rank_zero_info(f"'{self.name}': the module has the weights of {self.path}.")
 
-    def state(self) -> dict[str, Any]:
-        return {"cut": self.cut.state()}
+    def checkpoint_state(self) -> dict[str, Any]:
+        return {"cut": self.cut.state_dict()}
 
     def _rebuild(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]
@@ -61,10 +61,10 @@ class StartFrom(CompressionCallback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None:
             self.refuse_damaged(state)
-        cut = Cut() if state is None else Cut.of(state["cut"])
-        for model, prefix in [(pl_module, ""), *copies(pl_module, trainer.callbacks)]:
-            weights, now = checkpoint["state_dict"], self.cut.inside(prefix)
-            reshape_to_checkpoint(model, weights, cut.inside(prefix), now, "The checkpoint")
+        cut = Cut() if state is None else Cut.from_state_dict(state["cut"])
+        for model, prefix in [(pl_module, ""), *averaged_copies(pl_module, kept_averages(trainer))]:
+            weights, now = checkpoint["state_dict"], self.cut.restricted_to(prefix)
+            reshape_to_checkpoint(model, weights, cut.restricted_to(prefix), now, "The checkpoint")
         self.cut = cut
         return original(checkpoint)
 

@@ -18,7 +18,7 @@ from lightning_compress.core.phases import Run
 
 
 @dataclass(frozen=True)
-class Short:
+class ShortSchedule:
     """A schedule that is over before the run, in words.
 
     Attributes:
@@ -29,7 +29,7 @@ class Short:
     stops: bool
 
 
-def find_short_schedules(configs: Sequence[Any], run: Run, step: int, epoch: int) -> list[Short]:
+def find_short_schedules(configs: Sequence[Any], run: Run, step: int, epoch: int) -> list[ShortSchedule]:
     """Every schedule that is over before the run.
 
     Args:
@@ -74,16 +74,16 @@ def _parts(scheduler: Any, left: int) -> Iterator[tuple[Any, int]]:
         yield scheduler, ticks
 
 
-def _short(scheduler: Any, ticks: int) -> Short | None:
+def _short(scheduler: Any, ticks: int) -> ShortSchedule | None:
     name, last = type(scheduler).__name__, ticks - 1  # the tick whose rates the last update takes
     if isinstance(scheduler, OneCycleLR) and ticks > scheduler.total_steps:
-        return Short(
+        return ShortSchedule(
             f"{name} has total_steps={scheduler.total_steps}, but is stepped {ticks} times in this run: torch stops "
             f"the run with an error there. Write total_steps={ticks}, or int(self.trainer.estimated_stepping_batches).",
             stops=True,
         )
     if isinstance(scheduler, CosineAnnealingLR) and last > scheduler.T_max:
-        return Short(
+        return ShortSchedule(
             f"{name} has T_max={scheduler.T_max}, but is stepped {ticks} times in this run: after T_max the learning "
             f"rate rises again. Write T_max={ticks}.",
             stops=False,
@@ -92,7 +92,7 @@ def _short(scheduler: Any, ticks: int) -> Short | None:
     if zero is None:
         return None
     words = f"{name} is 0 from its step {zero} on, but is stepped {ticks} times in this run: nothing trains any more"
-    return Short(f"{words} after that. Let the schedule last as long as the run.", stops=False)
+    return ShortSchedule(f"{words} after that. Let the schedule last as long as the run.", stops=False)
 
 
 def _zero_from(scheduler: Any, last: int) -> int | None:

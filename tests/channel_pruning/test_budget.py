@@ -9,8 +9,8 @@ from torch import nn
 from lightning_compress.channel_pruning.budget import Costs, fraction_for
 from lightning_compress.channel_pruning.cut_plan import cut_of
 from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.dependency.groups import remaining
 from lightning_compress.channel_pruning.dependency.verification import verified
+from lightning_compress.channel_pruning.functional.groups import remaining
 from lightning_compress.nn.surgery import cut_model
 from tests.channel_pruning.zoo import ZOO
 

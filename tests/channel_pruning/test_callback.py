@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_compress import ChannelPruning, load_compressed
 from lightning_compress.channel_pruning.budget import RUNTIMES
 from lightning_compress.channel_pruning.functional import criteria
-from lightning_compress.core.registry import choices
+from lightning_compress.core.registry import registered
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def fixed_width():
     return Net()
 
 
-@pytest.mark.parametrize("criterion", sorted(choices(criteria)))
+@pytest.mark.parametrize("criterion", sorted(registered(criteria)))
 def test_every_criterion_reaches_a_budget_of_macs_and_the_module_trains_on(
     criterion, pl, make_module, make_trainer, images
 ):

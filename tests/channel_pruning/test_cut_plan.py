@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_compress.channel_pruning.cut_plan import cut_of, indices_of, lost_channels
-from lightning_compress.channel_pruning.dependency.groups import Attribute, Group, Member, Place, Slice
+from lightning_compress.channel_pruning.functional.groups import Attribute, Group, Member, Place, Slice
 
 CONV = Place(
     "conv", "out", 4, (Slice("conv.weight", 0, 4), Slice("conv.bias", 0, 4)), (Attribute("conv", "out_channels"),)

@@ -8,7 +8,7 @@ import torch
 
 from lightning_compress.core import schedules
 from lightning_compress.core.arguments import check_fraction, check_schedule
-from lightning_compress.core.registry import choices
+from lightning_compress.core.registry import registered
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e-9, 0.5, 0.999, np.float64(0.25)])
@@ -44,7 +44,7 @@ def test_what_is_no_fraction_is_refused_with_its_name_and_value(value, message):
         check_fraction("share", value)
 
 
-@pytest.mark.parametrize("kind", choices(schedules).values(), ids=choices(schedules))
+@pytest.mark.parametrize("kind", registered(schedules).values(), ids=registered(schedules))
 def test_every_schedule_of_ours_passes(kind):
     check_schedule(kind())
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import pytest
 
 from lightning_compress.core.conflicts import (
-    Claim,
-    Whole,
+    ExclusiveClaim,
+    FixedShapes,
+    phase_windows,
     refuse_conflicts,
     refuse_late_cuts,
     refuse_outside,
-    phase_windows,
 )
-from lightning_compress.core.phases import Run, Window, resolve
+from lightning_compress.core.phases import PhaseWindow, Run, resolve_window
 
 STEPS = Run(epochs=None, max_steps=100)
 UNKNOWN = Run(epochs=10)  # a loader of unknown length: epochs count, and steps cannot be told from them
@@ -31,14 +31,14 @@ class Phase:
     is_cut: bool = False
     at: str | None = None
 
-    def planned(self, run):
-        return resolve(self.begin, self.end, None, run)
+    def restored_window(self, run):
+        return resolve_window(self.begin, self.end, None, run)
 
-    def cuts(self):
+    def changes_shapes(self):
         return self.is_cut
 
-    def whole(self):
-        return None if self.at is None else Whole(self.at, "so it is")
+    def fixed_shapes(self):
+        return None if self.at is None else FixedShapes(self.at, "so it is")
 
 
 def refused(words):
@@ -79,46 +79,48 @@ def test_cuts_come_before_shapes_must_stay(run, cutting, other, message):
 
 def test_what_begins_at_the_last_cut_waits_for_it():
     grids = Phase("grids", 50, 51, at="begin")
-    assert phase_windows([grids, cut(10, 50)], STEPS)["grids"] == Window("steps", 51, 52)
-    assert phase_windows([grids, cut(10, 49)], STEPS)["grids"] == Window("steps", 50, 51)
-    assert phase_windows([cut(10, 50), Phase("zeros", 40, 50, at="end")], STEPS)["zeros"] == Window("steps", 40, 50)
+    assert phase_windows([grids, cut(10, 50)], STEPS)["grids"] == PhaseWindow("steps", 51, 52)
+    assert phase_windows([grids, cut(10, 49)], STEPS)["grids"] == PhaseWindow("steps", 50, 51)
+    assert phase_windows([cut(10, 50), Phase("zeros", 40, 50, at="end")], STEPS)["zeros"] == PhaseWindow(
+        "steps", 40, 50
+    )
 
 
-def clash(one, other, first=Window("steps", 0, 10), second=Window("steps", 10, 20)):  # noqa: B008
+def clash(one, other, first=PhaseWindow("steps", 0, 10), second=PhaseWindow("steps", 10, 20)):  # noqa: B008
     phases = [Phase("one", "0%", "10%"), Phase("two", "10%", "20%")]
     refuse_conflicts(phases, {"one": [one], "two": [other]}, {"one": first, "two": second})
 
 
 def masks(*names, **more):
-    return Claim("prune", frozenset(names), "Mend it.", **more)
+    return ExclusiveClaim("prune", frozenset(names), "Mend it.", **more)
 
 
 def test_what_stays_is_refused_twice_wherever_the_windows_lie():
     with pytest.raises(ValueError, match=r"^'one' and 'two' would both prune a, b. Mend it.$"):
         clash(masks("b", "a", "c"), masks("a", "b", "d"))
     clash(masks("a"), masks("b"))
-    clash(masks("a"), Claim("quantize", frozenset({"a"}), "-"))
+    clash(masks("a"), ExclusiveClaim("quantize", frozenset({"a"}), "-"))
 
 
 @pytest.mark.parametrize(
     ("first", "second", "clashes"),
     [
-        (Window("steps", 0, 10), Window("steps", 10, 20), False),
-        (Window("steps", 0, 11), Window("steps", 10, 20), True),
-        (Window("steps", 10, math.inf), Window("steps", 0, 10), False),
-        (Window("steps", 10, math.inf), Window("steps", 0, 11), True),
-        (Window("steps", 0, 10), Window("epochs", 50, 60), True),  # nobody knows
+        (PhaseWindow("steps", 0, 10), PhaseWindow("steps", 10, 20), False),
+        (PhaseWindow("steps", 0, 11), PhaseWindow("steps", 10, 20), True),
+        (PhaseWindow("steps", 10, math.inf), PhaseWindow("steps", 0, 10), False),
+        (PhaseWindow("steps", 10, math.inf), PhaseWindow("steps", 0, 11), True),
+        (PhaseWindow("steps", 0, 10), PhaseWindow("epochs", 50, 60), True),  # nobody knows
     ],
 )
 def test_what_ends_with_its_phase_is_refused_twice_at_one_time_only(first, second, clashes):
-    claims = masks("a", stays=False), masks("a", stays=False)
+    claims = masks("a", permanent=False), masks("a", permanent=False)
     with refused(r"'one' \('0%' to '10%'\) and 'two' .* would both prune a at one time" if clashes else None):
         clash(*claims, first, second)
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_cannot_be_done_to_the_same_weights_is_refused_in_the_words_of_who_knows(turned):
-    both = masks("a"), Claim("make binary", frozenset("ab"), "No zero.", against=frozenset({"prune"}))
+    both = masks("a"), ExclusiveClaim("make binary", frozenset("ab"), "No zero.", conflicts_with=frozenset({"prune"}))
     with pytest.raises(ValueError, match="'one' would .* a, and 'two' would .* the same. No zero."):
         clash(*(reversed(both) if turned else both))
 
@@ -126,16 +128,16 @@ def test_what_cannot_be_done_to_the_same_weights_is_refused_in_the_words_of_who_
 @pytest.mark.parametrize(
     ("window", "run", "words"),
     [
-        (Window("steps", 99, 200), STEPS, None),
-        (Window("steps", 100, 200), STEPS, "begin='late' is step 100, but this run has only 100 steps"),
-        (Window("batches", 79, 99), Run(epochs=10, batches_per_epoch=8, automatic=False), None),
+        (PhaseWindow("steps", 99, 200), STEPS, None),
+        (PhaseWindow("steps", 100, 200), STEPS, "begin='late' is step 100, but this run has only 100 steps"),
+        (PhaseWindow("batches", 79, 99), Run(epochs=10, batches_per_epoch=8, automatic=False), None),
         (
-            Window("batches", 80, 99),
+            PhaseWindow("batches", 80, 99),
             Run(epochs=10, batches_per_epoch=8, automatic=False),
             "batch 80, .* only 80 batches",
         ),
-        (Window("epochs", 10, 12), UNKNOWN, "epoch 10, .* only 10 epochs"),
-        (Window("steps", 10**9, math.inf), UNKNOWN, None),
+        (PhaseWindow("epochs", 10, 12), UNKNOWN, "epoch 10, .* only 10 epochs"),
+        (PhaseWindow("steps", 10**9, math.inf), UNKNOWN, None),
     ],
 )
 def test_a_phase_outside_of_the_run_is_refused(window, run, words):

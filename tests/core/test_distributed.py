@@ -8,7 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_compress.core.distributed import agree, digest, broadcast_, several, summed
+from lightning_compress.core.distributed import (
+    all_ranks_equal,
+    all_reduce_sum_,
+    broadcast_,
+    is_distributed,
+    tensor_hash,
+)
 from lightning_compress.pruning.functional.criteria import magnitude, wanda
 from lightning_compress.pruning.functional.distributions import global_, uniform
 from lightning_compress.pruning.pruner import Pruner
@@ -30,16 +36,16 @@ def seen_by(rank):
     """All that one rank finds out, as plain values."""
     magnitudes = Pruner(layers_of(network()), magnitude, global_)
     cpu, one = torch.device("cpu"), torch.full((2, 3), float(rank))
-    seen = {"several": several()}
+    seen = {"several": is_distributed()}
     seen["agree"] = [
-        agree(7, cpu),
-        agree(rank, cpu),
-        agree(-rank, cpu),
-        agree(2**63 - 1, cpu),
-        agree(2**62 + rank, cpu),
+        all_ranks_equal(7, cpu),
+        all_ranks_equal(rank, cpu),
+        all_ranks_equal(-rank, cpu),
+        all_ranks_equal(2**63 - 1, cpu),
+        all_ranks_equal(2**62 + rank, cpu),
     ]
     total = [one.clone(), one[0] + 1]
-    summed(total)
+    all_reduce_sum_(total)
     seen["summed"] = [value.tolist() for value in total]
     broadcast_([one])
     seen["first"] = one.tolist()
@@ -53,8 +59,8 @@ def seen_by(rank):
     torch.manual_seed(rank)
     differing = Pruner(layers_of(model), by_chance, uniform)
     seen["agreed"] = [differing.update(0.5), magnitudes.update(0.5)]
-    seen["masks"] = digest(differing.masked.masks.values())
-    seen["weights"] = digest(model.parameters())
+    seen["masks"] = tensor_hash(differing.masked.masks.values())
+    seen["weights"] = tensor_hash(model.parameters())
     seen["zeros"] = [int((layer.weight == 0).sum()) for layer in model]
     return seen
 
@@ -108,24 +114,24 @@ def test_masks_that_differ_become_those_of_the_first_rank(two_ranks):
 
 
 def test_a_process_alone_is_not_several():
-    assert not several()
+    assert not is_distributed()
 
 
 def test_a_digest_tells_bytes_and_their_order_apart():
     tensors = [torch.arange(6.0).view(2, 3), torch.tensor(3.0), torch.ones(3, dtype=torch.bfloat16), torch.ones(0)]
-    whole = digest(tensors)
+    whole = tensor_hash(tensors)
     assert 0 <= whole < 2**63
-    assert digest([one.clone() for one in tensors]) == whole
-    assert digest(iter(tensors)) == whole
-    assert digest(tensors[::-1]) != whole
+    assert tensor_hash([one.clone() for one in tensors]) == whole
+    assert tensor_hash(iter(tensors)) == whole
+    assert tensor_hash(tensors[::-1]) != whole
     for index in range(3):
         changed = [one.clone() for one in tensors]
         changed[index].view(-1)[-1] += 1
-        assert digest(changed) != whole
+        assert tensor_hash(changed) != whole
 
 
 def test_a_digest_is_of_the_values_and_not_of_the_memory():
     matrix = torch.arange(6.0).view(2, 3)
-    assert digest([matrix.t()]) == digest([matrix.t().contiguous()]) != digest([matrix])
-    assert digest([nn.Parameter(matrix)]) == digest([matrix])
-    assert digest([matrix.bool()]) == digest([matrix != 0])
+    assert tensor_hash([matrix.t()]) == tensor_hash([matrix.t().contiguous()]) != tensor_hash([matrix])
+    assert tensor_hash([nn.Parameter(matrix)]) == tensor_hash([matrix])
+    assert tensor_hash([matrix.bool()]) == tensor_hash([matrix != 0])

@@ -7,12 +7,19 @@ from types import ModuleType
 
 import pytest
 
-from lightning_compress.core.registry import call_with_supported_args, choices, find, near_miss, needs, restricted_imports
+from lightning_compress.core.registry import (
+    call_with_supported_args,
+    find,
+    near_miss,
+    registered,
+    required_args,
+    restricted_imports,
+)
 from lightning_compress.pruning.functional import criteria, distributions
 
 
 def test_a_modules_own_public_functions_are_its_registry():
-    assert set(choices(criteria)) == {"magnitude", "random", "gradient", "taylor", "movement", "wanda"}
+    assert set(registered(criteria)) == {"magnitude", "random", "gradient", "taylor", "movement", "wanda"}
     assert find("global", distributions) is distributions.global_
 
 
@@ -60,7 +67,7 @@ def test_a_function_gets_what_it_names():
     def function(weight, grad=None, *, scale=2):
         return weight, grad, scale
 
-    assert needs(function) == {"weight"}
+    assert required_args(function) == {"weight"}
     assert call_with_supported_args(function, weight=1, grad=3, other=5) == (1, 3, 2)
     assert near_miss("weigth", ["weight", "grad"]) == " Did you mean 'weight'?"
     assert near_miss("x", ["weight"]) == ""
@@ -83,7 +90,7 @@ def test_classes_are_named_in_snake_case_and_what_is_imported_or_private_is_not_
         member.__module__ = "some_module"
         setattr(module, member.__name__, member)
     module.sqrt, module.wraps, module.number = math.sqrt, wraps, 3
-    assert choices(module) == {"two_words": TwoWords, "word": Word, "own": own, "global": global_}
+    assert registered(module) == {"two_words": TwoWords, "word": Word, "own": own, "global": global_}
     assert find("two_words", module) is TwoWords
 
 
@@ -162,8 +169,8 @@ def test_a_wildcard_does_not_let_in_what_a_module_has_from_elsewhere(own_module,
 
 
 def test_a_name_with_a_default_is_given_if_offered_and_not_needed():
-    assert needs(lambda: None) == set()
-    assert needs(lambda weight, grad, scale=1: None) == {"weight", "grad"}
+    assert required_args(lambda: None) == set()
+    assert required_args(lambda weight, grad, scale=1: None) == {"weight", "grad"}
     assert call_with_supported_args(lambda scale=1: scale) == 1
     with pytest.raises(TypeError, match="weight"):
         call_with_supported_args(lambda weight: weight, grad=1)

@@ -7,10 +7,10 @@ import pytest
 
 from lightning_compress.core import schedules
 from lightning_compress.core.arguments import check_schedule
-from lightning_compress.core.registry import choices
+from lightning_compress.core.registry import registered
 
 
-@pytest.mark.parametrize("kind", choices(schedules).values(), ids=choices(schedules))
+@pytest.mark.parametrize("kind", registered(schedules).values(), ids=registered(schedules))
 def test_every_schedule_rises_to_one_and_stays_within(kind):
     shares = [kind()(step / 100) for step in range(101)]
     assert all(0 <= share <= 1 for share in shares)
@@ -20,7 +20,7 @@ def test_every_schedule_rises_to_one_and_stays_within(kind):
 
 
 def test_the_names_of_the_field_are_there():
-    assert set(choices(schedules)) == {"constant", "linear", "cubic", "cosine", "exponential", "steps", "one_cycle"}
+    assert set(registered(schedules)) == {"constant", "linear", "cubic", "cosine", "exponential", "steps", "one_cycle"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import ChannelPruning
-from lightning_compress.core.distributed import digest
+from lightning_compress.core.distributed import tensor_hash
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 UNITS = 8
@@ -50,7 +50,7 @@ class Note(pl.Callback):
         weights = list(pl_module.parameters())
         momenta = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
         self.shapes.append([list(one.shape) for one in weights])
-        self.hashes.append([digest(weights), digest(momenta)])
+        self.hashes.append([tensor_hash(weights), tensor_hash(momenta)])
         self.wrapped.append(type(trainer.strategy.model).__name__)
 
 
@@ -82,7 +82,9 @@ def run(name, folder, **arguments):
     )
     module = Classifier()
     trainer.fit(module, DataLoader(TensorDataset(*table()), batch_size=4))
-    kept = {key: {dim: one.tolist() for dim, one in dims.items()} for key, dims in pruning.cut.state()["kept"].items()}
+    kept = {
+        key: {dim: one.tolist() for dim, one in dims.items()} for key, dims in pruning.cut.state_dict()["kept"].items()
+    }
     seen = {"shapes": note.shapes, "hashes": note.hashes, "wrapped": note.wrapped}
     Path(folder, f"{name}-{trainer.global_rank}.json").write_text(json.dumps({**seen, "kept": kept}))
 

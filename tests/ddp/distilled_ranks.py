@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import AveragedTeacher, Distillation, PeerTeacher
-from lightning_compress.core.distributed import digest
+from lightning_compress.core.distributed import tensor_hash
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 
@@ -77,8 +77,8 @@ class Note(pl.Callback):
         self.callback, self.weights, self.beside = callback, [], []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        self.weights.append(digest(pl_module.parameters()))
-        self.beside.append(digest(beside(self.callback)))
+        self.weights.append(tensor_hash(pl_module.parameters()))
+        self.beside.append(tensor_hash(beside(self.callback)))
 
 
 def run(name, callback, folder):

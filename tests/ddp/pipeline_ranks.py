@@ -17,7 +17,7 @@ from lightning_compress import (
     Pruning,
     QuantizationAwareTraining,
 )
-from lightning_compress.core.distributed import digest
+from lightning_compress.core.distributed import tensor_hash
 from lightning_compress.quantization.lowering.lower import deployable
 
 NAME = "pipeline"
@@ -59,7 +59,7 @@ def run(pl, folder):
     trainer.fit(module, DataLoader(data, batch_size=8))
     told = report.report
     seen = {
-        "digest": digest(module.parameters()),
+        "digest": tensor_hash(module.parameters()),
         "width": module.net[0].out_features,
         "files": [path.name for path in report.files],
         "boundaries": [] if told is None else [(one.step, one.what) for one in told.boundaries],

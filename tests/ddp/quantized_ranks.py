@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import QuantizationAwareTraining
-from lightning_compress.core.distributed import digest
+from lightning_compress.core.distributed import tensor_hash
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 CASES = {
@@ -42,10 +42,10 @@ class Note(pl.Callback):
         self.callback, self.weights, self.grids = callback, [], []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        self.weights.append(digest(pl_module.parameters()))
+        self.weights.append(tensor_hash(pl_module.parameters()))
         known = self.callback.quantized
         held = [] if known is None else [one for each in known.quantizers() for one in each.state_dict().values()]
-        self.grids.append(digest(held))
+        self.grids.append(tensor_hash(held))
 
 
 def run(name, folder):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_compress import FineTuning
-from lightning_compress.core.distributed import digest
+from lightning_compress.core.distributed import tensor_hash
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 PHASES = {
@@ -41,7 +41,7 @@ class Note(pl.Callback):
         self.layers, self.last = [], []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        self.layers.append([digest(pl_module.net[place].parameters()) for place in (0, 2)])
+        self.layers.append([tensor_hash(pl_module.net[place].parameters()) for place in (0, 2)])
         self.last = torch.cat([one.detach().flatten() for one in pl_module.parameters()]).tolist()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import Pruning
-from lightning_compress.core.distributed import digest
+from lightning_compress.core.distributed import tensor_hash
 
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 
@@ -43,8 +43,8 @@ class Note(pl.Callback):
         self.pruning, self.masks, self.weights = pruning, [], []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        self.masks.append(digest(self.pruning.masks.values()))
-        self.weights.append(digest(pl_module.parameters()))
+        self.masks.append(tensor_hash(self.pruning.masks.values()))
+        self.weights.append(tensor_hash(pl_module.parameters()))
 
 
 def run(criterion, folder):

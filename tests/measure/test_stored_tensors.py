@@ -5,7 +5,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_compress.measure.file_size import file_size
 from lightning_compress.measure.sparse_encoding import decode, encode
-from lightning_compress.measure.stored_tensors import count_nonzero, stored
+from lightning_compress.measure.stored_tensors import count_nonzero, stored_tensors
 
 
 class Tied(nn.Module):
@@ -20,23 +20,23 @@ class Tied(nn.Module):
 
 def test_names_are_those_of_the_state_dict():
     for model in (Tied(), nn.LSTM(3, 4), parametrizations.weight_norm(nn.Linear(3, 4)), nn.MultiheadAttention(8, 2)):
-        assert sorted(one.name for one in stored(model)) == sorted(model.state_dict())
+        assert sorted(one.name for one in stored_tensors(model)) == sorted(model.state_dict())
 
 
 def test_what_is_stored_loads_into_a_new_model_after_the_file():
     model, other = Tied(), Tied()
-    other.load_state_dict(decode(encode({one.name: one.tensor for one in stored(model)})))
+    other.load_state_dict(decode(encode({one.name: one.tensor for one in stored_tensors(model)})))
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
 
 
 def test_a_tied_weight_is_marked_where_it_comes_second():
-    assert [one.name for one in stored(Tied()) if one.tied] == ["head.weight"]
+    assert [one.name for one in stored_tensors(Tied()) if one.tied] == ["head.weight"]
 
 
 def test_a_module_under_two_names_is_one_layer():
     layer = nn.Linear(2, 2)
-    found = stored(nn.ModuleDict({"a": layer, "b": layer}))
+    found = stored_tensors(nn.ModuleDict({"a": layer, "b": layer}))
     assert [(one.name, one.layer, one.tied) for one in found] == [
         ("a.weight", "a", False),
         ("a.bias", "a", False),
@@ -47,12 +47,12 @@ def test_a_module_under_two_names_is_one_layer():
 
 def test_what_a_parametrization_stores_belongs_to_the_layer():
     model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 3)))
-    assert {one.layer for one in stored(model)} == {"0"}
+    assert {one.layer for one in stored_tensors(model)} == {"0"}
 
 
 def test_compiled_modules_keep_their_plain_names():
     model = nn.Sequential(torch.compile(nn.Linear(2, 2)))
-    assert [(one.name, one.layer) for one in stored(model)] == [("0.weight", "0"), ("0.bias", "0")]
+    assert [(one.name, one.layer) for one in stored_tensors(model)] == [("0.weight", "0"), ("0.bias", "0")]
 
 
 @pytest.mark.parametrize(
@@ -79,21 +79,21 @@ def test_nonzeros_are_exact(values, dtype, expected):
 )
 def test_a_parameter_without_values_is_refused_in_words(model, message):
     with pytest.raises(ValueError, match=message):
-        stored(model)
+        stored_tensors(model)
 
 
 def test_a_sparse_tensor_is_refused_in_words():
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.eye(2).to_sparse())
     with pytest.raises(ValueError, match=r"'mask' is a Tensor of layout torch.sparse_coo.*to_dense"):
-        stored(model)
+        stored_tensors(model)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_size_is_that_of_the_written_file(sparse, tmp_path):
     import gzip
 
-    tensors = {one.name: one.tensor for one in stored(Tied())}
+    tensors = {one.name: one.tensor for one in stored_tensors(Tied())}
     size = file_size(tensors, sparse=sparse)
     (tmp_path / "file").write_bytes(encode(tensors, sparse=sparse))
     assert size.size_bytes == (tmp_path / "file").stat().st_size

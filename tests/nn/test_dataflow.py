@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 
 
 class Small(nn.Module):
@@ -31,7 +31,7 @@ def operation(flow, name):
 
 def test_operations_are_linked_by_the_values_they_take_and_make():
     model = Small()
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         model(torch.randn(2, 2, 4, 4))
     conv, norm, relu, add = (operation(flow, name) for name in ("conv2d", "batch_norm", "relu_", "add_"))
     assert conv.outputs[0] in norm.inputs
@@ -43,7 +43,7 @@ def test_operations_are_linked_by_the_values_they_take_and_make():
 
 def test_a_value_changed_in_place_is_another_value():
     model = Small()
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         model(torch.randn(2, 2, 4, 4))
     relu = operation(flow, "relu_")
     assert relu.inputs != relu.outputs
@@ -54,7 +54,7 @@ def test_a_value_changed_in_place_is_another_value():
 
 def test_each_operation_knows_the_innermost_module_that_made_it():
     model = Small()
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         functional.cross_entropy(model(torch.randn(2, 2, 4, 4)), torch.tensor([0, 1]))
     assert [operation(flow, name).module for name in ("conv2d", "batch_norm", "relu_", "linear")] == [
         "conv", "norm", "", "head",
@@ -69,7 +69,7 @@ def test_a_part_that_is_written_into_makes_another_value():
             values[:, 0] = -2.0
             return values + 0
 
-    with watched(Writing()) as flow:
+    with trace_dataflow(Writing()) as flow:
         Writing()(torch.randn(2, 3))  # not the one that is watched: operations are seen all the same
     write, add = (operation(flow, name) for name in ("__setitem__", "add"))
     assert write.inputs == operation(flow, "relu").outputs
@@ -77,7 +77,7 @@ def test_a_part_that_is_written_into_makes_another_value():
 
 
 def test_numbers_among_the_arguments_are_known():
-    with watched(nn.Identity()) as flow:
+    with trace_dataflow(nn.Identity()) as flow:
         torch.add(torch.ones(2), torch.ones(2), alpha=-1)
         functional.pad(torch.ones(2), (0, 1), value=-3.0)
     assert operation(flow, "add").numbers == {"alpha": -1.0}
@@ -97,7 +97,7 @@ def test_a_norm_over_several_processes_is_one_operation_though_torch_does_not_sh
     norm = nn.SyncBatchNorm(2)
     type(norm).forward, forward = lambda _self, values: Hidden.apply(values), type(norm).forward
     try:
-        with watched(norm) as flow:
+        with trace_dataflow(norm) as flow:
             norm(torch.randn(2, 2, 4, 4).relu()).sigmoid()
     finally:
         type(norm).forward = forward
@@ -112,18 +112,18 @@ def test_arguments_count_in_the_order_of_the_parameters_however_they_are_written
             return values * scale
 
     model, values, scale = Scaled(), torch.ones(2, 3), torch.ones(3)
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         model(values, scale), model(scale=scale, values=values)
-    first, second = flow.given[""]
+    first, second = flow.inputs[""]
     assert first == second
 
 
 def test_the_sources_of_a_value_are_all_that_it_was_made_of():
-    with watched(nn.Identity()) as flow:
+    with trace_dataflow(nn.Identity()) as flow:
         values = torch.ones(2)
         (values.sigmoid() + values.tanh()).relu()
         values.exp()
-    sources = flow.sources(operation(flow, "relu").outputs)
+    sources = flow.ancestors(operation(flow, "relu").outputs)
     wanted = {operation(flow, name).outputs[0] for name in ("sigmoid", "tanh", "add", "relu")}
     assert sources == wanted | set(operation(flow, "sigmoid").inputs)
 
@@ -133,7 +133,7 @@ def test_watching_changes_no_number_and_leaves_no_hook():
     model, images = Small(), torch.randn(2, 2, 4, 4)
     model.eval()
     wanted = model(images)
-    with watched(model):
+    with trace_dataflow(model):
         found = model(images)
     assert torch.equal(found, wanted)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -141,7 +141,7 @@ def test_watching_changes_no_number_and_leaves_no_hook():
 
 def test_what_is_compiled_is_seen_as_its_author_knows_it():
     model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), backend="eager"), nn.Linear(2, 1))
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         model(torch.randn(1, 2))
-    assert list(flow.given) == ["", "0", "0.0", "0.1", "1"]
+    assert list(flow.inputs) == ["", "0", "0.0", "0.1", "1"]
     assert "relu" in names(flow)

@@ -3,7 +3,14 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lightning_compress.nn.example_inputs import batch_size, call, check_example, copied, described, resize_batch
+from lightning_compress.nn.example_inputs import (
+    batch_size,
+    call_model,
+    check_example,
+    copy_example,
+    describe_shapes,
+    resize_batch,
+)
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -35,7 +42,7 @@ def test_an_input_without_samples_is_refused(example):
 
 def test_a_copy_is_another_memory():
     x = torch.ones(2)
-    copied([x])[0].zero_()
+    copy_example([x])[0].zero_()
     resize_batch(x, 2).zero_()
     assert x.tolist() == [1, 1]
 
@@ -44,14 +51,14 @@ def test_a_model_is_called_as_the_user_would():
     def model(*args, **kwargs):
         return args, kwargs
 
-    assert call(model, (1, 2)) == ((1, 2), {})
-    assert call(model, {"a": 1}) == ((), {"a": 1})
-    assert call(model, [1, 2]) == (([1, 2],), {})
-    assert call(model, Pair(1, 2)) == ((Pair(1, 2),), {})
+    assert call_model(model, (1, 2)) == ((1, 2), {})
+    assert call_model(model, {"a": 1}) == ((), {"a": 1})
+    assert call_model(model, [1, 2]) == (([1, 2],), {})
+    assert call_model(model, Pair(1, 2)) == ((Pair(1, 2),), {})
 
 
 def test_shapes_are_told_instead_of_values():
-    assert described((torch.zeros(2, 3), {"a": 1})) == "(tensor(2, 3), {'a': 1})"
+    assert describe_shapes((torch.zeros(2, 3), {"a": 1})) == "(tensor(2, 3), {'a': 1})"
 
 
 @pytest.mark.parametrize("example", [torch.zeros(2).numpy(), "words", {"x": 3}, [None], ()], ids=repr)

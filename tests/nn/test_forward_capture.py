@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.nn.forward_capture import Capture, StudentDiscovery, preserved_random_state, shown, submodule, tensors
+from lightning_compress.nn.forward_capture import (
+    ForwardCapture,
+    StudentDiscovery,
+    display_name,
+    get_submodule,
+    preserved_random_state,
+    tensors_in,
+)
 
 
 class Model(nn.Module):
@@ -21,11 +28,11 @@ class Model(nn.Module):
 
 def test_calls_have_arguments_output_and_layers():
     model, x = Model(), torch.randn(2, 4)
-    capture = Capture(model, ["net.0"])
-    capture.follow(model.net)
-    with capture.open():
+    capture = ForwardCapture(model, ["net.0"])
+    capture.record_calls_of(model.net)
+    with capture.recording():
         output = model.net(x)
-        (call,) = capture.take()
+        (call,) = capture.pop_calls()
     assert call.args[0] is x
     assert call.output is output
     assert torch.equal(call.layers["net.0"].relu(), output)
@@ -33,33 +40,33 @@ def test_calls_have_arguments_output_and_layers():
 
 def test_nothing_is_noted_outside_and_nothing_twice():
     model, x = Model(), torch.randn(2, 4)
-    capture = Capture(model, ["net.0"])
-    capture.follow(model.net)
+    capture = ForwardCapture(model, ["net.0"])
+    capture.record_calls_of(model.net)
     model.net(x)
-    with capture.open():
+    with capture.recording():
         model.net(x)
-        assert len(capture.take()) == 1
-        assert capture.take() == []
+        assert len(capture.pop_calls()) == 1
+        assert capture.pop_calls() == []
         model.net(x)
-    with capture.open():
-        assert capture.take() == []
+    with capture.recording():
+        assert capture.pop_calls() == []
 
 
 def test_a_layer_belongs_to_the_call_it_was_called_in():
     model, first, second = Model(), torch.randn(2, 4), torch.randn(2, 4)
-    capture = Capture(model, ["net.0"])
-    capture.follow(model.net)
-    with capture.open():
+    capture = ForwardCapture(model, ["net.0"])
+    capture.record_calls_of(model.net)
+    with capture.recording():
         outputs = [model.net(first), model.net(second)]
-        calls = capture.take()
+        calls = capture.pop_calls()
     for call, output in zip(calls, outputs, strict=True):
         assert torch.equal(call.layers["net.0"].relu(), output)
 
 
 def test_hooks_go_away():
     model = Model()
-    capture = Capture(model, ["net.0"])
-    capture.follow(model.net)
+    capture = ForwardCapture(model, ["net.0"])
+    capture.record_calls_of(model.net)
     discovery = StudentDiscovery(model)
     capture.remove()
     discovery.remove()
@@ -69,7 +76,7 @@ def test_hooks_go_away():
 def test_the_module_that_works_is_found_among_others():
     model = Model()
     discovery = StudentDiscovery(model)
-    with discovery.open():
+    with discovery.recording():
         model.step(torch.randn(2, 4))
     root, calls = discovery.found()
     assert root is model.net
@@ -79,9 +86,9 @@ def test_the_module_that_works_is_found_among_others():
 def test_an_exception_in_a_call_does_not_confuse_the_next_step():
     model = Model()
     discovery = StudentDiscovery(model)
-    with discovery.open(), pytest.raises(RuntimeError):
+    with discovery.recording(), pytest.raises(RuntimeError):
         model.net(torch.randn(2, 5))
-    with discovery.open():
+    with discovery.recording():
         model.step(torch.randn(2, 4))
     assert discovery.found()[0] is model.net
 
@@ -91,13 +98,13 @@ def test_compiled_modules_are_named_as_before(name):
     model = Model()
     first = model.net[0]
     model.net = torch.compile(model.net, backend="eager")
-    assert submodule(model, name) is first
-    assert shown("_orig_mod.a._orig_mod") == "a"
+    assert get_submodule(model, name) is first
+    assert display_name("_orig_mod.a._orig_mod") == "a"
 
 
 def test_a_missing_layer_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"no layer 'net.00' in Model. Did you mean 'net.0'"):
-        submodule(Model(), "net.00")
+        get_submodule(Model(), "net.00")
 
 
 def test_tensors_are_found_at_any_depth():
@@ -106,7 +113,7 @@ def test_tensors_are_found_at_any_depth():
             self.x, self.name = torch.ones(1), "graph"
 
     one, two = torch.zeros(1), torch.zeros(2)
-    found = list(tensors({"a": [one, (two, "word")], "b": Graph(), "c": 3}))
+    found = list(tensors_in({"a": [one, (two, "word")], "b": Graph(), "c": 3}))
     assert [value.shape for value in found] == [(1,), (2,), (1,)]
 
 

@@ -51,7 +51,7 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("fail", [False, True])
-@pytest.mark.parametrize("how", ["untouched", "count_macs"])
+@pytest.mark.parametrize("how", ["isolated_eval", "count_macs"])
 def test_everything_is_as_it_was(how, fail):
     model = Busy()
     model.norm.eval()  # frozen by the user

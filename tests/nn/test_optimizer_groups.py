@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lightning_compress.nn.optimizer_groups import joined
+from lightning_compress.nn.optimizer_groups import extra_param_group
 
 SCHEDULERS = {
     "step": lambda optimizer: lr_scheduler.StepLR(optimizer, 2, 0.5),
@@ -74,7 +74,7 @@ def test_the_users_groups_train_as_if_nobody_had_joined_and_ours_follows_the_sec
     optimizer = sgd(*beside)
     scheduler = SCHEDULERS[kind](optimizer)
     found = train(optimizer, scheduler, beside, 2)
-    with joined(optimizer, [scheduler], {"step": ours}, beside[1], weight_decay=0.0):
+    with extra_param_group(optimizer, [scheduler], {"step": ours}, beside[1], weight_decay=0.0):
         found += train(optimizer, scheduler, [*beside, ours], 4)
     found += train(optimizer, scheduler, beside, 2)
     assert [rates[:2] for rates in found] == wanted
@@ -86,7 +86,7 @@ def test_the_users_groups_train_as_if_nobody_had_joined_and_ours_follows_the_sec
 def test_ours_has_no_decay_where_the_group_it_is_like_has():
     first, second = weights()
     optimizer, ours = sgd(first, second), nn.Parameter(torch.ones(()))
-    with joined(optimizer, [], {"step": ours}, second, weight_decay=0.0):
+    with extra_param_group(optimizer, [], {"step": ours}, second, weight_decay=0.0):
         assert optimizer.param_groups[2]["weight_decay"] == 0.0
         assert optimizer.param_groups[1]["weight_decay"] == 0.1
 
@@ -95,7 +95,7 @@ def test_a_group_may_come_where_it_was_before_and_follows_its_own_all_the_same()
     first, second = weights()
     optimizer, ours = sgd(first, second), nn.Parameter(torch.ones(()))
     scheduler = SCHEDULERS["lambda"](optimizer)
-    with joined(optimizer, [scheduler], {"step": ours}, second, place=1):
+    with extra_param_group(optimizer, [scheduler], {"step": ours}, second, place=1):
         (rates,) = train(optimizer, scheduler, [first, second, ours], 1)
         assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
         assert optimizer.param_groups[1]["params"][0] is ours
@@ -109,7 +109,7 @@ def test_afterwards_optimizer_and_scheduler_are_as_they_were():
     optimizer = sgd(*parameters)
     scheduler = SCHEDULERS["lambda"](optimizer)
     groups, lists = len(optimizer.param_groups), [list(scheduler.base_lrs), list(scheduler.lr_lambdas)]
-    with joined(optimizer, [scheduler], {"step": ours}, parameters[0]):
+    with extra_param_group(optimizer, [scheduler], {"step": ours}, parameters[0]):
         train(optimizer, scheduler, [*parameters, ours], 2)
         assert ours in optimizer.state
     assert len(optimizer.param_groups) == groups
@@ -121,7 +121,7 @@ def test_a_state_that_was_loaded_meanwhile_is_left_too():
     parameters, ours = weights(), nn.Parameter(torch.ones(()))
     optimizer = sgd(*parameters)
     scheduler = SCHEDULERS["step"](optimizer)
-    with joined(optimizer, [scheduler], {"step": ours}, parameters[0]):
+    with extra_param_group(optimizer, [scheduler], {"step": ours}, parameters[0]):
         train(optimizer, scheduler, [*parameters, ours], 2)
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         scheduler.load_state_dict(copy.deepcopy(scheduler.state_dict()))
@@ -133,7 +133,7 @@ def test_groups_with_names_get_a_named_one():
     first, second = weights()
     optimizer = torch.optim.AdamW([("first", first), ("second", second)])
     ours = nn.Parameter(torch.ones(()))
-    with joined(optimizer, [], {"step": ours}, first):
+    with extra_param_group(optimizer, [], {"step": ours}, first):
         assert optimizer.param_groups[1]["param_names"] == ["step"]
 
 
@@ -141,5 +141,5 @@ def test_other_optimizers_schedulers_are_left_alone():
     first, second = weights()
     mine, other = torch.optim.SGD([first], lr=0.1), torch.optim.SGD([second], lr=0.1)
     scheduler = lr_scheduler.StepLR(other, 1)
-    with joined(mine, [scheduler], {"step": nn.Parameter(torch.ones(()))}, first):
+    with extra_param_group(mine, [scheduler], {"step": nn.Parameter(torch.ones(()))}, first):
         assert scheduler.base_lrs == [0.1]

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_compress.nn.selection import matching, select
+from lightning_compress.nn.selection import select, select_matching
 
 
 class Mixed(nn.Module):
@@ -157,13 +157,13 @@ def test_a_shared_list_may_ignore_kinds_that_the_model_lacks():
 def test_matching_takes_parameters_of_every_shape_frozen_ones_too():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
     model[0].weight.requires_grad = False
-    chosen = [one.name for one in matching(model, ["0", "*.bias"], "freeze")]
+    chosen = [one.name for one in select_matching(model, ["0", "*.bias"], "freeze")]
     assert chosen == [
         "0.weight",
         "0.bias",
         "1.bias",
         "2.bias",
     ]
-    assert matching(model, (), "freeze") == []
+    assert select_matching(model, (), "freeze") == []
     with pytest.raises(ValueError, match="freeze: '3' matches no parameter"):
-        matching(model, "3", "freeze")
+        select_matching(model, "3", "freeze")

@@ -13,9 +13,9 @@ from lightning_compress.nn.surgery import (
     cut_model,
     cut_optimizer,
     refuse_unknown_state,
-    reshape,
-    sliced,
-    tried,
+    reshape_model,
+    slice_tensor,
+    temporarily_cut,
 )
 
 KEPT = torch.tensor([0, 2, 3, 6])  # of 8 hidden units
@@ -150,7 +150,7 @@ def test_a_trial_is_undone_after_an_exception_too():
     before = copy.deepcopy(model.state_dict())
 
     def failing():
-        with tried(model, CUT):
+        with temporarily_cut(model, CUT):
             assert model.width == 4
             raise ZeroDivisionError
 
@@ -170,7 +170,7 @@ def test_a_name_that_is_not_there_is_refused_and_nothing_is_changed(wrong):
 
 def test_a_slice_is_a_copy_that_does_not_hold_the_large_tensor():
     large = torch.randn(8, 5)
-    small = sliced(large, {0: KEPT})
+    small = slice_tensor(large, {0: KEPT})
     assert small.untyped_storage().nbytes() == 4 * 5 * 4
     small.zero_()
     assert bool(large.any())
@@ -226,7 +226,7 @@ def test_a_cut_after_another_equals_cutting_twice():
     )
     cut_model(twice, CUT)
     cut_model(twice, second)
-    cut_model(once, second.after(CUT))
+    cut_model(once, second.composed_with(CUT))
     assert torch.equal(once.first.weight, net().first.weight[[2, 6]][:, [0, 4]])
     for (name, one), other in zip(twice.state_dict().items(), once.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -237,9 +237,9 @@ def test_a_cut_after_another_equals_cutting_twice():
 def test_a_cut_comes_back_from_a_file_of_plain_values():
     cut = Cut({"norm.weight": {0: KEPT}, "conv.weight": {1: torch.tensor([1])}}, {"norm": {"normalized_shape": (4,)}})
     file = io.BytesIO()
-    torch.save(cut.state(), file)
+    torch.save(cut.state_dict(), file)
     file.seek(0)
-    again = Cut.of(torch.load(file, weights_only=True))
+    again = Cut.from_state_dict(torch.load(file, weights_only=True))
     assert again.attributes == {"norm": {"normalized_shape": (4,)}}
     assert {name: list(dims) for name, dims in again.kept.items()} == {"norm.weight": [0], "conv.weight": [1]}
     assert torch.equal(again.kept["norm.weight"][0], KEPT)
@@ -254,7 +254,7 @@ def test_a_whole_model_takes_the_shapes_of_a_thinner_file():
     cut_model(thin, CUT)
     model = net()
     objects = list(model.parameters())
-    reshape(model, thin.state_dict(), CUT)
+    reshape_model(model, thin.state_dict(), CUT)
     model.load_state_dict(thin.state_dict())
     assert all(one is other for one, other in zip(model.parameters(), objects, strict=True))
     x = batches(1)[0]
@@ -270,7 +270,7 @@ def test_a_model_that_is_cut_already_takes_the_shapes_of_a_wider_file():
     kept = {name: dims for name, dims in KEPT_OF.items() if name != "scale"}
     now = Cut(kept, CUT.attributes, BEFORE)
     cut_model(model, now)
-    reshape(model, wide.state_dict(), Cut(), now)
+    reshape_model(model, wide.state_dict(), Cut(), now)
     assert [tuple(one.shape) for one in model.parameters()] == [tuple(one.shape) for one in wide.parameters()]
     model.load_state_dict(wide.state_dict())
     assert (model.width, model.first.out_features, model.second.in_features) == (8, 8, 8)
@@ -280,13 +280,13 @@ def test_a_buffer_that_no_file_holds_is_cut_on_by_what_it_was_at_first():
     model, thinner = net(), net(1)
     first, both = Cut({"scale": {0: KEPT}}), Cut({"scale": {0: torch.tensor([2, 6])}})
     cut_model(model, first)
-    reshape(model, thinner.state_dict(), both, first)
+    reshape_model(model, thinner.state_dict(), both, first)
     assert torch.equal(model.scale, net().scale[[2, 6]])
     for wanted in (Cut(), Cut({"scale": {0: torch.tensor([1, 2])}})):
         with pytest.raises(ValueError, match=r"'scale' is in no file.* built anew"):
-            reshape(model, thinner.state_dict(), wanted, both)
+            reshape_model(model, thinner.state_dict(), wanted, both)
     fresh = net()  # what another model has lost does not matter
-    reshape(fresh, thinner.state_dict(), first, both)
+    reshape_model(fresh, thinner.state_dict(), first, both)
     assert torch.equal(fresh.scale, net().scale[KEPT])
 
 
@@ -295,7 +295,7 @@ def test_to_reshape_a_model_twice_is_to_reshape_it_once():
     cut_model(thin, CUT)
     model = net()
     for _ in range(2):
-        reshape(model, thin.state_dict(), CUT)
+        reshape_model(model, thin.state_dict(), CUT)
     assert torch.equal(model.scale, thin.scale)
 
 
@@ -429,10 +429,10 @@ def test_the_memory_format_is_kept():
 
 
 def test_a_part_and_the_whole_have_their_own_names():
-    whole = CUT.under("net")
+    whole = CUT.prefixed("net")
     assert whole.kept.keys() == {f"net.{name}" for name in KEPT_OF}
     assert whole.attributes.keys() == {"net", "net.first", "net.second"}
-    part = whole.inside("net.")
+    part = whole.restricted_to("net.")
     assert (part.kept.keys(), part.attributes) == (KEPT_OF.keys(), CUT.attributes)
     names = [name for name, _ in (*net().named_parameters(), *net().named_buffers())]
     assert (cut_prefix(whole, names), cut_prefix(CUT, names)) == ("net.", "")

@@ -1,13 +1,19 @@
 """Copies that average a model's weights: found where they are kept, and named like the model's weights."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_compress.nn.weight_averages import averages
+from lightning_compress._lightning import kept_averages
+from lightning_compress.nn import weight_averages
+
+
+def find_averages(model, callbacks):
+    return weight_averages.find_averages(model, kept_averages(SimpleNamespace(callbacks=callbacks)))
 
 
 def network():
@@ -26,14 +32,14 @@ class Updater(Keeper):
 
 
 def test_a_model_without_averages_has_none():
-    assert list(averages(network(), [])) == []
-    assert list(averages(network(), [object(), Keeper(None), Updater(None), Keeper(network())])) == []
+    assert list(find_averages(network(), [])) == []
+    assert list(find_averages(network(), [object(), Keeper(None), Updater(None), Keeper(network())])) == []
 
 
 def test_an_average_of_a_callback_has_the_names_of_the_model():
     model = network()
     average = AveragedModel(model)
-    (found,) = averages(model, [object(), Keeper(average)])
+    (found,) = find_averages(model, [object(), Keeper(average)])
     assert found.owner is average
     assert list(found.parameters) == [name for name, _ in model.named_parameters()]
     assert found.parameters["2.weight"] is average.module[2].weight
@@ -42,7 +48,7 @@ def test_an_average_of_a_callback_has_the_names_of_the_model():
 def test_a_plain_copy_belongs_to_the_callback_that_updates_it():
     model = network()
     callback = Updater(copy.deepcopy(model))
-    (found,) = averages(model, [callback])
+    (found,) = find_averages(model, [callback])
     assert found.owner is callback
     assert found.parameters["0.bias"] is callback._average_model[0].bias
 
@@ -60,7 +66,7 @@ class Module(nn.Module):
 @pytest.mark.parametrize("wrap", [lambda module: module, torch.compile], ids=["plain", "compiled"])
 def test_an_average_inside_the_module_has_the_names_of_the_part_it_copies(wrap):
     module = Module(wrap=wrap)
-    (found,) = averages(module, [])
+    (found,) = find_averages(module, [])
     assert found.owner is module.ema
     assert list(found.parameters) == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
     assert {id(value) for value in found.parameters.values()} == {id(value) for value in module.ema.parameters()}
@@ -70,7 +76,7 @@ def test_every_average_is_found_once():
     module = Module()
     module.second = AveragedModel(module.head)
     outer = AveragedModel(module.net)
-    found = list(averages(module, [Keeper(outer)]))
+    found = list(find_averages(module, [Keeper(outer)]))
     assert [one.owner for one in found] == [outer, module.ema, module.second]
     assert list(found[2].parameters) == ["head.weight", "head.bias"]
 
@@ -79,13 +85,13 @@ def test_an_average_of_something_else_is_refused():
     module = network()
     module.append(AveragedModel(nn.Linear(7, 7)))
     with pytest.raises(ValueError, match="averages nothing that is found in the module.*Keep it in a callback"):
-        list(averages(module, []))
+        list(find_averages(module, []))
 
 
 def test_updating_the_average_updates_what_was_found():
     model = network()
     average = AveragedModel(model, avg_fn=lambda old, new, count: (old + new) / 2)
-    (found,) = averages(model, [Keeper(average)])
+    (found,) = find_averages(model, [Keeper(average)])
     average.update_parameters(model)
     with torch.no_grad():
         model[0].weight.zero_()

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.core.registry import choices
+from lightning_compress.core.registry import registered
 from lightning_compress.pruning.allocation import UnitScores, allocate, masks
 from lightning_compress.pruning.functional import distributions
 from lightning_compress.pruning.functional.distributions import erk, global_, lamp, uniform
 from tests.pruning.layers_of import layers_of
 
 every_distribution = pytest.mark.parametrize(
-    "distribution", choices(distributions).values(), ids=choices(distributions)
+    "distribution", registered(distributions).values(), ids=registered(distributions)
 )
 
 

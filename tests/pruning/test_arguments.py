@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from lightning_compress.core.registry import choices, check_signature
+from lightning_compress.core.registry import check_signature, registered
 from lightning_compress.nn.selection import select
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.functional import criteria, distributions
@@ -26,7 +26,7 @@ def pruning(granularity, final_sparsity, distribution=distributions.uniform, ove
 
 @pytest.mark.parametrize("module", [criteria, distributions])
 def test_all_that_ours_ask_for_is_offered(module):
-    for function in choices(module).values():
+    for function in registered(module).values():
         assert check_signature(function, module.OFFERED) is function
 
 

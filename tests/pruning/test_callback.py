@@ -58,9 +58,9 @@ class Stream(IterableDataset):
 def test_a_loader_of_unknown_length_counts_epochs_or_steps(pl, make_module, make_trainer):
     by_epochs, by_steps = Pruning(0.5), Pruning(0.5)
     make_trainer([by_epochs], max_epochs=10).fit(make_module(), DataLoader(Stream(), batch_size=8))
-    assert (by_epochs.window.hand, by_epochs.window.begin, by_epochs.window.end) == ("epochs", 1, 7)
+    assert (by_epochs.window.unit, by_epochs.window.begin, by_epochs.window.end) == ("epochs", 1, 7)
     make_trainer([by_steps], max_epochs=-1, max_steps=20).fit(make_module(), DataLoader(Stream(), batch_size=8))
-    assert (by_steps.window.hand, by_steps.window.begin, by_steps.window.end) == ("steps", 2, 14)
+    assert (by_steps.window.unit, by_steps.window.begin, by_steps.window.end) == ("steps", 2, 14)
     assert by_epochs.sparsity == by_steps.sparsity == 0.5
 
 
@@ -96,7 +96,7 @@ def test_accumulation_that_changes_by_epoch_counts_batches(pl, make_module, make
     pruning = Pruning(0.5)
     scheduler = pl.callbacks.GradientAccumulationScheduler({0: 4, 1: 1})
     make_trainer([pruning, scheduler], max_epochs=3).fit(make_module(), loader)
-    assert pruning.window.hand == "batches"
+    assert pruning.window.unit == "batches"
     assert pruning.sparsity == 0.5
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_compress.core.registry import choices
+from lightning_compress.core.registry import registered
 from lightning_compress.pruning.functional import criteria, distributions
 from lightning_compress.pruning.functional.criteria import magnitude, movement, random, taylor, wanda
 from lightning_compress.pruning.functional.distributions import erk, global_, uniform
@@ -37,7 +37,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("criterion", choices(criteria).values(), ids=choices(criteria))
+@pytest.mark.parametrize("criterion", registered(criteria).values(), ids=registered(criteria))
 def test_a_plain_loop_trains_a_network_whose_pruned_weights_are_zero(criterion):
     model, generator = network(), torch.Generator().manual_seed(1)
     inputs, truth = torch.randn(64, 6, generator=generator), torch.randint(0, 4, (64,), generator=generator)
@@ -65,7 +65,7 @@ def test_a_plain_loop_trains_a_network_whose_pruned_weights_are_zero(criterion):
     assert (model(inputs).argmax(1) == truth).float().mean() > 0.3  # one in four by chance
 
 
-@pytest.mark.parametrize("distribution", choices(distributions).values(), ids=choices(distributions))
+@pytest.mark.parametrize("distribution", registered(distributions).values(), ids=registered(distributions))
 @pytest.mark.parametrize("granularity", ["weight", "row", "column", "block 2x2"])
 @pytest.mark.parametrize("floor", [0.0, 0.2])
 def test_what_is_pruned_stays_pruned_while_the_sparsity_rises(distribution, granularity, floor):
@@ -190,7 +190,7 @@ def test_a_sparsity_that_is_none_is_refused(sparsity):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("distribution", choices(distributions).values(), ids=choices(distributions))
+@pytest.mark.parametrize("distribution", registered(distributions).values(), ids=registered(distributions))
 def test_models_of_other_types_have_masks_of_their_type_and_exact_counts(distribution, dtype):
     model = network().to(dtype)
     pruner = pruner_of(model, distribution=distribution)

@@ -123,7 +123,7 @@ def test_zeros_are_true_with_several_optimizers_by_hand(step, criterion, pl, mak
     module = adversarial(pl, step)
     pruning = Pruning(0.75, criterion=criterion)
     make_trainer([pruning], max_epochs=3).fit(module, loader)
-    assert pruning.window.hand == "batches"
+    assert pruning.window.unit == "batches"
     assert pruning.reached
     assert zeros(module) == {"net.0.weight": 96, "net.2.weight": 96, "critic.weight": 24}
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.quantization.config import Request
 from lightning_compress.quantization.layers import layers_of
 from lightning_compress.quantization.placement.layout import layout_of
@@ -63,7 +63,7 @@ def quantized(model, *inputs, active=True, layers=None, **settings):
     layers = layers_of(model)[1] if layers is None else layers
     asked = request(**settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad(), watched(model) as flow:
+    with torch.no_grad(), trace_dataflow(model) as flow:
         output = model(*inputs)
         (output[0] if isinstance(output, tuple) else output).square().mean()
     model.load_state_dict(before)  # the running statistics of a BatchNorm

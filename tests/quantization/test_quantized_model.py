@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lightning_compress.nn.forward_capture import tensors
+from lightning_compress.nn.forward_capture import tensors_in
 from lightning_compress.quantization.layers import layers_of
 from lightning_compress.quantization.quantized_model import QuantizedModel, quantized_of
 from tests.quantization.by_hand import (
@@ -103,7 +103,7 @@ def test_recurrent_layers_compute_with_weights_on_grids(kind):
     values = randn(4, 6) if "cell" in kind else randn(3, 4, 6)
     found = quantized(ours, values)
     assert len(found.weights) == sum(one.ndim > 1 for one in ours.parameters())
-    ones, others = (list(tensors(model(values))) for model in (ours, theirs))
+    ones, others = (list(tensors_in(model(values))) for model in (ours, theirs))
     assert equal(ones, others)
     sum(one.square().sum() for one in ones).backward()
     sum(one.square().sum() for one in others).backward()

@@ -18,9 +18,10 @@ from lightning_compress import (
     Report,
     report,
 )
+from lightning_compress._lightning import resume_wandb_runs
 from lightning_compress.reporting.loggers import markdown
 from lightning_compress.reporting.phase_history import Course
-from lightning_compress.reporting.wandb_resume import go_on, ids_of
+from lightning_compress.reporting.wandb_resume import ids_of
 from tests.reporting.wandb_file import key_of, records
 
 ONE_NAME = pytest.mark.parametrize("pl", ["pytorch_lightning"], indirect=True)
@@ -247,7 +248,7 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(pl, make_module, make_trainer, l
         callbacks, _ = pipeline(latency=False)
         logger = pl.loggers.WandbLogger(project="compress", save_dir=tmp_path / folder, **which)
         if path is not None and not which:
-            go_on([logger], ids_of(path))  # what `lightning-compress run --ckpt-path` does
+            resume_wandb_runs([logger], ids_of(path))  # what `lightning-compress run --ckpt-path` does
         (tmp_path / folder).mkdir()
         stops = [stopping_after(pl, 0, stopped)] if path is None else []
         trainer = make_trainer([*callbacks, *stops], max_epochs=3, logger=logger, log_every_n_steps=1)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.channel_pruning.dependency.probe import name_of, probing
-from lightning_compress.nn.example_inputs import call, copied
+from lightning_compress.nn.example_inputs import call_model, copy_example
 
 
 class Calls:
@@ -48,7 +48,7 @@ def refuse_other_calls(model: nn.Module, example: Any, seen: set[str]) -> None:
     calls.listening = True
     try:
         with probing(model):
-            call(model, copied(example))
+            call_model(model, copy_example(example))
     finally:
         calls.close()
     if others := sorted(seen - calls.names):

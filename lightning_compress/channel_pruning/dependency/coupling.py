@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_compress.channel_pruning.dependency.groups import Group, Member, Place
+from lightning_compress.channel_pruning.functional.groups import Group, Member, Place
 
 
 @dataclass

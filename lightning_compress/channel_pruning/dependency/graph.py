@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channel_pruning.dependency.coupling import Coupling
-from lightning_compress.channel_pruning.dependency.groups import Group, Place, Slice
 from lightning_compress.channel_pruning.dependency.layer_types import Apart, Mixing
 from lightning_compress.channel_pruning.dependency.probe import LEAST, MOST, Passage, Probe, Sink, Source, keys, name_of
+from lightning_compress.channel_pruning.functional.groups import Group, Place, Slice
 
 
 def observe(model: nn.Module, example: Any) -> list[Group]:

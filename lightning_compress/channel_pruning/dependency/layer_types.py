@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_compress.channel_pruning.dependency.groups import Attribute, Place, Slice
+from lightning_compress.channel_pruning.functional.groups import Attribute, Place, Slice
 from lightning_compress.nn.empty_layers import is_empty
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.EmbeddingBag)

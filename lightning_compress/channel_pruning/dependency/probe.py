@@ -19,9 +19,9 @@ from lightning_compress.channel_pruning.dependency.layer_types import (
     kind_of,
     spread,
 )
-from lightning_compress.nn.example_inputs import call, copied, mapped
+from lightning_compress.nn.example_inputs import call_model, copy_example, map_tensors
 from lightning_compress.nn.isolation import isolated_eval
-from lightning_compress.nn.selection import canonical
+from lightning_compress.nn.selection import canonical_name
 
 LEAST, MOST = 0.1, 0.9  # positive and below 1: no activation function or clamp of the usual ones is flat there
 
@@ -81,7 +81,7 @@ class Probe:
                 else:
                     undo.enter_context(self._bare(name, module))
             with torch.enable_grad():
-                returned = call(self.model, mapped(copied(self.example), self._in_precision))
+                returned = call_model(self.model, map_tensors(copy_example(self.example), self._in_precision))
         self.passage.ends += [("the module's output", one) for one in _differentiable(returned)]
         return self.passage
 
@@ -171,7 +171,7 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 def name_of(module: str) -> str:
     """A module's name without what `torch.compile` puts in, as its tensors are called in a cut."""
-    return canonical(f"{module}.").rstrip(".")
+    return canonical_name(f"{module}.").rstrip(".")
 
 
 def _kinds(model: nn.Module) -> dict[nn.Module, Kind]:

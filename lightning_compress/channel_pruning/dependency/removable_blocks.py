@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.channel_pruning.dependency.groups import Group
 from lightning_compress.channel_pruning.dependency.verification import problem
+from lightning_compress.channel_pruning.functional.groups import Group
 from lightning_compress.nn.empty_layers import EMPTY, is_empty
 
 

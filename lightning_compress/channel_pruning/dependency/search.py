@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.dependency.groups import Group
 from lightning_compress.channel_pruning.dependency.verification import verified
-from lightning_compress.nn.example_inputs import cropped, described
+from lightning_compress.channel_pruning.functional.groups import Group
+from lightning_compress.nn.example_inputs import crop_images, describe_shapes
 
 SIDES = (32, 64)  # pixels: observing takes time in proportion to the values in the module
 
@@ -24,8 +24,8 @@ def find_groups(model: nn.Module, example: Any) -> tuple[list[Group], Any]:
         Exception: what the module raises when it is called.
     """
     for side in SIDES:
-        small = cropped(example, side)
-        if described(small) == described(example):
+        small = crop_images(example, side)
+        if describe_shapes(small) == describe_shapes(example):
             break
         try:
             observed = observe(model, small)

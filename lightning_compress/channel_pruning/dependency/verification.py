@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.channel_pruning.cut_plan import cut_of, indices_of, lost_channels
-from lightning_compress.channel_pruning.dependency.groups import Attribute, Gone, Group
 from lightning_compress.channel_pruning.dependency.layer_types import is_norm
 from lightning_compress.channel_pruning.dependency.probe import name_of, probing, replaced_forward
-from lightning_compress.nn.example_inputs import call, copied, cropped, resize_batch
-from lightning_compress.nn.surgery import get_tensor, tried
+from lightning_compress.channel_pruning.functional.groups import Attribute, Gone, Group
+from lightning_compress.nn.example_inputs import call_model, copy_example, crop_images, resize_batch
+from lightning_compress.nn.surgery import get_tensor, temporarily_cut
 
 MOST_ATTRIBUTES = 6  # all of their combinations are tried
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -49,7 +49,7 @@ def small_example(model: nn.Module, example: Any, batch: int = 2) -> Any:
         try:
             small = resize_batch(example, batch)
             with probing(model):
-                call(model, copied(small if side is None else cropped(small, side)))
+                call_model(model, copy_example(small if side is None else crop_images(small, side)))
         except Exception:  # whatever the user's code says to another batch size, or to smaller images
             continue
         return small
@@ -63,7 +63,7 @@ def problem(model: nn.Module, example: Any, groups: Sequence[Group], gone: Gone)
     with probing(model), scales.recording(model), _silenced(model, groups, gone):
         expected = _run(model, example)
     try:
-        with tried(model, cut), probing(model), scales.replaying(model):
+        with temporarily_cut(model, cut), probing(model), scales.replaying(model):
             found = _run(model, example)
     except Exception as error:  # whatever the user's code raises when channels are missing
         return f"{_place_of(error)} raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -175,7 +175,7 @@ def _silenced(model: nn.Module, groups: Sequence[Group], gone: Gone) -> Iterator
 def _run(model: nn.Module, example: Any) -> list[Tensor]:
     torch.manual_seed(0)  # for what the forward draws; the user's stream is put back
     with torch.no_grad():
-        return [one for one in tree_leaves(call(model, copied(example))) if isinstance(one, Tensor)]
+        return [one for one in tree_leaves(call_model(model, copy_example(example))) if isinstance(one, Tensor)]
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> str | None:

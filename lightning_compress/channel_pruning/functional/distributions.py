@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.groups import Gone, Group
 from lightning_compress.channel_pruning.functional.unit_selection import lowest, most_that_may_go
 
 

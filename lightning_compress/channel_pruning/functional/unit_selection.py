@@ -5,7 +5,7 @@ from math import ceil
 
 from torch import Tensor
 
-from lightning_compress.channel_pruning.dependency.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.groups import Gone, Group
 
 
 def most_that_may_go(group: Group, original: int, floor: float) -> int:

@@ -17,7 +17,7 @@ from lightning_compress.distillation.cache.sample_keys import content_keys, fing
 from lightning_compress.distillation.cache.store import Cache, open_cache, write_cache
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Step, Teacher
-from lightning_compress.nn.forward_capture import Call, preserved_random_state
+from lightning_compress.nn.forward_capture import ForwardCall, preserved_random_state
 
 PROBE = 8  # samples that are fetched twice, to see whether they come out alike
 BATCH_SIZE = 64  # where the loader has none of its own
@@ -54,14 +54,14 @@ class CachedTeacher(Teacher):
         self.cache, self._names = None, tuple(layers)
         self.teacher.attach(model, self._names, undo)
 
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
         if self.cache is None:
             raise RuntimeError("The cache is opened once the first batch is seen.")
         rows = self.cache.rows(content_keys((call.args, call.kwargs)))
         return dict(self.cache.read(rows, step.device))
 
     def fill(
-        self, call: Call, step: Step, loader: Any, prepare: Prepare, progress: Callable[[int, int], object]
+        self, call: ForwardCall, step: Step, loader: Any, prepare: Prepare, progress: Callable[[int, int], object]
     ) -> None:
         """Compute the outputs of the whole data set, unless they are there.
 
@@ -111,7 +111,7 @@ class CachedTeacher(Teacher):
         for batch in batches:
             args, kwargs = inputs(batch)
             keys = content_keys((args, kwargs))
-            taught = self.teacher.teach(Call(args, kwargs, None), step)
+            taught = self.teacher.teach(ForwardCall(args, kwargs, None), step)
             outputs = {name: tensor_of(taught[name], self.output if name == OUTPUT else None) for name in self._names}
             yield torch.arange(first, first + len(keys)), keys.cpu(), outputs
             first += len(keys)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.forward_capture import Call, Capture, preserved_random_state, submodule
+from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, get_submodule, preserved_random_state
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -44,7 +44,7 @@ class Teacher:
     def remember(self) -> None:
         """Its moment has come: be what the student is now."""
 
-    def teach(self, call: Call, step: "Step") -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: "Step") -> dict[str, Any]:
         """What the layers, and the "output", give for what the student was given in `call`; without gradient."""
         raise NotImplementedError
 
@@ -105,26 +105,26 @@ class NetworkTeacher(Teacher):
         self, module: nn.Module, precision: str | None = None, device: torch.device | str | None = None
     ) -> None:
         self.module, self.precision, self.device = module, precision, device
-        self.capture = Capture(module)
+        self.capture = ForwardCapture(module)
         self._placed: torch.device | None = None
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         network = self._network
         refuse_shared(network, model)
         self._placed = None
-        self.capture = Capture(network, (name for name in layers if name != OUTPUT))
+        self.capture = ForwardCapture(network, (name for name in layers if name != OUTPUT))
         undo.callback(self.capture.remove)
         put_back(network, undo)
         network.eval()
 
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
         device = torch.device(self.device) if self.device is not None else step.device
         self._place(device)
         args, kwargs = (call.args, call.kwargs) if device == step.device else _moved((call.args, call.kwargs), device)
-        with torch.no_grad(), self._precision(device), self.capture.open():
+        with torch.no_grad(), self._precision(device), self.capture.recording():
             output = self._network(*args, **kwargs)
-            self.capture.add(Call(args, kwargs, output))
-            (seen,) = self.capture.take()
+            self.capture.add(ForwardCall(args, kwargs, output))
+            (seen,) = self.capture.pop_calls()
         found = {OUTPUT: output, **seen.layers}
         return found if device == step.device else _moved(found, step.device)
 
@@ -159,7 +159,7 @@ class FunctionTeacher(Teacher):
                 f"The teacher is a function, which has no layers to compare: {', '.join(others)}. Give a module."
             )
 
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
         with torch.no_grad():
             return {OUTPUT: self.function(*call.args, **call.kwargs)}
 
@@ -181,12 +181,12 @@ class BranchTeacher(Teacher):
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         for name in self.student_layers(tuple(layers)):
-            submodule(model, name)  # refuses what is not there
+            get_submodule(model, name)  # refuses what is not there
 
     def student_layers(self, names: Names) -> Names:
         return tuple(self.layer if name == OUTPUT else name for name in names)
 
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
         return {OUTPUT: call.layers.get(self.layer), **call.layers}
 
 

@@ -13,7 +13,7 @@ from lightning_compress.distillation.auxiliary_optimizer import Companion
 from lightning_compress.distillation.batch_fields import detached
 from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.teachers.network import Step, Teacher, copied, refuse_shared
-from lightning_compress.nn.forward_capture import Call, Capture, StudentDiscovery, preserved_random_state
+from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, StudentDiscovery, preserved_random_state
 
 
 class PeerTeacher(Teacher):
@@ -48,7 +48,7 @@ class PeerTeacher(Teacher):
         refuse_shared(self.given, model)
         self.peer = copied(self.given).to(next(model.parameters()).device)
         self.companion, self._own = None, None
-        self._capture = Capture(self.peer, (name for name in layers if name != OUTPUT))
+        self._capture = ForwardCapture(self.peer, (name for name in layers if name != OUTPUT))
         self._discovery = StudentDiscovery(self.peer)
         undo.callback(self._capture.remove)
         undo.callback(self._discovery.remove)
@@ -58,7 +58,7 @@ class PeerTeacher(Teacher):
     def start(self, followed: Optimizer) -> None:
         self.companion = Companion(self.peer, followed)
 
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
         self.peer.train(not step.rehearsal)
         with preserved_random_state():
             torch.manual_seed((self.seed << 32) + step.number)
@@ -83,20 +83,20 @@ class PeerTeacher(Teacher):
         if self.companion is not None and state:
             self.companion.load(state)
 
-    def _forward(self, step: Step) -> tuple[Tensor, Call]:
+    def _forward(self, step: Step) -> tuple[Tensor, ForwardCall]:
         if self._discovery is None:
-            with self._capture.open():
+            with self._capture.recording():
                 loss = _loss(self.peer.training_step(*step.args, **step.kwargs))
-                seen = self._capture.take()
+                seen = self._capture.pop_calls()
             return loss, seen[-1]
-        with self._discovery.open(), self._capture.open():
+        with self._discovery.recording(), self._capture.recording():
             loss = _loss(self.peer.training_step(*step.args, **step.kwargs))
             root, calls = self._discovery.found()
             self._capture.add(calls[-1])
-            seen = self._capture.take()
+            seen = self._capture.pop_calls()
         self._discovery.remove()
         self._discovery = None
-        self._capture.follow(root)
+        self._capture.record_calls_of(root)
         return loss, seen[-1]
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.teachers.network import Step, Teacher, copied
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.forward_capture import Call, Capture
-from lightning_compress.nn.selection import canonical
-from lightning_compress.nn.surgery import cut_model, named, reshape
+from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture
+from lightning_compress.nn.selection import canonical_name
+from lightning_compress.nn.surgery import cut_model, reshape_model, tensors_by_name
 
 
 class Itself(Teacher):
@@ -29,14 +29,14 @@ class Itself(Teacher):
     def follow(self, student: nn.Module) -> None:
         name = next(name for name, module in self._model.named_modules() if module is student)
         self.module = self._whole.get_submodule(name)
-        self._capture = Capture(self._whole, (one for one in self._layers if one != OUTPUT))
+        self._capture = ForwardCapture(self._whole, (one for one in self._layers if one != OUTPUT))
 
-    def teach(self, call: Call, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
         assert self.module is not None
-        with torch.no_grad(), self._capture.open():
+        with torch.no_grad(), self._capture.recording():
             output = self.module(*call.args, **call.kwargs)
-            self._capture.add(Call(call.args, call.kwargs, output))
-            (seen,) = self._capture.take()
+            self._capture.add(ForwardCall(call.args, call.kwargs, output))
+            (seen,) = self._capture.pop_calls()
         return {OUTPUT: output, **seen.layers}
 
     def cut(self, cut: Cut) -> None:
@@ -112,7 +112,7 @@ class SnapshotTeacher(Itself):
 
     def cut(self, cut: Cut) -> None:
         if self.there:
-            self._lost = cut.after(self._lost)
+            self._lost = cut.composed_with(self._lost)
         else:
             super().cut(cut)
 
@@ -120,16 +120,16 @@ class SnapshotTeacher(Itself):
         if not self.there:
             return {}
         weights = {name: value.detach().cpu() for name, value in _tensors(self._whole).items()}
-        return {"weights": weights, "lost": self._lost.state()}
+        return {"weights": weights, "lost": self._lost.state_dict()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         if not state:
             return
         # The copy was made of a module that may have lost channels since its moment.
-        self._lost = Cut.of(state["lost"])
-        reshape(self._whole, state["weights"], Cut(), self._lost)
-        for name, value in named(self._whole, state["weights"]).items():
+        self._lost = Cut.from_state_dict(state["lost"])
+        reshape_model(self._whole, state["weights"], Cut(), self._lost)
+        for name, value in tensors_by_name(self._whole, state["weights"]).items():
             value.copy_(state["weights"][name])
         self.there = True
 
@@ -143,7 +143,7 @@ def _pairs(copies: nn.Module, model: nn.Module) -> list[tuple[Any, Any]]:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by each of their names; what no file holds too."""
     parameters, buffers = (of(remove_duplicate=False) for of in (model.named_parameters, model.named_buffers))
-    return {canonical(name): value for pairs in (parameters, buffers) for name, value in pairs}
+    return {canonical_name(name): value for pairs in (parameters, buffers) for name, value in pairs}
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:

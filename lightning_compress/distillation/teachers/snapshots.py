@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_compress.core.phases import Duration, Run, Window, check_order, resolve
+from lightning_compress.core.phases import Duration, PhaseWindow, Run, check_order, resolve_window
 from lightning_compress.distillation.objective import Tutor
 
 ITSELF = re.compile(r"\s*self\s*(?:@\s*(.*?)\s*)?$")
@@ -33,7 +33,7 @@ class Snapshots:
         self.tutors: Sequence[Tutor] = ()
         self.moments: list[int | None] = []
 
-    def counted(self, end: Duration, window: Window, run: Run) -> list[int | None]:
+    def counted(self, end: Duration, window: PhaseWindow, run: Run) -> list[int | None]:
         """The moment of each teacher on the hand of the phase's window, None for one that is there already.
 
         Raises:
@@ -41,7 +41,7 @@ class Snapshots:
         """
         return [None if moment is None else _moment(moment, end, window, run) for moment in self.written]
 
-    def all_there(self, end: Duration, window: Window, run: Run) -> Window:
+    def all_there(self, end: Duration, window: PhaseWindow, run: Run) -> PhaseWindow:
         """The phase's window, which begins no sooner than all teachers are there."""
         moments = [one for one in self.counted(end, window, run) if one is not None]
         return replace(window, begin=max([window.begin, *moments]))
@@ -94,15 +94,15 @@ def _moment_written(teacher: str, end: Duration) -> Duration | None:
     return found[1]
 
 
-def _moment(written: Duration, end: Duration, window: Window, run: Run) -> int:
+def _moment(written: Duration, end: Duration, window: PhaseWindow, run: Run) -> int:
     try:
-        counted = resolve(written, end, None, run)
+        counted = resolve_window(written, end, None, run)
     except ValueError as error:
         raise ValueError(_from_then_on(written, error)) from error
-    if counted.hand != window.hand:
+    if counted.unit != window.unit:
         raise ValueError(
-            f"teacher='self@{written}' is counted in {counted.hand} here, but the phase until end={end!r} in "
-            f"{window.hand}. Write all of its moments in the same unit."
+            f"teacher='self@{written}' is counted in {counted.unit} here, but the phase until end={end!r} in "
+            f"{window.unit}. Write all of its moments in the same unit."
         )
     return counted.begin
 

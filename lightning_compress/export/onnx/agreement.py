@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.core.optional_dependencies import need
-from lightning_compress.nn.example_inputs import call, copied
+from lightning_compress.nn.example_inputs import call_model, copy_example
 from lightning_compress.nn.isolation import isolated_eval
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
@@ -33,7 +33,7 @@ def agreement(path: str | Path, deployable: Deployable | nn.Module, batches: Ite
     equal = total = 0
     with isolated_eval(module):
         for batch in batches:
-            expected = as_arrays(call(module, copied(batch)))
+            expected = as_arrays(call_model(module, copy_example(batch)))
             found = list(run(running, batch).values())
             if not expected or expected[0].ndim < 2:
                 raise ValueError("The module's first output is no tensor of scores (..., classes), so none is the top.")

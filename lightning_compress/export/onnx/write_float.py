@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.export.atomic_write import replacing
-from lightning_compress.nn.copying import copied
+from lightning_compress.nn.copying import copy_without_hooks
 from lightning_compress.nn.example_inputs import batch_size, resize_batch
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
@@ -58,7 +58,7 @@ def write_float_onnx(
     from lightning_compress.export.onnx.qdq.graph import Graph
 
     with replacing(path) as part:
-        plain = Deployable(copied(model).eval().requires_grad_(False), {})
+        plain = Deployable(copy_without_hooks(model).eval().requires_grad_(False), {})
         exported = signed(Graph(captured(plain, example_input, dynamic_batch=dynamic_batch, opset=OPSET).model))
         difference = _difference(plain, exported, example_input, dynamic_batch)
         part.write_bytes(exported.SerializeToString())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.nn.example_inputs import call, check_example, copied, described
+from lightning_compress.nn.example_inputs import call_model, check_example, copy_example, describe_shapes
 from lightning_compress.nn.isolation import isolated_eval
 from lightning_compress.quantization.forward_hooks import act_in
 from lightning_compress.quantization.lowering.deployed_model import Deployable
@@ -47,13 +47,13 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
     made: Made = defaultdict(list)
     with isolated_eval(model), _acting(model, quantized), _noted(quantized, names, made):
         try:
-            wanted = _tensors(call(model, copied(example)))
+            wanted = _tensors(call_model(model, copy_example(example)))
         except Exception as error:
             raise ValueError(
-                f"{type(model).__name__} cannot be called with this example_input, {described(example)}: {error}"
+                f"{type(model).__name__} cannot be called with this example_input, {describe_shapes(example)}: {error}"
             ) from error
     with isolated_eval(deployable.module), _forced(quantized, deployable, names, made):
-        found = _tensors(call(deployable.module, copied(example)))
+        found = _tensors(call_model(deployable.module, copy_example(example)))
     same = len(found) == len(wanted) and all(map(_near, found, wanted))
     if not same:
         raise ValueError(

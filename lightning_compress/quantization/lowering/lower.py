@@ -8,8 +8,8 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.nn.copying import copied, without_compilers
-from lightning_compress.nn.forward_capture import ordered_arguments, shown
+from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
+from lightning_compress.nn.forward_capture import display_name, ordered_arguments
 from lightning_compress.quantization.fake_quantizers import ActivationQuantizer
 from lightning_compress.quantization.forward_hooks import act_in
 from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
@@ -25,15 +25,15 @@ def deployable(model: nn.Module) -> Deployable:
         ValueError: if the model was not quantized, or its grids are of a kind that nothing deployed computes with.
     """
     quantized = known(model)
-    copy = without_compilers(copied(model)).eval().requires_grad_(False)
-    modules = {shown(name): module for name, module in copy.named_modules(remove_duplicate=False)}
+    copy = unwrap_compiled(copy_without_hooks(model)).eval().requires_grad_(False)
+    modules = {display_name(name): module for name, module in copy.named_modules(remove_duplicate=False)}
     with torch.no_grad():
         grids = {name: _grid(quantized, name) for name in quantized.held()}
         for layer, bias in quantized.integer_biases().items():
             modules[layer].bias = nn.Parameter(bias.float(), requires_grad=False)
         for layer, norm in quantized.layout.norms.items():
             _fold(copy, modules, quantized, grids, layer, norm)
-        parameters = {shown(name): one for name, one in copy.named_parameters(remove_duplicate=False)}
+        parameters = {display_name(name): one for name, one in copy.named_parameters(remove_duplicate=False)}
         for name in quantized.held():
             grid = grids[name]
             parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
@@ -67,7 +67,7 @@ def on_grids(model: nn.Module) -> OnGrids:
         ValueError: if the model was not quantized.
     """
     quantized = known(model)
-    state = {shown(name): value.detach() for name, value in model.state_dict().items()}
+    state = {display_name(name): value.detach() for name, value in model.state_dict().items()}
     own = dict(state)
     with torch.no_grad():
         grids = {name: _grid(quantized, name) for name in quantized.held()}

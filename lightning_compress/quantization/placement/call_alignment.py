@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lightning_compress.nn.dataflow import Flow, Operation
+from lightning_compress.nn.dataflow import Dataflow, Operation
 
 Track: TypeAlias = tuple[int, ...]
 
@@ -26,21 +26,21 @@ class Use:
 class Tracks:
     """The tracks of a flow."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Dataflow) -> None:
         self.flow = flow
 
     def given(self, module: str) -> tuple[Track, ...]:
         """What a module was given, by position, as far as all of its calls have as many tensors."""
-        return tuple(zip(*self.flow.given[module], strict=False))
+        return tuple(zip(*self.flow.inputs[module], strict=False))
 
     def returned(self, module: str) -> Track | None:
         """What a module returned, if that was a single tensor each time."""
-        values = self.flow.returned.get(module, [])
+        values = self.flow.outputs.get(module, [])
         return None if not values or None in values else tuple(value for value in values if value is not None)
 
     def uses(self, track: Track) -> list[Use] | None:
         """The operations that took a track; None if the calls differ in them."""
-        by_call = [self.flow.uses(value) for value in track]
+        by_call = [self.flow.consumers_of(value) for value in track]
         if len({len(uses) for uses in by_call}) != 1:
             return None
         found = [_as_one(operations) for operations in zip(*by_call, strict=True)]
@@ -49,12 +49,12 @@ class Tracks:
 
     def made_by(self, track: Track) -> Use | None:
         """The operation that made a track, if it is the same in each call."""
-        made = [self.flow.made_by[value] for value in track if value in self.flow.made_by]
+        made = [self.flow.producer[value] for value in track if value in self.flow.producer]
         return _as_one(tuple(made)) if len(made) == len(track) else None
 
     def users(self, track: Track) -> list[str | None]:
         """The modules that took any of its values."""
-        return [use.module for value in track for use in self.flow.uses(value)]
+        return [use.module for value in track for use in self.flow.consumers_of(value)]
 
     def boundary(self, track: Track) -> str | None:
         """The innermost module that returned this, at each of its calls, and does not use it itself."""
@@ -66,8 +66,8 @@ class Tracks:
     def doors(self, track: Track) -> list[tuple[str, int]]:
         """The modules that were given this as an argument, at each of their calls, and the position; not the whole."""
         found = []
-        for name, calls in self.flow.given.items():
-            given = self.given(name)[: self.flow.doors[name]] if name and len(calls) == len(track) else ()
+        for name, calls in self.flow.inputs.items():
+            given = self.given(name)[: self.flow.num_positional[name]] if name and len(calls) == len(track) else ()
             found += [(name, given.index(track))] if track in given else []
         return found
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import Flow, Operation
+from lightning_compress.nn.dataflow import Dataflow, Operation
 from lightning_compress.quantization.layers import Layer
 from lightning_compress.quantization.placement.sites import MOVES
 
@@ -18,7 +18,7 @@ COMPUTES = {
 }  # fmt: skip
 
 
-def refuse_reads_elsewhere(flow: Flow, layers: list[Layer]) -> None:
+def refuse_reads_elsewhere(flow: Dataflow, layers: list[Layer]) -> None:
     """Refuse weights that the watched step also used outside of the layers that hold them.
 
     Raises:
@@ -39,10 +39,10 @@ def refuse_reads_elsewhere(flow: Flow, layers: list[Layer]) -> None:
                 )
 
 
-def _uses(flow: Flow, value: int) -> list[Operation]:
+def _uses(flow: Dataflow, value: int) -> list[Operation]:
     """Who computes with a value, turned about or not."""
-    found = [use for use in flow.uses(value) if use.function in COMPUTES]
-    for use in flow.uses(value):
+    found = [use for use in flow.consumers_of(value) if use.function in COMPUTES]
+    for use in flow.consumers_of(value):
         for output in use.outputs if use.function in MOVES or use.function in TURNS else ():
             found += _uses(flow, output)
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import Flow, Operation, is_plain_norm
+from lightning_compress.nn.dataflow import Dataflow, Operation, is_plain_norm
 from lightning_compress.quantization.placement.call_alignment import Track, Tracks, Use, is_within
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -108,7 +108,7 @@ class Layout:
 
 
 def lay_out(
-    flow: Flow,
+    flow: Dataflow,
     layers: Iterable[str],
     computing: Iterable[str] | Mapping[str, Kind],
     modules: Mapping[str, nn.Module],
@@ -128,7 +128,7 @@ def lay_out(
         ValueError: if a layer was not called.
     """
     layers = list(layers)
-    if missed := [name for name in layers if name not in flow.given]:
+    if missed := [name for name in layers if name not in flow.inputs]:
         raise ValueError(
             f"The first step did not call {', '.join(map(repr, missed))}: a layer that only some steps reach is not "
             f"trained for its grid, and gets no range for its activations. Leave such layers out: ignore={missed}."
@@ -137,16 +137,18 @@ def lay_out(
     kinds = computing if isinstance(computing, Mapping) else dict.fromkeys(computing, (EDGE_BITS,))
     planner = _Planner(flow, kinds, modules, joins)
     inputs = planner.place()
-    order = tuple(name for name in flow.given if name in layers)
+    order = tuple(name for name in flow.inputs if name in layers)
     return Layout(tuple(planner.sites.values()), order, inputs, norms, planner.floating)
 
 
 class _Planner:
-    def __init__(self, flow: Flow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool) -> None:
+    def __init__(
+        self, flow: Dataflow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool
+    ) -> None:
         self.flow, self.tracks, self.kinds, self.modules, self.joins = flow, Tracks(flow), kinds, modules, joins
         # What has more bits comes first: fewer may be made of those behind the shared place, but not more of fewer.
         self.layers = sorted(kinds, key=lambda name: -kinds[name][0])
-        self.leading = flow.sources(value for name in kinds for call in flow.given[name] for value in call)
+        self.leading = flow.ancestors(value for name in kinds for call in flow.inputs[name] for value in call)
         self.sites: dict[str, Site] = {}
         self.site_of: dict[tuple[Track, Kind], Site] = {}
         self.floating: dict[str, str] = {}
@@ -255,7 +257,7 @@ class _Planner:
         return None if uses is None else found
 
     def is_non_negative(self, value: int, depth: int = 64) -> bool:
-        made = self.flow.made_by.get(value)
+        made = self.flow.producer.get(value)
         if made is None or not depth:
             return False
         if made.function in NON_NEGATIVE or _clamps_at_zero(made):
@@ -275,13 +277,13 @@ def _brings_negative(made: Operation) -> bool:
     return made.function in SUMS | {functional.pad} and min(numbers, default=0.0) < 0
 
 
-def _norm_after(flow: Flow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:
+def _norm_after(flow: Dataflow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:
     """The BatchNorm that alone takes the layer's output, at each of its calls, channel by channel."""
     tracks = Tracks(flow)
     returned = tracks.returned(layer)
     uses = (tracks.uses(returned) if returned else None) or []
     norm = uses[0].module if len(uses) == 1 and uses[0].function is functional.batch_norm else None
-    if returned is None or norm is None or len(flow.given[norm]) != len(returned) or norm not in modules:
+    if returned is None or norm is None or len(flow.inputs[norm]) != len(returned) or norm not in modules:
         return None
     # BatchNorm's channels come second: a linear layer's too if there is nothing but samples before them.
     dimensions = {flow.dimensions[value] for value in returned}

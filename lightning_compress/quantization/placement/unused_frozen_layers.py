@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from lightning_compress.nn.dataflow import Flow
-from lightning_compress.nn.forward_capture import shown
+from lightning_compress.nn.dataflow import Dataflow
+from lightning_compress.nn.forward_capture import display_name
 from lightning_compress.quantization.layers import Layer
 from lightning_compress.quantization.placement.call_alignment import is_within
 
@@ -16,7 +16,7 @@ def said_of_frozen(layers: Iterable[Layer]) -> str:
     return f" Of these {', '.join(names)} are frozen: ignore what is not to be quantized." if names else ""
 
 
-def apart(flow: Flow, model: nn.Module, layers: list[Layer]) -> list[str]:
+def apart(flow: Dataflow, model: nn.Module, layers: list[Layer]) -> list[str]:
     """Frozen layers that neither take what trained parameters have made, nor give to what they make.
 
     A teacher that the user's module holds stands apart, and the network of a metric; a frozen backbone does not.
@@ -30,7 +30,7 @@ def apart(flow: Flow, model: nn.Module, layers: list[Layer]) -> list[str]:
         ValueError: if all layers stand apart.
     """
     trained = {
-        flow.parameters[shown(name)]
+        flow.parameters[display_name(name)]
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad
     }
@@ -49,7 +49,7 @@ def apart(flow: Flow, model: nn.Module, layers: list[Layer]) -> list[str]:
     return found
 
 
-def _having_part(flow: Flow, trained: set[int]) -> set[str]:
+def _having_part(flow: Dataflow, trained: set[int]) -> set[str]:
     """The modules that compute with what comes of these values, or what is then put together with one of them."""
     after, before = set(trained), set[int]()
     for one in flow.operations:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.nn.forward_capture import submodule
+from lightning_compress.nn.forward_capture import get_submodule
 from lightning_compress.quantization.fake_quantizers import WeightQuantizer
 from lightning_compress.quantization.functional import quantizers
 from lightning_compress.quantization.layers import TRANSPOSED, Held, Layer
@@ -141,7 +141,7 @@ def round_adaptively(
         quantizer = quantized.weights[held.name]
         examples = Examples(layer, held, quantizer, quantized.seed * 1_000_003 + number)
         once = calls[name] == 1
-        _watch(reference, submodule(reference, name), examples.see_output, once, batches, f"Output of {name}")
+        _watch(reference, get_submodule(reference, name), examples.see_output, once, batches, f"Output of {name}")
         _watch(model, layer.module, examples.see_input, once, batches, f"Input of {name}")
         track = batches.progress.track(range(steps), f"Rounding of {name}", steps)
         matrix = learn_rounding(_roundings(held, quantizer), examples.error_of, track, steps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.nn.forward_capture import submodule
+from lightning_compress.nn.forward_capture import get_submodule
 from lightning_compress.quantization.placement.sites import CONVOLUTIONS
 from lightning_compress.quantization.ptq.calibration_data import Batches, Enough, noted
 from lightning_compress.quantization.quantized_model import QuantizedModel
@@ -95,7 +95,7 @@ def _correction(model: nn.Module, quantized: QuantizedModel, name: str) -> tuple
     if isinstance(owner.bias, Tensor):
         return owner.bias, -1
     norm = quantized.layout.norms.get(name)
-    mean = submodule(model, norm).running_mean if norm is not None else None
+    mean = get_submodule(model, norm).running_mean if norm is not None else None
     # What BatchNorm subtracts may grow by as much as the output did.
     return (mean, 1) if isinstance(mean, Tensor) else None
 

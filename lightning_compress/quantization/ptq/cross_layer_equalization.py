@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import Flow, Operation
+from lightning_compress.nn.dataflow import Dataflow, Operation
 from lightning_compress.quantization.layers import TRANSPOSED, Layer
 from lightning_compress.quantization.placement.sites import CONVOLUTIONS, DROPOUTS
 
@@ -46,7 +46,7 @@ class Pair:
 
 
 def pairs_of(
-    flow: Flow, model: nn.Module, layers: list[Layer], norms: Mapping[str, str], modules: Mapping[str, nn.Module]
+    flow: Dataflow, model: nn.Module, layers: list[Layer], norms: Mapping[str, str], modules: Mapping[str, nn.Module]
 ) -> list[Pair]:
     """The pairs that are connected by BatchNorm, ReLU, dropout and pooling alone, or by nothing.
 
@@ -100,14 +100,14 @@ def _equalize_pair(pair: Pair) -> float:
 
 class _Finder:
     def __init__(
-        self, flow: Flow, layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], shared: set[int]
+        self, flow: Dataflow, layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], shared: set[int]
     ) -> None:
         self.flow, self.layers, self.modules, self.shared = flow, layers, modules, shared
 
     def pair(self, name: str, norm_name: str | None) -> Pair | None:
         """The pair whose first layer has that name."""
         first = self.layers[name]
-        product = self.flow.made_by.get(self.flow.returned[name][0] or -1)
+        product = self.flow.producer.get(self.flow.outputs[name][0] or -1)
         if not self.is_plain(name) or product is None or not self.is_product(product, name):
             return None
         norm = self.modules[norm_name] if norm_name is not None else None
@@ -115,7 +115,7 @@ class _Finder:
         if norm is not None:
             if not self.is_line(norm, first):
                 return None
-            value = self.flow.uses(value)[0].outputs[0]
+            value = self.flow.consumers_of(value)[0].outputs[0]
         second = self.next_product(value, isinstance(first, CONVOLUTIONS))
         if second is None or not _fit(first, self.layers[second]):
             return None
@@ -124,7 +124,7 @@ class _Finder:
     def next_product(self, value: int, has_pixels: bool) -> str | None:
         """The layer that alone computes with the value, after what a factor passes through."""
         passed = HOMOGENEOUS | POOLS if has_pixels else HOMOGENEOUS
-        while len(uses := self.flow.uses(value)) == 1:
+        while len(uses := self.flow.consumers_of(value)) == 1:
             use = uses[0]
             if use.module is not None and use.module in self.layers:
                 plain = self.is_plain(use.module) and self.is_product(use, use.module) and use.inputs[0] == value
@@ -137,12 +137,12 @@ class _Finder:
     def is_plain(self, name: str) -> bool:
         """Whether it is called once, and has its parameters for itself."""
         own = self.layers[name].parameters(recurse=False)
-        return len(self.flow.given[name]) == 1 and not any(id(one) in self.shared for one in own)
+        return len(self.flow.inputs[name]) == 1 and not any(id(one) in self.shared for one in own)
 
     def is_product(self, use: Operation, name: str) -> bool:
         """Whether it multiplies with the layer's weight as that is; some layers normalize theirs before."""
         weights = use.inputs[1:]
-        return use.module == name and use.function in PRODUCTS and not any(one in self.flow.made_by for one in weights)
+        return use.module == name and use.function in PRODUCTS and not any(one in self.flow.producer for one in weights)
 
     def is_line(self, norm: nn.Module, first: nn.Module) -> bool:
         own = list(norm.parameters(recurse=False))

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.nn.copying import copied, uncompiled
-from lightning_compress.nn.dataflow import Flow, watched
-from lightning_compress.nn.forward_capture import preserved_random_state, shown, tensors
+from lightning_compress.nn.copying import copy_uncompiled, copy_without_hooks
+from lightning_compress.nn.dataflow import Dataflow, trace_dataflow
+from lightning_compress.nn.forward_capture import display_name, preserved_random_state, tensors_in
 from lightning_compress.nn.selection import Patterns
 from lightning_compress.quantization.config import LayerPlan, Request
 from lightning_compress.quantization.functional.formats import Bits, parse
@@ -96,7 +96,7 @@ def quantize(
     )
     if isinstance(adaround, bool) or not isinstance(adaround, int) or adaround < 0:
         raise ValueError(f"adaround is a number of steps, such as 1000, or 0 for none, but is {adaround!r}.")
-    copy = uncompiled(copied(model)).eval()
+    copy = copy_uncompiled(copy_without_hooks(model)).eval()
     _, layers = layers_of(copy, targets, ignore)
     plans = request.plan(layers)
     if loader is None:
@@ -113,9 +113,9 @@ def quantize(
         if equalize:
             _equalize(copy, layers, layout, flow)
             _refuse_other_outputs(copy, given, outputs)
-        reference = copied(copy) if adaround else None
+        reference = copy_without_hooks(copy) if adaround else None
         quantized = QuantizedModel(copy, layers, request, layout, seed)
-        calls = {name: len(flow.given[name]) for name in layout.order}
+        calls = {name: len(flow.inputs[name]) for name in layout.order}
         del flow, outputs
         quantized.install()
         with mean_outputs(quantized, bias_correction) as means:
@@ -170,16 +170,16 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _watched_step(model: nn.Module, given: Batches) -> tuple[Flow, list[Tensor]]:
+def _watched_step(model: nn.Module, given: Batches) -> tuple[Dataflow, list[Tensor]]:
     """What flows where for the first batch, and all that leaves the network."""
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         # A use outside of all modules: what leaves must not be taken for what only the next layer sees.
-        outputs = [one.detach().clone() for one in tensors(given.call(model, given.first))]
+        outputs = [one.detach().clone() for one in tensors_in(given.call(model, given.first))]
     return flow, outputs
 
 
-def _equalize(model: nn.Module, layers: list[Layer], layout: Layout, flow: Flow) -> None:
-    modules = {shown(name): module for name, module in model.named_modules(remove_duplicate=False)}
+def _equalize(model: nn.Module, layers: list[Layer], layout: Layout, flow: Dataflow) -> None:
+    modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     pairs = pairs_of(flow, model, layers, layout.norms, modules)
     if not pairs:
         logger.warning("equalize: no two quantized layers are connected by BatchNorm, ReLU and pooling alone.")
@@ -187,7 +187,7 @@ def _equalize(model: nn.Module, layers: list[Layer], layout: Layout, flow: Flow)
 
 
 def _refuse_other_outputs(model: nn.Module, given: Batches, outputs: list[Tensor]) -> None:
-    for before, after in zip(outputs, tensors(given.call(model, given.first)), strict=True):
+    for before, after in zip(outputs, tensors_in(given.call(model, given.first)), strict=True):
         if before.is_floating_point() and before.numel():
             moved, size = float((after - before).abs().max()), float(before.abs().max())
             if not moved <= max(SAME, 4 * torch.finfo(before.dtype).eps) * size:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_compress.channel_pruning.dependency.coupling import Coupling, components
-from lightning_compress.channel_pruning.dependency.groups import Place, Slice
+from lightning_compress.channel_pruning.functional.groups import Place, Slice
 
 
 def searched(nodes, edges):

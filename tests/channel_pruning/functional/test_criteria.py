@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from lightning_compress.channel_pruning.functional import criteria
-from lightning_compress.core.registry import call_with_supported_args, choices, check_signature, needs
+from lightning_compress.core.registry import call_with_supported_args, check_signature, registered, required_args
 
 UNITS = 6
-every_criterion = pytest.mark.parametrize("criterion", choices(criteria).values(), ids=choices(criteria))
+every_criterion = pytest.mark.parametrize("criterion", registered(criteria).values(), ids=registered(criteria))
 
 
 def offered(dtype=torch.float32, make=torch.randn):
@@ -31,7 +31,7 @@ def offered(dtype=torch.float32, make=torch.randn):
 
 
 def test_the_choices_are_the_methods():
-    assert set(choices(criteria)) == {
+    assert set(registered(criteria)) == {
         "l1", "l2", "random", "fpgm", "slimming", "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso",
         "thinet",
     }  # fmt: skip
@@ -39,7 +39,7 @@ def test_the_choices_are_the_methods():
 
 @every_criterion
 def test_every_criterion_asks_only_for_what_is_offered(criterion):
-    assert needs(check_signature(criterion, criteria.OFFERED))
+    assert required_args(check_signature(criterion, criteria.OFFERED))
 
 
 @every_criterion
@@ -79,7 +79,9 @@ def test_scores_move_with_the_units_and_forget_the_order_of_the_samples(criterio
     moved = {name: given[name].index_select(axes.get(name, 0), units) for name in given if name != "generator"}
     for name in axes:
         moved[name] = moved[name].flip(0)
-    assert torch.allclose(call_with_supported_args(criterion, **moved), call_with_supported_args(criterion, **given)[units])
+    assert torch.allclose(
+        call_with_supported_args(criterion, **moved), call_with_supported_args(criterion, **given)[units]
+    )
 
 
 @every_criterion
@@ -91,7 +93,7 @@ def test_no_criterion_touches_the_users_random_stream(criterion):
 
 @every_criterion
 def test_what_is_missing_empty_or_not_finite_is_said(criterion):
-    for name in needs(criterion):
+    for name in required_args(criterion):
         with pytest.raises(ValueError, match=f"{name} .*missing"):
             call_with_supported_args(criterion, **{**offered(), name: None})
         if name == "generator":

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightning_compress.channel_pruning.dependency.groups import Group, Member, Place
 from lightning_compress.channel_pruning.functional.distributions import global_, uniform
 from lightning_compress.channel_pruning.functional.group_scores import group_scores
+from lightning_compress.channel_pruning.functional.groups import Group, Member, Place
 from lightning_compress.channel_pruning.functional.unit_selection import lowest, most_that_may_go, rounded
 
 

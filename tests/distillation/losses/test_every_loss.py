@@ -3,24 +3,24 @@
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_supported_args, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, registered, required_args
 from lightning_compress.distillation import losses
 from lightning_compress.distillation.losses import features, language, learned, logits
 
-LEARNED = choices(learned)
-EVERY = {name: loss for module in (logits, language, features, learned) for name, loss in choices(module).items()}
+LEARNED = registered(learned)
+EVERY = {name: loss for module in (logits, language, features, learned) for name, loss in registered(module).items()}
 every_loss = pytest.mark.parametrize("name", EVERY)
 
 MAP = (4, 6, 5, 5)
 SHAPES = {  # of student and teacher alike; a list for a loss over several layers
-    **dict.fromkeys(choices(logits), (4, 6)),
-    **dict.fromkeys(choices(language), (4, 3, 6)),
-    **dict.fromkeys([*choices(features), *LEARNED], MAP),
+    **dict.fromkeys(registered(logits), (4, 6)),
+    **dict.fromkeys(registered(language), (4, 3, 6)),
+    **dict.fromkeys([*registered(features), *LEARNED], MAP),
     "per_pixel": MAP,
     "fsp": [MAP, (4, 7, 3, 3)],
     "review_kd": [MAP, (4, 7, 3, 3)],
 }
-ELEMENT_BY_ELEMENT = [*choices(logits), *choices(language), "hint"]
+ELEMENT_BY_ELEMENT = [*registered(logits), *registered(language), "hint"]
 LEAST_IF_EQUAL = [name for name in EVERY if name not in {*LEARNED, "bounded_regression"}]
 
 
@@ -63,18 +63,18 @@ def tensors(given, *names):
 
 def test_there_are_losses_of_every_kind_and_no_name_twice():
     modules = (logits, language, features, learned)
-    assert all(choices(module) for module in modules)
-    assert sum(len(choices(module)) for module in modules) == len(EVERY)
+    assert all(registered(module) for module in modules)
+    assert sum(len(registered(module)) for module in modules) == len(EVERY)
     assert {member.__name__ for member in EVERY.values()} == set(losses.__all__) - {"OFFERED"}
     assert {"soft_targets", "generalised_jsd", "rkd_angle", "projected_hint", "vid", "review_kd", "crd"} <= set(EVERY)
 
 
 @every_loss
 def test_every_loss_asks_only_for_what_is_offered(name):
-    asked = needs(ready(name).forward if name in LEARNED else EVERY[name])
+    asked = required_args(ready(name).forward if name in LEARNED else EVERY[name])
     assert {"student", "teacher"} <= asked <= set(losses.OFFERED)
     if name in LEARNED:
-        assert needs(EVERY[name]) == {"student_shape", "teacher_shape"}
+        assert required_args(EVERY[name]) == {"student_shape", "teacher_shape"}
 
 
 @every_loss

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.core.registry import call_with_supported_args, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, registered, required_args
 from lightning_compress.pruning.functional import criteria
 from lightning_compress.pruning.functional.topk import top_k_mask
 
-every_criterion = pytest.mark.parametrize("criterion", choices(criteria).values(), ids=choices(criteria))
+every_criterion = pytest.mark.parametrize("criterion", registered(criteria).values(), ids=registered(criteria))
 
 
 def offered(shape, dtype=torch.float32):
@@ -38,8 +38,8 @@ def test_every_criterion_keeps_the_shape_and_its_inputs(criterion, shape, dtype)
 
 @every_criterion
 def test_every_criterion_asks_only_for_what_is_offered(criterion):
-    assert needs(criterion)
-    assert needs(criterion) <= set(criteria.OFFERED)
+    assert required_args(criterion)
+    assert required_args(criterion) <= set(criteria.OFFERED)
 
 
 @every_criterion

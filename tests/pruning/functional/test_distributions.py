@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_supported_args, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, registered, required_args
 from lightning_compress.pruning.functional import distributions
 from lightning_compress.pruning.functional.distributions import erk, global_, lamp, uniform
 
@@ -50,14 +50,14 @@ def naive_lamp(scores):
     return lamps
 
 
-@pytest.mark.parametrize("distribution", choices(distributions).values(), ids=choices(distributions))
+@pytest.mark.parametrize("distribution", registered(distributions).values(), ids=registered(distributions))
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_every_distribution_gives_counts_within_the_layers(distribution, sparsity):
     shapes = {"a": torch.Size([7, 9]), "b": torch.Size([3, 4, 3, 3]), "c": torch.Size([2, 5])}
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     scores = drawn(sizes)
     before = {name: one.clone() for name, one in scores.items()}
-    assert needs(distribution) <= set(distributions.OFFERED)
+    assert required_args(distribution) <= set(distributions.OFFERED)
     counts = call_with_supported_args(
         distribution, sizes=sizes, costs=dict.fromkeys(sizes, 1), shapes=shapes, scores=scores, sparsity=sparsity
     )

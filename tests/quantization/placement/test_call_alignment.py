@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.quantization.placement.call_alignment import Tracks
 
 
 def tracks(model, *inputs):
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         for one in inputs:
             model(one)
     return Tracks(flow)
@@ -22,7 +22,7 @@ def test_the_boundary_of_a_value_is_the_innermost_module_that_returned_it():
 def test_two_calls_of_a_network_are_one_track():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     found = tracks(model, torch.randn(1, 2), torch.randn(3, 2))
-    first, second = found.flow.returned["1"]
+    first, second = found.flow.outputs["1"]
     assert found.returned("1") == (first, second) == found.given("2")[0]
     assert found.boundary((first, second)) == "1"
     assert found.boundary((first,)) is None

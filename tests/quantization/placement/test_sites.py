@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.quantization.placement.sites import Layout, lay_out
 
 
@@ -14,7 +14,7 @@ def layout(model, *inputs, computing=None, joins=True):
         name for name, one in model.named_modules() if isinstance(one, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
     ]
     layers = [name for name in layers if not name.endswith("out_proj")]
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         output = model(*inputs)
         (output[0] if isinstance(output, tuple) else output).square().mean()
     return lay_out(flow, layers, layers if computing is None else computing, dict(model.named_modules()), joins)

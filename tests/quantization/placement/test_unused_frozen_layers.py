@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, load_compressed
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.quantization.layers import layers_of
 from lightning_compress.quantization.placement.unused_frozen_layers import apart
 from tests.conftest import adamw
@@ -26,7 +26,7 @@ def test_what_stands_apart_is_neither_fed_by_what_is_trained_nor_feeds_it():
     for name in ("backbone", "critic", "teacher", "unused"):
         model[name].requires_grad_(False)
     values = randn(2, 3)
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         with torch.no_grad():
             given, wanted = model["backbone"](values), model["teacher"](values)
         found = model["head"](given)
@@ -36,7 +36,7 @@ def test_what_stands_apart_is_neither_fed_by_what_is_trained_nor_feeds_it():
 
 def test_a_run_of_nothing_but_what_stands_apart_is_refused():
     model = nn.Sequential(nn.Linear(3, 3)).requires_grad_(False)
-    with watched(model) as flow:
+    with trace_dataflow(model) as flow:
         model(randn(2, 3))
     with pytest.raises(ValueError, match=r"All layers .* are frozen, .*: 0\. Thaw some"):
         apart(flow, model, layers_of(model)[1])

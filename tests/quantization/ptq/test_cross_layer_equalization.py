@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_compress import quantize
-from lightning_compress.nn.dataflow import watched
+from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.quantization.layers import layers_of
 from lightning_compress.quantization.placement.sites import lay_out
 from lightning_compress.quantization.ptq.cross_layer_equalization import channel_ranges, equalize, pairs_of
@@ -17,7 +17,7 @@ def pairs(model, *inputs):
     modules = dict(model.named_modules(remove_duplicate=False))
     _, layers = layers_of(model)
     names = [layer.name for layer in layers]
-    with torch.no_grad(), watched(model) as flow:
+    with torch.no_grad(), trace_dataflow(model) as flow:
         output = model(*inputs)
         [one.clone() for one in (output if isinstance(output, tuple) else (output,))]
     norms = lay_out(flow, names, names, modules).norms

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_compress.core.registry import call_with_supported_args, choices, needs
+from lightning_compress.core.registry import call_with_supported_args, registered, required_args
 from lightning_compress.quantization.functional import quantizers
 from lightning_compress.quantization.functional.formats import parse
 from lightning_compress.quantization.methods import METHODS, SIDES
@@ -16,7 +16,7 @@ EIGHT_BITS = {"ternary": "ternary", "integer": 8, "binary": "binary", "float": "
 PLACES = sorted(
     {
         (name, side, kind)
-        for name, quantizer in choices(quantizers).items()
+        for name, quantizer in registered(quantizers).items()
         for side in SIDES
         for kind in quantizer.kinds
         if any(quantizer in offer.of(side) for offer in METHODS.values())
@@ -45,7 +45,7 @@ def drawn(side, dtype=torch.float32):
 
 def asked(name, side, form, values):
     """All that this quantizer may ask for."""
-    quantizer = choices(quantizers)[name]
+    quantizer = registered(quantizers)[name]
     shape = (len(values), 1) if side == "weights" else ()
     zero = torch.zeros(shape, dtype=torch.int32) + (form.low + form.high + 1) // 2
     offered = {"low": form.low, "high": form.high, "dtype": form.dtype, "zero_point": zero}
@@ -59,20 +59,20 @@ def asked(name, side, form, values):
 def quantized(name, side, kind, values, examples=EXAMPLES):
     form = parse(examples[kind], side)
     offered = asked(name, side, form, values)
-    found = call_with_supported_args(choices(quantizers)[name], values=values, **offered)
+    found = call_with_supported_args(registered(quantizers)[name], values=values, **offered)
     return found, offered, form
 
 
 def test_every_quantizer_is_part_of_a_method():
-    assert {name for name, _, _ in PLACES} == set(choices(quantizers))
+    assert {name for name, _, _ in PLACES} == set(registered(quantizers))
 
 
-@pytest.mark.parametrize("quantizer", choices(quantizers).values(), ids=choices(quantizers))
+@pytest.mark.parametrize("quantizer", registered(quantizers).values(), ids=registered(quantizers))
 def test_every_quantizer_asks_for_values_and_for_what_is_offered_or_learned(quantizer):
     learned = set(getattr(quantizer, "learned", ()))
-    assert "values" in needs(quantizer)
-    assert needs(quantizer) <= {*quantizers.OFFERED, *learned}
-    assert learned <= needs(quantizer)
+    assert "values" in required_args(quantizer)
+    assert required_args(quantizer) <= {*quantizers.OFFERED, *learned}
+    assert learned <= required_args(quantizer)
 
 
 @every_quantizer
@@ -83,7 +83,7 @@ def test_every_quantizer_keeps_shape_precision_and_its_inputs(name, side, kind, 
     offered = asked(name, side, form, values)
     tensors = {"values": values, **{key: one for key, one in offered.items() if isinstance(one, torch.Tensor)}}
     before = {key: one.detach().clone() for key, one in tensors.items()}
-    found = call_with_supported_args(choices(quantizers)[name], values=values, **offered)
+    found = call_with_supported_args(registered(quantizers)[name], values=values, **offered)
     assert found.values.shape == values.shape
     assert found.values.dtype == dtype
     assert found.values.isfinite().all()
@@ -158,7 +158,7 @@ def test_a_gradient_flows_to_the_values_and_to_all_that_is_learned(name, side, k
     assert values.grad.dtype == dtype
     assert values.grad.isfinite().all()
     assert values.grad.count_nonzero() > values.numel() / 4
-    for learned in getattr(choices(quantizers)[name], "learned", ()):
+    for learned in getattr(registered(quantizers)[name], "learned", ()):
         assert offered[learned].grad.shape == offered[learned].shape
         assert (offered[learned].grad.abs() > 0).all()
 
@@ -168,7 +168,7 @@ def test_values_far_outside_get_no_gradient_that_drives_them_on(name, side, kind
     values = (1e3 * drawn(side)).requires_grad_()
     form = parse(EXAMPLES[kind], side)
     offered = asked(name, side, form, values / 1e3)
-    call_with_supported_args(choices(quantizers)[name], values=values, **offered).values.sum().backward()
+    call_with_supported_args(registered(quantizers)[name], values=values, **offered).values.sum().backward()
     outside = values.detach().abs() > 500
     assert outside.any()
     # XNOR-Net's mean size, and with it all weights of a row, goes on; that is a share of one by the row's elements.
@@ -191,7 +191,9 @@ def test_infinite_values_end_where_very_large_ones_do(name, side, kind, dtype):
     large = values.nan_to_num(posinf=1e30, neginf=-1e30)
     form = parse(EXAMPLES[kind], side)
     infinite, finite = (
-        call_with_supported_args(choices(quantizers)[name], values=one, **asked(name, side, form, drawn(side))).values
+        call_with_supported_args(
+            registered(quantizers)[name], values=one, **asked(name, side, form, drawn(side))
+        ).values
         for one in (values, large)
     )
     assert infinite.isfinite().all()
@@ -224,7 +226,7 @@ def test_how_values_lie_in_memory_does_not_matter(name, side, kind):
 def test_each_row_of_weights_is_quantized_by_itself(name, kind):
     # What is drawn is the same for the first row, however many follow.
     values = drawn("weights") * torch.tensor([[3.0], [10.0], [0.1], [1.0], [0.5], [2.0]])
-    rows = slice(0, 1) if "generator" in needs(choices(quantizers)[name]) else slice(0, 6)
+    rows = slice(0, 1) if "generator" in required_args(registered(quantizers)[name]) else slice(0, 6)
     together = quantized(name, "weights", kind, values)[0].values[rows]
     alone = [quantized(name, "weights", kind, row[None])[0].values for row in values[rows]]
     assert torch.allclose(together, torch.cat(alone), rtol=1e-6, atol=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_compress.export.onnx.qdq.fake_quantize_calls import Call, watched
-from lightning_compress.nn.example_inputs import batch_size, check_example, described, resize_batch
+from lightning_compress.nn.example_inputs import batch_size, check_example, describe_shapes, resize_batch
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
 MARKER = "FakeQuantize"
@@ -155,8 +155,8 @@ def _told(deployable: Deployable, error: Exception, example: Any, dynamic_batch:
         )
     hint = " If the batch cannot change its size: dynamic_batch=False." if dynamic_batch else ""
     return (
-        f"{kind} cannot be exported for the input {described(example)}: {cause} A forward must not choose its way by "
-        f"the values of tensors.{hint}"
+        f"{kind} cannot be exported for the input {describe_shapes(example)}: {cause} A forward must not choose its "
+        f"way by the values of tensors.{hint}"
     )
 
 

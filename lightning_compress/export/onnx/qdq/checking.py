@@ -18,7 +18,7 @@ from lightning_compress.export.onnx.qdq.activations import Place
 from lightning_compress.export.onnx.qdq.fake_quantize_calls import Call, watchable, watched
 from lightning_compress.export.onnx.qdq.graph import Array
 from lightning_compress.export.onnx.qdq.runtime import as_arrays, plainly, relative_difference, run, session
-from lightning_compress.nn.example_inputs import call, copied
+from lightning_compress.nn.example_inputs import call_model, copy_example
 from lightning_compress.quantization.lowering.deployed_model import Deployable
 
 # Sums in another order, and biases that were not rounded to steps of a product before.
@@ -55,13 +55,13 @@ def differences(deployable: Deployable, model: ModelProto, places: Sequence[Plac
             raise ValueError(f"The output '{name}' changes if the codes are shown, so they cannot be checked.")
     found, called = Differences(), set[str]()
     with watched(deployable, _forced(places, shown, found.steps, called)):
-        local = as_arrays(plainly(call, deployable.module, copied(example)))
+        local = as_arrays(plainly(call_model, deployable.module, copy_example(example)))
     if idle := [name for name in watchable(deployable) if name not in called]:
         raise ValueError(
             f"The module's forward never calls {', '.join(idle)}, or that does not call "
             f"torch.fake_quantize_per_tensor_affine: call each quantizer, or take it out of module.quantizers."
         )
-    free = as_arrays(plainly(call, deployable.module, copied(example)))
+    free = as_arrays(plainly(call_model, deployable.module, copy_example(example)))
     if len(free) != len(names):
         raise ValueError(f"The module returns {len(free)} tensors, but the graph {len(names)}: {', '.join(names)}.")
     found.local = [relative_difference(shown[name], one) for name, one in zip(names, local, strict=True)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.export.onnx.qdq.graph import Array
-from lightning_compress.nn.example_inputs import described, mapped
+from lightning_compress.nn.example_inputs import describe_shapes, map_tensors
 
 ONLY_ERRORS = 3
 
@@ -59,9 +59,9 @@ def _inputs(names: list[str], example: Any) -> dict[str, Tensor]:
     if isinstance(example, dict) and set(names) <= example.keys():
         return {name: example[name] for name in names}
     tensors: list[Tensor] = []
-    mapped(example, tensors.append)
+    map_tensors(example, tensors.append)
     if len(tensors) != len(names):
-        raise ValueError(f"The graph takes {', '.join(names)}, but the input is {described(example)}.")
+        raise ValueError(f"The graph takes {', '.join(names)}, but the input is {describe_shapes(example)}.")
     return dict(zip(names, tensors, strict=True))
 
 

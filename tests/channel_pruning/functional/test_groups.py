@@ -5,7 +5,7 @@ import torch
 
 from lightning_compress.channel_pruning.cut_plan import cut_of
 from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.dependency.groups import (
+from lightning_compress.channel_pruning.functional.groups import (
     Attribute,
     Group,
     Member,
