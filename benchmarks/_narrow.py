@@ -22,8 +22,14 @@ TORCHS_OWN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_
 
 
 def is_wider() -> bool:
-    """Whether this CPU has instructions to leave out, and runs a system on which we know how."""
-    return sys.platform == "linux" and platform.machine() == "x86_64" and torch.cpu.get_capabilities()["avx512_vnni"]
+    """Whether this CPU has instructions to leave out, and runs a system on which we know how.
+
+    AVX-VNNI (`avx_vnni`, in CPUs since 2021) uses the registers of AVX2, so that no answer of `xgetbv` hides it.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return torch.cpu.get_capabilities()["avx512_vnni"] and "avx_vnni" not in flags
 
 
 def environment_without_avx512(folder: Path) -> dict[str, str]:

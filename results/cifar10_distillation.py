@@ -102,7 +102,7 @@ CIFAR = Experiment(
         "soft targets and attention": [
             Candidate(
                 {"learning_rate": rate},
-                {"temperature": temperature, "alpha": 0.9, "losses": {"output": "soft_targets", **LOOK}},
+                {"temperature": temperature, "alpha": 0.9, "losses": {"output": "kl_divergence", **LOOK}},
             )
             for rate, temperature in product(LEARNING_RATES, (2.0, 4.0))
         ],

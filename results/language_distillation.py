@@ -42,7 +42,7 @@ def taught(**also: Any) -> list[Candidate]:
 
 def losses(**layers: Any) -> Any:
     places = {place.replace("_to_", " -> ").replace("blocks", "blocks."): loss for place, loss in layers.items()}
-    return {"output": "token_soft_targets", **places} if places else "token_soft_targets"
+    return {"output": "token_kl_divergence", **places} if places else "token_kl_divergence"
 
 
 LANGUAGE = Experiment(

@@ -120,7 +120,7 @@ def measured(model: Any, held: Any, folder: Path) -> dict[str, Any]:
     import torch
 
     from lightning_compress import export
-    from lightning_compress.measure.latency import timed
+    from lightning_compress.measure.latency import time_calls
 
     path, example = folder / "model.onnx", torch.zeros(8, 1, 28, 28)
     size = export(model, path, example).size_bytes
@@ -135,7 +135,7 @@ def measured(model: Any, held: Any, folder: Path) -> dict[str, Any]:
         found = session.run(None, {name: images.numpy()})[0].argmax(1)
         wrong, total = wrong + int((found != labels.numpy()).sum()), total + len(labels)
     single = example[:1].numpy()
-    latency = timed(lambda: session.run(None, {name: single}), 1, threads=1, runs=300, seconds=5.0)
+    latency = time_calls(lambda: session.run(None, {name: single}), 1, threads=1, runs=300, seconds=5.0)
     zeros = sum(int((one == 0).sum()) for one in model.parameters() if one.ndim > 1)
     weights = sum(one.numel() for one in model.parameters() if one.ndim > 1)
     return {

@@ -62,8 +62,8 @@ def test_pruning_is_taken_by_both_names_and_a_wrong_key_or_value_is_refused(tmp_
 DISTILLATIONS = {
     "{teacher: {class_path: lightning_compress.AveragedTeacher, init_args: {decay: 0.9}}, "
     "losses: {'net.0 -> 0': {loss: projected_hint, weight: 2.0}, output: dkd}}": "net.0/projected_hint, dkd",
-    "{teacher: teacher.ckpt, teacher_class: lightning_compress.recipes.mnist.LeNet5, begin: 10%}": "soft_targets",
-    "{teacher: [one.ckpt, two.ckpt], teacher_class: lightning_compress.recipes.mnist.LeNet5}": "soft_targets",
+    "{teacher: teacher.ckpt, teacher_class: lightning_compress.recipes.mnist.LeNet5, begin: 10%}": "kl_divergence",
+    "{teacher: [one.ckpt, two.ckpt], teacher_class: lightning_compress.recipes.mnist.LeNet5}": "kl_divergence",
 }
 
 

@@ -10,7 +10,7 @@ from lightning_compress.channel_pruning.functional import criteria, distribution
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.core.registry import check_signature, find
 
-OFFERED_TO_DISTRIBUTIONS = ("groups", "scores", "originals", "fraction", "floor")
+OFFERED_TO_DISTRIBUTIONS = ("groups", "scores", "originals", "fraction", "min_density")
 PENALTIES = ("slimming", "group_lasso")
 
 

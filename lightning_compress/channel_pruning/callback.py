@@ -68,7 +68,7 @@ class ChannelPruning(CompressionCallback):
         schedule: how the budget comes near between `begin` and `end`: see `Pruning`.
         begin, end, every: first, last and pace of the cuts: "20%", "3 epochs", "500 steps", an int or a float.
         round_to: channels that stay are a multiple of it where a layer has so many; 8 or 16 suit most hardware.
-        floor: smallest fraction of a layer's channels that stays; at least one does, if its branch may not go.
+        min_density: smallest fraction of a layer's channels that stays; at least one does, if its branch may not go.
         remove_blocks: whether the branch of a residual sum may lose all of its inner channels, and with them what it
             computes, where the distribution takes them all ("global" may). In every sum something stays.
         soft: only zero the chosen channels until `end`, so that they may come back (SFP; ASFP with a rising schedule).
@@ -90,6 +90,7 @@ class ChannelPruning(CompressionCallback):
     """
 
     progress_metric = "macs"
+    renamed_arguments = {"floor": "min_density"}
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class ChannelPruning(CompressionCallback):
         end: Duration = "60%",
         every: Duration = "5%",
         round_to: int = 1,
-        floor: float = 0.0,
+        min_density: float = 0.0,
         remove_blocks: bool = False,
         soft: bool = False,
         penalty: str | None = None,
@@ -127,7 +128,7 @@ class ChannelPruning(CompressionCallback):
         self.distribution = distribution_of(distribution)
         self.schedule = as_schedule(schedule)
         check_rest(round_to, recalibrate, penalty, penalty_strength)
-        self.floor, self.round_to, self.soft = check_fraction("floor", floor), round_to, soft
+        self.min_density, self.round_to, self.soft = check_fraction("min_density", min_density), round_to, soft
         self.penalty, self.penalty_strength = penalty, penalty_strength
         self.remove_blocks, self.targets, self.ignore = remove_blocks, targets, ignore
         as_patterns(targets), as_patterns(ignore)
@@ -214,7 +215,7 @@ class ChannelPruning(CompressionCallback):
             {name.removeprefix(prefix) for name in names}
             for names in (self._allowed(trainer, pl_module), self.frozen, _whole(trainer, pl_module))
         )
-        how = How(self.criterion, self.distribution, self.floor, self.round_to, self.seed, self.remove_blocks)
+        how = How(self.criterion, self.distribution, self.min_density, self.round_to, self.seed, self.remove_blocks)
         shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen, whole)
         if self.first is None:
             shrinker.check()

@@ -22,7 +22,9 @@ def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
     vanishing = {member.place for group in groups if group.may_vanish for member in group.members}
     for place, lost in lost_channels(groups, gone).items():
         if len(lost) == place.size and place not in vanishing:
-            raise ValueError(f"All {place.size} channels of {place} would go. At least one must stay: raise `floor`.")
+            raise ValueError(
+                f"All {place.size} channels of {place} would go. At least one must stay: raise `min_density`."
+            )
         for one in place.slices:
             kept.setdefault(one.tensor, {})[one.dim] = _kept_indices(place, one, lost)
         for attribute in place.attributes:

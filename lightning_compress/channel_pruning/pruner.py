@@ -25,7 +25,7 @@ class How:
 
     criterion: Callable[..., Tensor]
     distribution: Callable[..., Gone]
-    floor: float = 0.0
+    min_density: float = 0.0
     round_to: int = 1
     seed: int = 0
     remove_blocks: bool = False
@@ -106,8 +106,8 @@ class Shrinker:
             # Four digits, so that what is named can be met.
             shown = Context(4, ROUND_FLOOR if kind == "sparsity" else ROUND_CEILING).create_decimal(str(nearest))
             raise ValueError(
-                f"{kind}={wanted} cannot be met: with floor={self.how.floor} the nearest is {kind}={shown}. Left "
-                f"whole: {self.left_whole() or 'nothing'}."
+                f"{kind}={wanted} cannot be met: with min_density={self.how.min_density} the nearest is "
+                f"{kind}={shown}. Left whole: {self.left_whole() or 'nothing'}."
             )
 
     def left_whole(self) -> str:
@@ -166,9 +166,10 @@ class Shrinker:
 
     def _chosen(self, scores: Mapping[str, Tensor], fraction: float) -> Gone:
         how, free = self.how, self.free
-        gone = how.distribution(free, scores, self.originals, fraction, how.floor)
+        gone = how.distribution(free, scores, self.originals, fraction, how.min_density)
         floors = {
-            group.name: group.units - most_that_may_go(group, self.originals[group.name], how.floor) for group in free
+            group.name: group.units - most_that_may_go(group, self.originals[group.name], how.min_density)
+            for group in free
         }
         return rounded(free, gone, scores, how.round_to, floors)
 

@@ -1,12 +1,39 @@
 """Checks of arguments that several callbacks take, made at their construction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import wraps
 from inspect import isclass
 from typing import Any, cast
 
 from lightning_compress.core import schedules
 from lightning_compress.core.registry import find
 from lightning_compress.core.schedules import Schedule
+
+
+def refuse_old_names(init: Callable[..., None], renamed: Mapping[str, str]) -> Callable[..., None]:
+    """Let a constructor that is called with an argument's old name say the new one.
+
+    Args:
+        init: the `__init__` of a class; its signature stays.
+        renamed: new names by old ones.
+
+    >>> class Pruner:
+    ...     def __init__(self, min_density: float = 0.0) -> None: ...
+    >>> Pruner.__init__ = refuse_old_names(Pruner.__init__, {"floor": "min_density"})
+    >>> Pruner(floor=0.1)
+    Traceback (most recent call last):
+    TypeError: Pruner has no argument 'floor': it is called 'min_density' now.
+    """
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name in renamed:
+                kind = type(self).__name__
+                raise TypeError(f"{kind} has no argument '{name}': it is called '{renamed[name]}' now.")
+        init(self, *args, **kwargs)
+
+    return checked
 
 
 def check_fraction(name: str, value: object) -> float:

@@ -76,8 +76,8 @@ class PhaseWindow:
     def last_time(self, now: int) -> int | None:
         """The latest scheduled moment that `now` has reached, None before the first.
 
-        >>> window = Window("steps", begin=10, end=25, every=10)
-        >>> [window.moment(now) for now in (9, 10, 19, 20, 24, 25, 99)]
+        >>> window = PhaseWindow("steps", begin=10, end=25, every=10)
+        >>> [window.last_time(now) for now in (9, 10, 19, 20, 24, 25, 99)]
         [None, 10, 10, 20, 20, 25, 25]
         """
         if now < self.begin:
@@ -106,7 +106,7 @@ def parse_duration(duration: Duration) -> ParsedDuration:
     Raises:
         ValueError: for anything else.
 
-    >>> [str(parse(value)) for value in (500, 0.2, "20%", "3 epochs", "500 steps")]
+    >>> [str(parse_duration(value)) for value in (500, 0.2, "20%", "3 epochs", "500 steps")]
     ['500 steps', '0.2 of the run', '0.2 of the run', '3 epochs', '500 steps']
     """
     if isinstance(duration, bool):
@@ -165,7 +165,7 @@ def window_from_milestones(milestones: Sequence[Duration], run: Run) -> PhaseWin
     Raises:
         ValueError: if they cannot be counted alike, or one comes before another that stands in front of it.
 
-    >>> in_rounds(["20%", "40%", "60%"], Run(epochs=None, max_steps=24)).moments()
+    >>> window_from_milestones(["20%", "40%", "60%"], Run(epochs=None, max_steps=24)).times()
     [4, 9, 14]
     """
     windows = [resolve_window(one, "100%", None, run) for one in milestones]
@@ -184,8 +184,8 @@ def clip_to(window: PhaseWindow, end: Duration, run: Run) -> PhaseWindow:
     In a run of few steps it may have no moment at all.
 
     >>> run = Run(epochs=None, max_steps=24)
-    >>> adjoining(resolve("60%", "80%", None, run), "80%", run), resolve("80%", "100%", None, run)
-    (Window(hand='steps', begin=14, end=19, every=1), Window(hand='steps', begin=19, end=24, every=1))
+    >>> clip_to(resolve_window("60%", "80%", None, run), "80%", run), resolve_window("80%", "100%", None, run)
+    (PhaseWindow(unit='steps', begin=14, end=19, every=1), PhaseWindow(unit='steps', begin=19, end=24, every=1))
     """
     value = _HANDS[window.unit](parse_duration(end), run)
     return window if value is None else replace(window, end=math.floor(round(value, 6)))
@@ -199,9 +199,10 @@ def shift_window(window: PhaseWindow, since: float, by: int, to_the_end: bool) -
         since, by: moments on the window's hand.
         to_the_end: whether it lasts to the end of the run, wherever it begins.
 
-    >>> earlier(Window("steps", begin=20, end=30), since=20, by=5, to_the_end=False)
-    Window(hand='steps', begin=15, end=25, every=1)
-    >>> earlier(Window("steps", begin=10, end=40, after=(0, 10, 20)), since=30, by=5, to_the_end=False).moments()
+    >>> shift_window(PhaseWindow("steps", begin=20, end=30), since=20, by=5, to_the_end=False)
+    PhaseWindow(unit='steps', begin=15, end=25, every=1)
+    >>> rounds = PhaseWindow("steps", begin=10, end=40, offsets=(0, 10, 20))
+    >>> shift_window(rounds, since=30, by=5, to_the_end=False).times()
     [10, 20, 25, 35]
     """
     if window.begin < since:

@@ -1,7 +1,7 @@
 """Find a function or class by its name: a module's public names are the registry."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -37,8 +37,15 @@ def in_snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().rstrip("_")
 
 
-def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., Any]:
+def find(
+    name: str | Callable[..., Any], module: ModuleType, renamed: Mapping[str, str] | None = None
+) -> Callable[..., Any]:
     """Return what `module` calls `name`, or what a dotted path `package.module.function` leads to.
+
+    Args:
+        name: or the function itself, which is returned.
+        module: whose public functions and classes are meant.
+        renamed: new names by old ones, for the words of an error.
 
     Raises:
         ValueError: if there is no such thing; the message lists what there is.
@@ -53,9 +60,9 @@ def find(name: str | Callable[..., Any], module: ModuleType) -> Callable[..., An
         return _imported(name)
     known = registered(module)
     if name not in known:
+        hint = f" It is called '{renamed[name]}' now." if renamed and name in renamed else near_miss(name, known)
         raise ValueError(
-            f"No '{name}' in {module.__name__}.{near_miss(name, known)} Choose one of {sorted(known)}, or give a "
-            f"dotted path to your own."
+            f"No '{name}' in {module.__name__}.{hint} Choose one of {sorted(known)}, or give a dotted path to your own."
         )
     return known[name]
 

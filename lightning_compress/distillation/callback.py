@@ -95,7 +95,7 @@ class Distillation(CompressionCallback):
         *,
         temperature: float = 4.0,
         alpha: float = 0.9,
-        losses: Spec = "soft_targets",
+        losses: Spec = "kl_divergence",
         student: str | None = None,
         teacher_class: str | type | None = None,
         cache: str | Path | None = None,
@@ -356,7 +356,7 @@ def _refuse_peers(distillation: Distillation, trainer: Trainer) -> None:
     if learned := [term.label for term in distillation.terms if term.learns]:
         raise ValueError(
             f"{', '.join(learned)} is made for one direction, from teacher to student, but a PeerTeacher learns too. "
-            f"Take losses without parameters of their own, such as 'soft_targets' or 'attention_transfer'."
+            f"Take losses without parameters of their own, such as 'kl_divergence' or 'attention_transfer'."
         )
 
 

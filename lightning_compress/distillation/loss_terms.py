@@ -63,7 +63,7 @@ def read(losses: Spec) -> list[Term]:
     places = losses if isinstance(losses, Mapping) and "loss" not in losses else {OUTPUT: losses}
     terms = [_term(place, spec) for place, several in places.items() for spec in _several(several)]
     if not terms:
-        raise ValueError("losses is empty: name at least one, such as losses='soft_targets'.")
+        raise ValueError("losses is empty: name at least one, such as losses='kl_divergence'.")
     labels = [term.label for term in terms]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"losses says {', '.join(sorted(repeated))} twice: add their weights up.")
@@ -80,7 +80,7 @@ def _term(place: Any, spec: Spec) -> Term:
         raise ValueError(
             f"The loss at {place!r} has no name: write {{'loss': 'attention_transfer', 'weight': 1000.0}}."
         )
-    loss, weight = find(options.pop("loss"), known_losses), options.pop("weight", 1.0)
+    loss, weight = find(options.pop("loss"), known_losses, known_losses.RENAMED), options.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
         raise ValueError(f"The weight of the loss at {place!r} is a number of at least 0, but is {weight!r}.")
     student, teacher = _names(place)

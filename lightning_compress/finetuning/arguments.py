@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_compress.core.phases import Duration, ParsedDuration, parse_duration
 
-EFFECTS = ("freeze", "thaw", "learning_rate", "warmup", "factors", "layer_decay", "rewind", "recalibrate_bn")
+EFFECTS = ("freeze", "unfreeze", "learning_rate", "warmup", "lr_multipliers", "layer_decay", "rewind", "recalibrate_bn")
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,21 @@ def check_positive(name: str, value: object) -> float:
     return float(value)
 
 
-def check_factors(factors: Mapping[str, float] | None) -> dict[Any, float]:
-    """Return the factors by pattern.
+def check_factors(lr_multipliers: Mapping[str, float] | None) -> dict[Any, float]:
+    """Return the lr_multipliers by pattern.
 
     Raises:
         ValueError: if one is not above 0.
     """
-    if factors is not None and not isinstance(factors, Mapping):
-        raise ValueError(f"factors are a mapping such as {{'backbone.*': 0.1}}, but are {factors!r}.")
-    for pattern, factor in (factors or {}).items():
+    if lr_multipliers is not None and not isinstance(lr_multipliers, Mapping):
+        raise ValueError(f"lr_multipliers is a mapping such as {{'backbone.*': 0.1}}, but are {lr_multipliers!r}.")
+    for pattern, factor in (lr_multipliers or {}).items():
         if factor == 0:
-            raise ValueError(f"factors[{pattern!r}] is 0. To let these stand still, write freeze=[{pattern!r}].")
-    return {pattern: check_positive(f"factors[{pattern!r}]", factor) for pattern, factor in (factors or {}).items()}
+            raise ValueError(f"lr_multipliers[{pattern!r}] is 0. To let these stand still, write freeze=[{pattern!r}].")
+    return {
+        pattern: check_positive(f"lr_multipliers[{pattern!r}]", factor)
+        for pattern, factor in (lr_multipliers or {}).items()
+    }
 
 
 def check_before(name: str, moment: Duration, begin: Duration) -> None:
@@ -107,7 +110,7 @@ def check_asked(asked: Mapping[str, Any]) -> None:
     if not isinstance(asked["gradual"], bool):
         raise ValueError(f"gradual is True or False, but is {asked['gradual']!r}.")
     if asked["gradual"] and not asked["freeze"]:
-        raise ValueError("gradual=True thaws what is frozen. Name it: freeze=['backbone.*'].")
+        raise ValueError("gradual=True unfreezes what is frozen. Name it: freeze=['backbone.*'].")
     if not any(asked[name] for name in EFFECTS) and asked["weight_decay"] is None:
         raise ValueError(f"FineTuning does nothing without one of {', '.join(EFFECTS)}, weight_decay.")
     if asked["layers"] is not None and not (asked["gradual"] or asked["layer_decay"]):

@@ -41,14 +41,15 @@ class FineTuning(CompressionCallback):
     Learning rates and weight decays are changed only within the optimizers' steps: each parameter is stepped as it were
     in a group of its own with these values, while schedulers compute on, and checkpoints hold, the user's groups and
     values. That is exact for every optimizer that treats a parameter by the settings of its group (all of torch.optim
-    but LBFGS, which is refused `factors` and `layer_decay`).
+    but LBFGS, which is refused `lr_multipliers` and `layer_decay`).
 
     Args:
         freeze: parameters that do not move in this phase, not by momentum or weight decay either; wildcards for names
             or classes, "re:" patterns, module classes, functions of name and parameter, or a list of these. BatchNorms
             among them keep their statistics. Optimizer states of frozen parameters stay as they are.
-        thaw: what is trained in this phase, written like `freeze` and stronger than it: also what the user has frozen.
-        gradual: thaw what is frozen layer by layer, from the head down, at equal distances over the phase.
+        unfreeze: what is trained in this phase, written like `freeze` and stronger than it: also what the user has
+            frozen.
+        gradual: unfreeze what is frozen layer by layer, from the head down, at equal distances over the phase.
         layers: for `gradual` and `layer_decay`: patterns of each layer, from the input to the head. None: the model's
             layers in the order of their definition, numbered blocks ("encoder.layer.3") as one.
         learning_rate: in this phase: a number for all groups; "x0.1", times the user's schedule; "restart", the user's
@@ -56,7 +57,7 @@ class FineTuning(CompressionCallback):
             optimization: at the pace it had; ReduceLROnPlateau: from the initial rate on); "rewind", the user's
             schedule as it went on from the moment `rewind`, or from that of "rewind 5%".
         warmup: how long the learning rates rise evenly at the beginning of the phase.
-        factors: of learning rates by pattern, such as {"backbone.*": 0.1}; the first match counts.
+        lr_multipliers: of learning rates by pattern, such as {"backbone.*": 0.1}; the first match counts.
         layer_decay: factor from each layer to the one before it: the last layer has 1, above 0.
         weight_decay: in this phase, a number or a factor "x0.1"; groups without any keep none if others have some.
         rewind: moment before `begin` whose weights, with statistics of BatchNorms, are put back at `begin`.
@@ -72,16 +73,18 @@ class FineTuning(CompressionCallback):
         ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
     """
 
+    renamed_arguments = {"thaw": "unfreeze", "factors": "lr_multipliers"}
+
     def __init__(
         self,
         *,
         freeze: Patterns = (),
-        thaw: Patterns = (),
+        unfreeze: Patterns = (),
         gradual: bool = False,
         layers: Sequence[Patterns] | None = None,
         learning_rate: float | str | None = None,
         warmup: Duration | None = None,
-        factors: Mapping[str, float] | None = None,
+        lr_multipliers: Mapping[str, float] | None = None,
         layer_decay: float | None = None,
         weight_decay: float | str | None = None,
         rewind: Duration | None = None,
@@ -94,15 +97,15 @@ class FineTuning(CompressionCallback):
         name: str = "finetuning",
     ) -> None:
         super().__init__(name, begin, end, every=None)
-        self.freeze, self.thaw, self.gradual, self.layers = freeze, thaw, gradual, layers
+        self.freeze, self.unfreeze, self.gradual, self.layers = freeze, unfreeze, gradual, layers
         self.rate, self.decay = as_learning_rate(learning_rate, rewind), as_weight_decay(weight_decay)
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
-        self.factors = check_factors(factors)
+        self.lr_multipliers = check_factors(lr_multipliers)
         self.layer_decay = None if layer_decay is None else check_positive("layer_decay", layer_decay)
         self.rewind, self.reset_moments = rewind, reset_moments
         self.recalibrate_bn, self.recalibrate_over = recalibrate_bn, recalibrate_over
         self.until = until
-        as_patterns(freeze), as_patterns(thaw)
+        as_patterns(freeze), as_patterns(unfreeze)
         check_asked(self.settings())
         for written, moment in (("rewind", rewind), ("learning_rate='rewind'", self.rate.moment)):
             if moment is not None:
@@ -132,8 +135,8 @@ class FineTuning(CompressionCallback):
             self._forget()
         self._module = ref(pl_module)
         self._lay_out(pl_module)
-        self.thawed = thawed(pl_module, self.thaw, trainer.optimizers, is_distributed())
-        check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.tuning.factors))
+        self.thawed = thawed(pl_module, self.unfreeze, trainer.optimizers, is_distributed())
+        check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.tuning.lr_multipliers))
         replays = self.rate.kind == "restart" and pl_module.automatic_optimization
         configs = trainer.lr_scheduler_configs
         self.starts = [Start.of(one, configs, pl_module, copy=replays) for one in trainer.optimizers]
@@ -162,7 +165,7 @@ class FineTuning(CompressionCallback):
 
     def protected_modules(self, pl_module: LightningModule) -> list[str]:
         """What is frozen for a while is left whole for all of the run."""
-        frozen = frozen_by_layer(pl_module, self.freeze, self.thaw, layers_of(pl_module, self.layers))
+        frozen = frozen_by_layer(pl_module, self.freeze, self.unfreeze, layers_of(pl_module, self.layers))
         return [name.rpartition(".")[0] for layer in frozen for one in layer for name in one.names]
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
@@ -270,10 +273,10 @@ class FineTuning(CompressionCallback):
         self.starts, self.touched = list[Start](), frozenset[str]()
 
     def _lay_out(self, pl_module: LightningModule) -> None:
-        asked = Asked(self.freeze, self.thaw, self.gradual, self.layers, self.factors, self.layer_decay)
+        asked = Asked(self.freeze, self.unfreeze, self.gradual, self.layers, self.lr_multipliers, self.layer_decay)
         alone = pl_module.automatic_optimization and not is_distributed()
         self.layout = laid_out(pl_module, asked, without_graph=alone)
-        self.tuning.factors, self.tuning.weight_decay = self.layout.factors, self.decay
+        self.tuning.lr_multipliers, self.tuning.weight_decay = self.layout.lr_multipliers, self.decay
         tunes_all = self.rate.kind != "same" or self.decay.kind != "same" or self.warmup or self.layer_decay
         self.touched = self.layout.everything if tunes_all else self.layout.touched
 

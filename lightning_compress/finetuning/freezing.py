@@ -114,7 +114,7 @@ def layers_of(model: nn.Module, layers: Sequence[Patterns] | None = None) -> lis
 
 
 def frozen_by_layer(
-    model: nn.Module, freeze: Patterns, thaw: Patterns, layers: Sequence[Sequence[str]]
+    model: nn.Module, freeze: Patterns, unfreeze: Patterns, layers: Sequence[Sequence[str]]
 ) -> list[list[Candidate]]:
     """What is frozen, by layer from the input to the head; a BatchNorm without parameters stands for itself.
 
@@ -122,13 +122,13 @@ def frozen_by_layer(
         ValueError: if a pattern matches nothing, or nothing is left to train.
     """
     select_matching(model, freeze, "freeze")
-    select_matching(model, thaw, "thaw")
+    select_matching(model, unfreeze, "unfreeze")
     entries = _entries(model)
-    frozen = {entry.name: entry for entry in entries if _any(freeze, entry) and not _any(thaw, entry)}
-    moving = [one for one in candidates(model) if one.parameter.requires_grad or _any(thaw, one)]
+    frozen = {entry.name: entry for entry in entries if _any(freeze, entry) and not _any(unfreeze, entry)}
+    moving = [one for one in candidates(model) if one.parameter.requires_grad or _any(unfreeze, one)]
     if frozen and all(one.name in frozen for one in moving):
         raise ValueError(
-            f"freeze={freeze!r} leaves nothing to train. Name in thaw what shall learn, such as thaw=["
+            f"freeze={freeze!r} leaves nothing to train. Name in unfreeze what shall learn, such as unfreeze=["
             f"'{candidates(model)[-1].name.rpartition('.')[0] or '...'}']."
         )
     by_layer = [[frozen[name] for name in layer if name in frozen] for layer in layers]
@@ -137,29 +137,30 @@ def frozen_by_layer(
     return [layer for layer in [rest, *by_layer] if layer]
 
 
-def thawed(model: nn.Module, thaw: Patterns, optimizers: Iterable[Optimizer], several: bool) -> Thawed:
+def thawed(model: nn.Module, unfreeze: Patterns, optimizers: Iterable[Optimizer], several: bool) -> Thawed:
     """Those of the named parameters that the user has frozen.
 
     Args:
         model: the module to look through.
-        thaw: patterns.
+        unfreeze: patterns.
         optimizers: one of which must train them.
         several: whether several processes train, which have agreed on what they exchange.
 
     Raises:
         ValueError: if a pattern matches nothing, or what it matches cannot be trained.
     """
-    found = [one for one in select_matching(model, thaw, "thaw") if not one.parameter.requires_grad]
+    found = [one for one in select_matching(model, unfreeze, "unfreeze") if not one.parameter.requires_grad]
     trained = {id(one) for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]}
     if lost := [one.name for one in found if id(one.parameter) not in trained]:
         raise ValueError(
-            f"thaw: {', '.join(lost[:12])} belong to no optimizer, so they will not train. Give the optimizer all of "
-            f"the module's parameters in configure_optimizers: it leaves those alone that have no gradient."
+            f"unfreeze: {', '.join(lost[:12])} belong to no optimizer, so they will not train. Give the optimizer "
+            f"all of the module's parameters in configure_optimizers: it leaves those alone that have no gradient."
         )
     if found and several:
         raise ValueError(
-            f"thaw: {', '.join(one.name for one in found[:12])} have requires_grad=False, and several processes agree "
-            f"before training on what they exchange. Leave requires_grad=True, and freeze by FineTuning(freeze=...)."
+            f"unfreeze: {', '.join(one.name for one in found[:12])} have requires_grad=False, and several processes "
+            f"agree before training on what they exchange. Leave requires_grad=True, and freeze by "
+            "FineTuning(freeze=...)."
         )
     return Thawed(one.parameter for one in found)
 

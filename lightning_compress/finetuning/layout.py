@@ -17,10 +17,10 @@ class Asked:
     """The arguments that name parameters."""
 
     freeze: Patterns
-    thaw: Patterns
+    unfreeze: Patterns
     gradual: bool
     layers: Sequence[Patterns] | None
-    factors: Mapping[Any, float]
+    lr_multipliers: Mapping[Any, float]
     layer_decay: float | None
 
 
@@ -29,14 +29,14 @@ class Layout:
     """What was found.
 
     Args:
-        stills: what stands still, by layer from the input to the head if it thaws gradually.
-        factors: of learning rates where they are not 1.
+        stills: what stands still, by layer from the input to the head if it unfreezes gradually.
+        lr_multipliers: of learning rates where they are not 1.
         touched: names of the parameters that the phase is about, if not about all.
         everything: names of all.
     """
 
     stills: list[Still] = field(default_factory=list)
-    factors: dict[nn.Parameter, float] = field(default_factory=dict)
+    lr_multipliers: dict[nn.Parameter, float] = field(default_factory=dict)
     touched: frozenset[str] = frozenset()
     everything: frozenset[str] = frozenset()
 
@@ -48,13 +48,13 @@ def laid_out(model: nn.Module, asked: Asked, without_graph: bool) -> Layout:
         ValueError: if a pattern matches nothing, nothing is left to train, or a parameter belongs to no layer.
     """
     layers = layers_of(model, asked.layers)
-    frozen = frozen_by_layer(model, asked.freeze, asked.thaw, layers)
+    frozen = frozen_by_layer(model, asked.freeze, asked.unfreeze, layers)
     pieces = frozen if asked.gradual else [[one for layer in frozen for one in layer]]
-    slower = [one.name for pattern in asked.factors for one in select_matching(model, pattern, "factors")]
+    slower = [one.name for pattern in asked.lr_multipliers for one in select_matching(model, pattern, "lr_multipliers")]
     by_layer = {} if asked.layer_decay is None else decayed(layers, asked.layer_decay)
     return Layout(
         stills(pieces, without_graph),
-        factors_of(candidates(model), asked.factors, by_layer),
+        factors_of(candidates(model), asked.lr_multipliers, by_layer),
         frozenset([*slower, *(one.name for layer in frozen for one in layer)]),
         frozenset(one.name for one in candidates(model)),
     )

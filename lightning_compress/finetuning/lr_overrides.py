@@ -22,14 +22,14 @@ class Tuning:
 
     Args:
         sources: one for each optimizer.
-        factors: of the learning rates of parameters; 1 for those that are not there.
+        lr_multipliers: of the learning rates of parameters; 1 for those that are not there.
         weight_decay: as it was asked for.
         warmup: over how many steps the rates rise.
         rates: the rate of the first group in the latest step, for the logs.
     """
 
     sources: list[Source] = field(default_factory=list)
-    factors: Mapping[nn.Parameter, float] = field(default_factory=dict)
+    lr_multipliers: Mapping[nn.Parameter, float] = field(default_factory=dict)
     weight_decay: Rate = field(default_factory=lambda: Rate("same"))
     warmup: int = 0
     rates: dict[str, float] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Tuning:
     def idle(self) -> bool:
         """Whether it leaves all as it is."""
         plain = all(type(source) is Source and source.factor == 1.0 for source in self.sources)
-        return plain and not self.factors and not self.warmup and self.weight_decay.kind == "same"
+        return plain and not self.lr_multipliers and not self.warmup and self.weight_decay.kind == "same"
 
     def values(self, place: int, optimizer: Optimizer, step: int, length: float) -> Values | None:
         """The settings of each parameter at a step of the phase; None outside of it.
@@ -64,7 +64,7 @@ class Tuning:
         decayed = any(group.get("weight_decay") for group in optimizer.param_groups)
 
         def of(index: int, group: dict[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
-            values = {"lr": rates[index] * self.factors.get(parameter, 1.0)}
+            values = {"lr": rates[index] * self.lr_multipliers.get(parameter, 1.0)}
             if "weight_decay" in group and (group["weight_decay"] or not decayed):
                 values["weight_decay"] = _decay(self.weight_decay, group["weight_decay"])
             return values
@@ -176,7 +176,7 @@ def factors_of(
     return found
 
 
-def check_optimizers(optimizers: Sequence[Optimizer], decays: bool, factors: bool) -> None:
+def check_optimizers(optimizers: Sequence[Optimizer], decays: bool, lr_multipliers: bool) -> None:
     """Refuse what these optimizers cannot do.
 
     Raises:
@@ -185,10 +185,10 @@ def check_optimizers(optimizers: Sequence[Optimizer], decays: bool, factors: boo
     if decays and optimizers and not any("weight_decay" in group for one in optimizers for group in one.param_groups):
         kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
         raise ValueError(f"weight_decay cannot be changed: {kinds} has none. Leave it out.")
-    if factors and any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+    if lr_multipliers and any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise ValueError(
-            "LBFGS moves all parameters along one line, with one learning rate, so factors and layer_decay cannot be "
-            "had. Leave them out, or take another optimizer."
+            "LBFGS moves all parameters along one line, with one learning rate, so lr_multipliers and layer_decay "
+            "cannot be had. Leave them out, or take another optimizer."
         )
 
 

@@ -153,7 +153,7 @@ class StudentDiscovery:
             raise ValueError(
                 f"training_step calls several modules in turn: {', '.join(map(repr, names))}. Name the one that is "
                 f"given the batch, and the layer whose output is compared, such as student={names[0]!r}, "
-                f"losses={{({names[-1]!r}, 'output'): 'soft_targets'}}."
+                f"losses={{({names[-1]!r}, 'output'): 'kl_divergence'}}."
             )
         return first[0], [call for _, module, call in working if module is first[0]]
 
@@ -189,7 +189,7 @@ def get_submodule(model: nn.Module, name: str) -> nn.Module:
 def display_name(name: str) -> str:
     """A submodule's name as its author knows it.
 
-    >>> shown("net._orig_mod.0")
+    >>> display_name("net._orig_mod.0")
     'net.0'
     """
     return ".".join(part for part in name.split(".") if part != "_orig_mod")

@@ -50,7 +50,7 @@ class Selection:
 def canonical_name(name: str) -> str:
     """A parameter's name without what `torch.compile` and wrappers of it put in.
 
-    >>> canonical("net._orig_mod.0.weight")
+    >>> canonical_name("net._orig_mod.0.weight")
     'net.0.weight'
     """
     return re.sub(r"(^|\.)_orig_mod(?=\.)", "", name).removeprefix(".")

@@ -1,4 +1,4 @@
-"""From scores to masks: criterion, granularity, distribution, overrides and floor brought together."""
+"""From scores to masks: criterion, granularity, distribution, overrides and min_density brought together."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +60,7 @@ def allocate(
     distribution: Distribution,
     sparsity: float,
     overrides: dict[str, float],
-    floor: float,
+    min_density: float,
     most: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """How many units of each layer to keep.
@@ -71,14 +71,15 @@ def allocate(
         distribution: a function as in `pruning.distributions`.
         sparsity: fraction of the weights without an override to prune, in [0, 1).
         overrides: sparsity of single layers by name.
-        floor: smallest fraction of a layer's units that stays; one unit at least.
-        most: units that each layer may keep, such as those not pruned yet; all by default. Stronger than the floor.
+        min_density: smallest fraction of a layer's units that stays; one unit at least.
+        most: units that each layer may keep, such as those not pruned yet; all by default. Stronger than the
+            min_density.
 
     Raises:
         ValueError: if the distribution gives no whole number of each layer's units.
     """
     most = layers.sizes if most is None else most
-    bounds = {name: _bounds(size, floor, most[name]) for name, size in layers.sizes.items()}
+    bounds = {name: _bounds(size, min_density, most[name]) for name, size in layers.sizes.items()}
     kept = {name: layers.sizes[name] - round(value * layers.sizes[name]) for name, value in overrides.items()}
     kept = {name: _within(count, bounds[name]) for name, count in kept.items()}
     free = [name for name in layers.sizes if name not in kept]
@@ -131,8 +132,8 @@ def _refuse_miscounts(counts: object, sizes: dict[str, int], distribution: Distr
             )
 
 
-def _bounds(size: int, floor: float, most: int) -> tuple[int, int]:
-    least = max(1, math.ceil(floor * size - 1e-9))  # 0.07 * 100 is a little over 7
+def _bounds(size: int, min_density: float, most: int) -> tuple[int, int]:
+    least = max(1, math.ceil(min_density * size - 1e-9))  # 0.07 * 100 is a little over 7
     return min(least, most), most
 
 

@@ -23,10 +23,10 @@ def check_pattern(pruning: Any) -> None:
             f"granularity '{pruning.granularity}' prunes exactly {share} of the weights, but final_sparsity is "
             f"{pruning.final_sparsity}. Write final_sparsity={share}."
         )
-    if pruning.distribution is not distributions.uniform or pruning.overrides or pruning.floor:
+    if pruning.distribution is not distributions.uniform or pruning.overrides or pruning.min_density:
         raise ValueError(
             f"granularity '{pruning.granularity}' fixes the sparsity of every layer, so it takes distribution='uniform'"
-            f" and neither overrides nor floor. To leave a layer dense, name it in ignore."
+            f" and neither overrides nor min_density. To leave a layer dense, name it in ignore."
         )
 
 

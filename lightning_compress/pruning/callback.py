@@ -54,7 +54,7 @@ class Pruning(CompressionCallback):
             parameter, or a list of these. None: all trainable ones of two or more dimensions but embeddings.
         ignore: what to leave out, written like `targets`.
         overrides: final sparsity of single layers by pattern, such as {"*.conv1": 0.3}; the first match counts.
-        floor: smallest fraction of a layer's units that stays; at least one unit always does.
+        min_density: smallest fraction of a layer's units that stays; at least one unit always does.
         seed: of the "random" criterion; the user's random stream is never touched.
         gate_best: let `ModelCheckpoint(monitor=...)` compare only epochs after `end`, and `EarlyStopping` wait for it.
         name: part of the logged keys and of the checkpoint's; two callbacks need two names.
@@ -64,6 +64,7 @@ class Pruning(CompressionCallback):
     """
 
     progress_metric = "sparsity"
+    renamed_arguments = {"floor": "min_density"}
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Pruning(CompressionCallback):
         targets: Targets | None = None,
         ignore: Targets = (),
         overrides: dict[str, float] | None = None,
-        floor: float = 0.0,
+        min_density: float = 0.0,
         seed: int = 0,
         gate_best: bool = True,
         name: str = "pruning",
@@ -93,7 +94,7 @@ class Pruning(CompressionCallback):
         self.rounds = rounds
         self.final_sparsity = check_fraction("final_sparsity", final_sparsity)
         self.initial_sparsity = check_fraction("initial_sparsity", initial_sparsity)
-        self.floor = check_fraction("floor", floor)
+        self.min_density = check_fraction("min_density", min_density)
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(f"initial_sparsity={initial_sparsity} is above final_sparsity={final_sparsity}.")
         self.criterion = check_signature(find(criterion, criteria), criteria.OFFERED)
@@ -290,7 +291,7 @@ class Pruning(CompressionCallback):
             self.distribution,
             final_sparsity=self.final_sparsity,
             overrides=overridden(self.overrides, self.selection),
-            floor=self.floor,
+            min_density=self.min_density,
             seed=self.seed,
         )
 

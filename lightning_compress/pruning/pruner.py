@@ -27,7 +27,7 @@ class Pruner:
         distribution: a function as in `pruning.distributions`.
         final_sparsity: what `sparsity` will reach in the end; overrides rise in step with it.
         overrides: final sparsity of single weights, by name.
-        floor: smallest fraction of a layer's units that stays; one unit always does.
+        min_density: smallest fraction of a layer's units that stays; one unit always does.
         seed: of criteria that ask for a generator.
     """
 
@@ -39,12 +39,12 @@ class Pruner:
         *,
         final_sparsity: float = 1.0,
         overrides: Mapping[str, float] | None = None,
-        floor: float = 0.0,
+        min_density: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.layers, self.criterion, self.distribution = layers, criterion, distribution
         self.final_sparsity, self.overrides = final_sparsity, dict(overrides or {})
-        self.floor, self.seed = floor, seed
+        self.min_density, self.seed = min_density, seed
         self.masked = MaskedParameters({name: one.parameter for name, one in layers.by_name.items()})
         self.gathered = Gathered(layers.by_name, required_args(criterion))
         self.sparsity = 0.0
@@ -70,7 +70,7 @@ class Pruner:
         share = sparsity / self.final_sparsity if self.final_sparsity else 0.0
         overrides = {name: value * share for name, value in self.overrides.items()}
         most = self._alive() if monotone else None
-        kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.floor, most)
+        kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.min_density, most)
         self.masked.make_room()
         for name, mask in masks(self.layers, score, kept):
             self.masked.set(name, mask)

@@ -62,7 +62,8 @@ class QuantizationAwareTraining(CompressionCallback):
 
     Args:
         weights, activations: bits (2 to 16), "ternary", "binary", "fp16", "bf16", "fp8", "fp8_e5m2", or None: float.
-        gradients, errors: bits of what flows back, for methods that quantize it ("dorefa", "wage"); None: float.
+        weight_grad_bits, activation_grad_bits: bits of the gradients of weights and of activations, for methods that
+            quantize it ("dorefa", "wage"); None: float.
         method: how grids are found: "moving_average", "min_max", "percentile", "mse", "lsq", "pact", "dorefa", "twn",
             "ttq", "binary_connect", "bnn", "xnor", "wage", "stochastic", {"weights": ..., "activations": ...}, a dotted
             path or a function; None: what suits the bits.
@@ -94,13 +95,15 @@ class QuantizationAwareTraining(CompressionCallback):
 
     progress_metric = "bits"
 
+    renamed_arguments = {"errors": "activation_grad_bits", "gradients": "weight_grad_bits"}
+
     def __init__(
         self,
         *,
         weights: Bits = 8,
         activations: Bits = 8,
-        gradients: int | None = None,
-        errors: int | None = None,
+        weight_grad_bits: int | None = None,
+        activation_grad_bits: int | None = None,
         method: MethodName = None,
         granularity: str = "channel",
         symmetric: bool = True,
@@ -124,19 +127,25 @@ class QuantizationAwareTraining(CompressionCallback):
         name: str = "quantization",
     ) -> None:
         super().__init__(name, begin, end, every)
-        self.weights, self.activations, self.gradients, self.errors = weights, activations, gradients, errors
+        self.weights, self.activations = weights, activations
+        self.weight_grad_bits, self.activation_grad_bits = weight_grad_bits, activation_grad_bits
         self.method, self.granularity, self.symmetric = method, granularity, symmetric
         self.first, self.last, self.overrides, self.reduce_range = first, last, dict(overrides or {}), reduce_range
         self.request = Request(
-            weights, activations, method, granularity, symmetric, first, last, self.overrides, reduce_range, gradients,
-            errors,
+            weights, activations, method, granularity, symmetric, first, last, self.overrides, reduce_range,
+            weight_grad_bits, activation_grad_bits,
         )  # fmt: skip
         self.initial_bits, self.schedule = initial_bits, as_schedule(schedule)
         self.fall = None if initial_bits is None else Fall(initial_bits, self.schedule, self.request)
         self.damping, self.freeze_bn, self.freeze_ranges = damping, freeze_bn, freeze_ranges
         self.freezes = {"freeze_bn": freeze_bn, "freeze_ranges": freeze_ranges}
         check_training(
-            calibrate_only, damping, self.freezes, gradients=gradients, errors=errors, initial_bits=initial_bits
+            calibrate_only,
+            damping,
+            self.freezes,
+            weight_grad_bits=weight_grad_bits,
+            activation_grad_bits=activation_grad_bits,
+            initial_bits=initial_bits,
         )
         self.calibrate_only, self.targets, self.ignore = calibrate_only, targets, ignore
         as_patterns(targets), as_patterns(ignore)

@@ -29,7 +29,7 @@ class Request:
         overrides: for single layers by pattern: {"*.head": {"weights": 4, "activations": 8}}; a value that is no dict
             means the weights. The first match counts.
         reduce_range: 7 instead of 8 bits for weights, for CPUs whose integer kernels saturate.
-        gradients, errors: bits of what flows back; None: float.
+        weight_grad_bits, activation_grad_bits: bits of the gradients of weights and of activations; None: float.
 
     Raises:
         ValueError: if any of these cannot be.
@@ -44,8 +44,8 @@ class Request:
     last: Bits | str = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     reduce_range: bool = False
-    gradients: int | None = None
-    errors: int | None = None
+    weight_grad_bits: int | None = None
+    activation_grad_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.weights is None and self.activations is None:
@@ -66,14 +66,19 @@ class Request:
 
     def _check_backward(self) -> None:
         method = self._planned(self._settings()).method
-        bits = {"gradients": self.gradients, "errors": self.errors}
+        bits = {"weight_grad_bits": self.weight_grad_bits, "activation_grad_bits": self.activation_grad_bits}
         for name, one in bits.items():
             if one is not None and (isinstance(one, bool) or not isinstance(one, int) or not 2 <= one <= 16):
                 raise ValueError(f"{name} is a number of bits from 2 to 16, or None, but is {one!r}.")
-        if self.gradients is not None and method.gradients is None and method.errors is None:
-            raise ValueError(f"gradients={self.gradients} need a method that quantizes them: 'dorefa' or 'wage'.")
-        if self.errors is not None and method.errors is None:
-            raise ValueError(f"errors={self.errors} need a method that quantizes them: 'wage' or 'dorefa'.")
+        if self.weight_grad_bits is not None and method.gradients is None and method.errors is None:
+            raise ValueError(
+                f"weight_grad_bits={self.weight_grad_bits} needs a method that quantizes them: 'dorefa' or 'wage'."
+            )
+        if self.activation_grad_bits is not None and method.errors is None:
+            raise ValueError(
+                f"activation_grad_bits={self.activation_grad_bits} needs a method that quantizes them: 'wage' or "
+                "'dorefa'."
+            )
 
     def plan(self, layers: list[Layer], order: Iterable[str] | None = None) -> "dict[str, LayerPlan]":
         """What follows for each layer.
@@ -99,11 +104,15 @@ class Request:
     @property
     def quantizes_backward(self) -> bool:
         """Whether anything that flows back is quantized."""
-        return self.gradients is not None or self.errors is not None
+        return self.weight_grad_bits is not None or self.activation_grad_bits is not None
 
     def error_bits(self, method: Method) -> int | None:
         """Bits of what flows back from layers; DoReFa's gradients are just that."""
-        return self.gradients if self.errors is None and method.gradients is None else self.errors
+        return (
+            self.weight_grad_bits
+            if self.activation_grad_bits is None and method.gradients is None
+            else self.activation_grad_bits
+        )
 
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTINGS}

@@ -145,7 +145,7 @@ def bounded(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
 @torch.no_grad()
 def quantize_gradients(quantized: QuantizedModel, optimizer: Optimizer) -> None:
     """Put what an optimizer gets of each weight on a grid, where the method has one for it."""
-    bits = quantized.request.gradients
+    bits = quantized.request.weight_grad_bits
     for number, (layer, _, gradient) in enumerate(_of_optimizer(quantized, optimizer)):
         function = quantized.plans[layer].method.gradients
         if function is not None and bits is not None:

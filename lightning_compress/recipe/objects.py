@@ -1,7 +1,7 @@
 """The objects of a recipe, a class and its arguments: read, checked, and only then made."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_compress.core.registry import near_miss
@@ -74,8 +74,9 @@ def check(node: Located, place: str, classes: Classes) -> None:
     if is_object(node.value):
         node = as_object(node, place)
         place = f"{place}.{short_name(node)}"
-        known = arguments_of(find_class(node, place, classes))
-        check_keys(node.value["init_args"].value, known, place, "argument")
+        found = find_class(node, place, classes)
+        renamed = getattr(found, "renamed_arguments", {})
+        check_keys(node.value["init_args"].value, arguments_of(found), place, "argument", renamed)
         node = node.value["init_args"]
     for inner_place, child in _children(node, place):
         check(child, inner_place, classes)
@@ -117,7 +118,13 @@ def call(cls: type[Any], arguments: dict[str, Any], written: dict[str, Located],
         raise ValueError(f"{place}: {words}") from error
 
 
-def check_keys(values: dict[Any, Located], known: Iterable[str] | None, place: str, kind: str) -> None:
+def check_keys(
+    values: dict[Any, Located],
+    known: Iterable[str] | None,
+    place: str,
+    kind: str,
+    renamed: Mapping[str, str] | None = None,
+) -> None:
     """Refuse a key that is not among `known`, if these are known.
 
     Raises:
@@ -126,7 +133,9 @@ def check_keys(values: dict[Any, Located], known: Iterable[str] | None, place: s
     names = None if known is None else list(known)
     for key, child in values.items():
         if names is not None and key not in names:
-            hint = f"{near_miss(str(key), names)} Known: {', '.join(names) or 'none'}."
+            new = (renamed or {}).get(str(key))
+            nearest = near_miss(str(key), names) if new is None else f" It is called '{new}' now."
+            hint = f"{nearest} Known: {', '.join(names) or 'none'}."
             raise ValueError(f"{child.where}: {place}.{key}: unknown {kind} '{key}'.{hint}".replace(": .", ": "))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_compress._lightning import (
     Callback,
@@ -16,6 +16,7 @@ from lightning_compress._lightning import (
     rank_zero_warn,
     steps_schedules_itself,
 )
+from lightning_compress.core.arguments import refuse_old_names
 from lightning_compress.core.checkpoint import STATE_PREFIX
 from lightning_compress.core.conflicts import (
     UNITS,
@@ -58,6 +59,7 @@ class CompressionCallback(Callback):
     """
 
     state_format = 1
+    renamed_arguments: ClassVar[dict[str, str]] = {}  # new names of arguments by old ones, for the words of an error
     has_phase = True  # whether it acts between its begin and its end
     progress_metric: str | None = None  # the metric that the progress bar shows and `history` keeps
 
@@ -75,6 +77,11 @@ class CompressionCallback(Callback):
         self.history: list[tuple[int, float]] = []
         self.restored = False
         self.saved: dict[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls) and cls.renamed_arguments:
+            cls.__init__ = refuse_old_names(cls.__init__, cls.renamed_arguments)  # type: ignore[method-assign]
 
     # What a subclass fills in -----------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ def test_bad_arguments_are_refused_at_once(arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "net", "words"),
     [
-        ({"macs": 0.001, "floor": 0.5}, convolutions, "cannot be met.*the nearest is macs=0"),
+        ({"macs": 0.001, "min_density": 0.5}, convolutions, "cannot be met.*the nearest is macs=0"),
         ({"sparsity": 0.5, "targets": "net.0"}, fixed_width, "matches no parameter"),
         ({"sparsity": 0.5, "targets": "net.conv"}, fixed_width, r"view\(-1, 512\)"),
         ({"sparsity": 0.5, "ignore": "*"}, convolutions, "No weight is left"),

@@ -75,7 +75,7 @@ def test_attributes_of_a_group_count_its_units():
 
 
 def test_a_place_that_would_be_empty_is_refused():
-    with pytest.raises(ValueError, match=r"All 4 channels of conv \(out\) would go.*floor"):
+    with pytest.raises(ValueError, match=r"All 4 channels of conv \(out\) would go.*min_density"):
         cut_of([FIRST], {"conv": (0, 1, 2, 3)})
 
 

@@ -39,7 +39,7 @@ def test_as_few_units_go_as_the_budget_asks_for(kind, target, progress, stay):
 
 
 @pytest.mark.parametrize(
-    ("kind", "target", "units", "floor", "nearest"),
+    ("kind", "target", "units", "min_density", "nearest"),
     [
         ("sparsity", 0.6, 8, 0.5, 0.5),
         ("sparsity", 0.9, 3, 0.0, 0.6666),  # 2 of 3 may go: 0.6667 would be refused again
@@ -47,12 +47,14 @@ def test_as_few_units_go_as_the_budget_asks_for(kind, target, progress, stay):
         ("macs", 0.1, 8, 0.0, 0.125),
     ],
 )
-def test_a_budget_that_cannot_be_met_is_refused_with_the_nearest_one_that_can(kind, target, units, floor, nearest):
+def test_a_budget_that_cannot_be_met_is_refused_with_the_nearest_one_that_can(
+    kind, target, units, min_density, nearest
+):
     with pytest.raises(ValueError, match=f"{kind}={target} cannot be met: .* the nearest is {kind}={nearest}\\."):
-        shrinker(kind, target, units, floor=floor).check()
-    shrinker(kind, nearest, units, floor=floor).check()
+        shrinker(kind, target, units, min_density=min_density).check()
+    shrinker(kind, nearest, units, min_density=min_density).check()
 
 
 @pytest.mark.parametrize("tenths", range(1, 10))
 def test_a_sparsity_that_is_what_the_floor_leaves_is_no_more_than_that(tenths):
-    shrinker("sparsity", tenths / 10, units=10, floor=1 - tenths / 10).check()
+    shrinker("sparsity", tenths / 10, units=10, min_density=1 - tenths / 10).check()

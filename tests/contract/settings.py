@@ -70,14 +70,14 @@ SETTINGS = {
         "learned-losses": {
             "teacher": teacher(),
             "losses": {
-                ("net.0", "0"): ["projected_hint", "crd", {"loss": "vid", "weight": 0.1}], "output": "soft_targets",
+                ("net.0", "0"): ["projected_hint", "crd", {"loss": "vid", "weight": 0.1}], "output": "kl_divergence",
             },
         },
         "learned-late": {"teacher": teacher(), "losses": {("net.1", "1"): {"loss": "crd", "memory": 24}}, "begin": 10},
         "averaged": {"teacher": AveragedTeacher(0.9), "alpha": 0.5},
         "own-past": {"teacher": "self@15%", "alpha": 0.5, "final_alpha": 0.9},
         "peer": {"teacher": PeerTeacher(Peer()), "alpha": 0.5},
-        "function": {"teacher": teacher().forward, "losses": "squared_logits", "every": 2},
+        "function": {"teacher": teacher().forward, "losses": "logit_mse", "every": 2},
         "several": {
             "teacher": [teacher(), nn.Sequential(teacher(), nn.Linear(3, 2))], "teacher_classes": [(0, 1, 2), (2, 0)],
             "teacher_weights": [3, 1],
@@ -93,11 +93,12 @@ SETTINGS = {
         },
         "ternary": {"weights": "ternary", "activations": "fp8", "first": "same", "last": "same", "begin": 0},
         "drawn": {
-            "method": "dorefa", "gradients": 6, "weights": 4, "activations": 4, "begin": 2, "first": "same",
+            "method": "dorefa", "weight_grad_bits": 6, "weights": 4, "activations": 4, "begin": 2, "first": "same",
             "last": "same",
         },
         "wage": {
-            "method": "wage", "weights": 2, "gradients": 8, "errors": 8, "begin": 2, "first": "same", "last": "same",
+            "method": "wage", "weights": 2, "weight_grad_bits": 8, "activation_grad_bits": 8, "begin": 2, "first":
+            "same", "last": "same",
         },
         "stochastic-binary": {
             "method": "stochastic", "weights": "binary", "activations": 4, "first": "same", "last": "same", "begin": 2,
@@ -107,13 +108,13 @@ SETTINGS = {
     },
     FineTuning: {
         "freeze": {"freeze": "net.0", "begin": 2, "end": 15},
-        "gradual": {"freeze": "*", "thaw": "net.2.bias", "gradual": True, "begin": 2, "end": 20},
+        "gradual": {"freeze": "*", "unfreeze": "net.2.bias", "gradual": True, "begin": 2, "end": 20},
         "restart": {"learning_rate": "restart", "warmup": "10%", "begin": 4, "end": 20},
         "rewind": {"rewind": "5%", "begin": 12, "learning_rate": "rewind"},
         "rewound": {"rewind": "5%", "begin": 6, "reset_moments": False},
-        "layer-decay": {"layer_decay": 0.5, "factors": {"*.bias": 2.0}, "weight_decay": "x0.5", "begin": 2, "end": 20},
-        "until": {"freeze": "net.2", "begin": 2, "until": {"metric": "train_loss", "target": 100.0, "patience": 9}},
-        "fixed-late": {"learning_rate": 1e-3, "weight_decay": 0.1, "begin": 10},
+        "layer-decay": {"layer_decay": 0.5, "lr_multipliers": {"*.bias": 2.0}, "weight_decay": "x0.5", "begin": 2,
+        "end": 20}, "until": {"freeze": "net.2", "begin": 2, "until": {"metric": "train_loss", "target": 100.0,
+        "patience": 9}}, "fixed-late": {"learning_rate": 1e-3, "weight_decay": 0.1, "begin": 10},
     },
     ChannelPruning: {
         "l2": {"macs": 0.5, "begin": 2, "end": 15, "every": 3},

@@ -60,7 +60,7 @@ def by_rank(weight):
     return unit if torch.distributed.get_rank() == 0 else (UNITS - 1 - unit) ** 2
 
 
-def other_units(groups, scores, originals, fraction, floor):
+def other_units(groups, scores, originals, fraction, min_density):
     """Each rank would have other units go."""
     first = 4 * torch.distributed.get_rank()
     return {groups[0].name: tuple(range(first, first + 4)) if groups[0].units == UNITS else ()}

@@ -16,7 +16,7 @@ from lightning_compress.core.distributed import tensor_hash
 pl = import_module(sys.argv[1] if __name__ == "__main__" else "pytorch_lightning")
 PHASES = {
     "frozen": [{"freeze": "net.0", "begin": 3, "end": 8}],
-    "gradual": [{"freeze": "*", "thaw": "net.2", "gradual": True, "begin": 0, "end": 8}],
+    "gradual": [{"freeze": "*", "unfreeze": "net.2", "gradual": True, "begin": 0, "end": 8}],
     "tuned": [{"layer_decay": 0.5, "warmup": 2, "end": 6}, {"rewind": 2, "begin": 6, "name": "rewound"}],
 }
 

@@ -62,7 +62,7 @@ def test_the_users_random_streams_do_not_notice(make_module, make_trainer, loade
 
 
 def test_layers_are_kept_too(make_module, make_trainer, shuffled, tmp_path):
-    losses = {("net.0", "inner.0"): "projected_hint", "output": "soft_targets"}
+    losses = {("net.0", "inner.0"): "projected_hint", "output": "kl_divergence"}
     cached, live = make_module(), make_module()
     make_trainer([Distillation(Counting(), losses=losses, cache=tmp_path / "cache")], max_epochs=2).fit(
         cached, shuffled()
@@ -74,7 +74,7 @@ def test_layers_are_kept_too(make_module, make_trainer, shuffled, tmp_path):
 @pytest.mark.parametrize("form", ["float16", "top-2"])
 def test_smaller_forms_are_near(form, make_module, make_trainer, shuffled, tmp_path):
     cached, live = make_module(), make_module()
-    arguments = {"losses": "soft_targets", "temperature": 1.0}
+    arguments = {"losses": "kl_divergence", "temperature": 1.0}
     callback = Distillation(Counting(), cache=tmp_path / "cache", cache_form=form, **arguments)
     make_trainer([callback], max_epochs=1).fit(cached, shuffled())
     make_trainer([Distillation(Counting(), **arguments)], max_epochs=1).fit(live, shuffled())
@@ -153,7 +153,7 @@ def test_a_cache_of_another_form_or_other_layers_is_refused(make_module, make_tr
     with pytest.raises(ValueError, match="another form than 'top-2'"):
         fit(cache_form="top-2")
     with pytest.raises(ValueError, match=r"no outputs of inner.0, only of output"):
-        fit(losses={("net.0", "inner.0"): "projected_hint", "output": "soft_targets"})
+        fit(losses={("net.0", "inner.0"): "projected_hint", "output": "kl_divergence"})
 
 
 def test_workers_change_nothing(make_module, make_trainer, shuffled, tmp_path):

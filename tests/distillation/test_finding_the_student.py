@@ -105,7 +105,7 @@ def test_several_modules_in_turn_are_refused_with_their_names(teacher, step_of, 
 
 def test_several_modules_in_turn_work_as_the_refusal_says(teacher, step_of, make_trainer, loader):
     ours, theirs = step_of(parts_in_turn), step_of(with_teacher(teacher))
-    callback = distillation(teacher, student="net.0", losses={("net.2", "output"): "soft_targets"})
+    callback = distillation(teacher, student="net.0", losses={("net.2", "output"): "kl_divergence"})
     make_trainer([callback], max_epochs=2).fit(ours, loader)
     make_trainer(max_epochs=2).fit(theirs, loader)
     assert equal(ours, theirs)

@@ -129,7 +129,7 @@ def test_a_deeper_exit_teaches_an_early_one(step_of, make_trainer, loader):
         return (1 - ALPHA) * (task(early, batch) + task(deep, batch)) + ALPHA * lesson
 
     ours, theirs = step_of(exits, net=Exits), step_of(exits_by_hand, net=Exits)
-    callback = distillation(BranchTeacher("net.deep"), losses={"net.early": "soft_targets"})
+    callback = distillation(BranchTeacher("net.deep"), losses={"net.early": "kl_divergence"})
     make_trainer([callback], max_epochs=2).fit(ours, loader)
     make_trainer(max_epochs=2).fit(theirs, loader)
     assert equal(ours, theirs)

@@ -27,7 +27,7 @@ def test_a_run_knows_its_teacher_and_its_terms(pl, make_module, make_trainer, lo
     assert config["compress/distillation"]["alpha"] == 0.7
     assert config["compress/distillation/teachers"] == [fingerprint(teacher)]
     rows = [{key_of(item): json.loads(item.value_json) for item in one.history.item} for one in found]
-    seen = [row for row in rows if "compress/distillation/loss/soft_targets" in row]
+    seen = [row for row in rows if "compress/distillation/loss/kl_divergence" in row]
     assert len(seen) == 8
     assert all(0 <= row["compress/distillation/agreement"] <= 1 for row in seen)
 

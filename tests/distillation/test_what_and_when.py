@@ -154,15 +154,15 @@ def test_terms_agreement_and_the_teachers_accuracy_are_logged(teacher, pl, step_
         def on_train_batch_end(self, trainer, *_):
             seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
-    callback = distillation(teacher, losses={"output": ["soft_targets", {"loss": "squared_logits", "weight": 0.5}]})
+    callback = distillation(teacher, losses={"output": ["kl_divergence", {"loss": "logit_mse", "weight": 0.5}]})
     trainer = make_trainer([callback, Watch()], max_epochs=2, log_every_n_steps=1)
     trainer.fit(module, loader)
     got = {name.removeprefix("compress/distillation/"): value for name, value in seen[0].items()}
     terms = by_hand(logits, answer), 0.5 * F.mse_loss(logits, answer)
     expected = {
         "loss/task": task(logits, first),
-        "loss/soft_targets": terms[0],
-        "loss/squared_logits": terms[1],
+        "loss/kl_divergence": terms[0],
+        "loss/logit_mse": terms[1],
         "loss/distillation": terms[0] + terms[1],
         "alpha": ALPHA,
         "temperature": TEMPERATURE,

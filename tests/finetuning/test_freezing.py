@@ -95,7 +95,7 @@ def test_frozen_norms_keep_their_statistics_and_others_do_not(validated, pl, mak
     watch = noted(
         pl, lambda _: [(one.running_mean.clone(), one.num_batches_tracked.item(), one.training) for one in norms]
     )
-    tuning = FineTuning(freeze=["net.0.*", "BatchNorm1d"], thaw="net.1", begin=4, end=12)
+    tuning = FineTuning(freeze=["net.0.*", "BatchNorm1d"], unfreeze="net.1", begin=4, end=12)
     limits = {"val_check_interval": 3} if validated else {}
     make_trainer([tuning, watch], max_epochs=2, **limits).fit(module, loader, loader if validated else None)
     for place, frozen in enumerate((True, False, True)):
@@ -122,21 +122,21 @@ def test_layers_thaw_from_the_head_down_at_equal_distances(pl, make_module, make
         return nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)), nn.Linear(8, 3))
 
     module = make_module(sgd, net=net)
-    tuning = FineTuning(freeze="*", thaw="net.4", gradual=True, begin=4, end=24)
+    tuning = FineTuning(freeze="*", unfreeze="net.4", gradual=True, begin=4, end=24)
     watch = noted(pl, lambda _: [layer.weight.clone() for layer in module.net])
     make_trainer([tuning, watch], max_epochs=4).fit(module, loader)
     # The phase of 20 steps has 5 pieces for 4 layers.
     first_moves = {4: 0, 3: 8, 2: 12, 1: 16, 0: 20}
-    for layer, thaws in first_moves.items():
+    for layer, unfreezes in first_moves.items():
         for step in range(1, 32):
             moves = not torch.equal(watch.by_batch[step - 1][layer], watch.by_batch[step][layer])
-            assert moves == (step < 4 or step >= thaws), (layer, step)
+            assert moves == (step < 4 or step >= unfreezes), (layer, step)
 
 
 def test_layers_may_be_named_from_the_input_to_the_head(pl, make_module, make_trainer, loader):
     module = make_module(sgd, net=lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)))
     layers = ["net.1", ["net.0", "net.2"]]
-    tuning = FineTuning(freeze="*", thaw="net.2", gradual=True, layers=layers, begin=0, end=6)
+    tuning = FineTuning(freeze="*", unfreeze="net.2", gradual=True, layers=layers, begin=0, end=6)
     watch = noted(pl, lambda _: [layer.weight.requires_grad for layer in module.net])
     make_trainer([tuning, watch], max_epochs=1).fit(module, loader)
     assert [notes[0] for notes in watch.by_batch] == [False] * 2 + [True] * 6
@@ -147,7 +147,7 @@ def test_layers_may_be_named_from_the_input_to_the_head(pl, make_module, make_tr
 def test_what_the_user_has_frozen_is_thawed_for_a_phase(optimizer, make_module, make_trainer, loader):
     module, by_hand = make_module(optimizer), make_module().net
     module.net[0].requires_grad_(False)
-    make_trainer([FineTuning(thaw="net.0", begin=4, end=12)], max_epochs=2).fit(module, loader)
+    make_trainer([FineTuning(unfreeze="net.0", begin=4, end=12)], max_epochs=2).fit(module, loader)
     stepped = optimizer(by_hand.parameters())
     train(by_hand, stepped, loader, 2, before=lambda step: by_hand[0].requires_grad_(4 <= step < 12))
     assert equal(module.net, by_hand)

@@ -151,7 +151,7 @@ def test_layers_and_patterns_have_rates_of_their_own_within_the_users_groups(
     optimizer, schedule, make_module, make_trainer, loader
 ):
     module = scheduled(make_module, optimizer, schedule)
-    tuning = FineTuning(layer_decay=0.5, factors={"*.bias": 2.0, "net.2": 0.25}, begin=3, end=19)
+    tuning = FineTuning(layer_decay=0.5, lr_multipliers={"*.bias": 2.0, "net.2": 0.25}, begin=3, end=19)
     trainer = make_trainer([tuning], max_epochs=3)
     trainer.fit(module, loader)
     factors = [0.5, 2.0 * 0.5, 0.25, 2.0]
@@ -246,7 +246,7 @@ def adversaries(pl):
 def test_several_optimizers_that_the_user_steps(kind, pl, make_trainer, loader):
     module, by_hand = adversaries(pl), adversaries(pl)
     arguments = {
-        "factor": {"factors": {"one.*": 0.5, "two.bias": 0.1}},
+        "factor": {"lr_multipliers": {"one.*": 0.5, "two.bias": 0.1}},
         "restart": {"learning_rate": "restart"},
         "frozen": {"freeze": "two"},
     }[kind]

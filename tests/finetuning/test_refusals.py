@@ -14,7 +14,7 @@ from tests.conftest import sgd
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "FineTuning does nothing without one of freeze, thaw, learning_rate"),
+        ({}, "FineTuning does nothing without one of freeze, unfreeze, learning_rate"),
         ({"learning_rate": 0}, "learning_rate is a number above 0, a factor such as 'x0.1', 'restart', .*but is 0"),
         ({"learning_rate": -0.1}, "learning_rate is a number above 0"),
         ({"learning_rate": True}, "learning_rate is a number above 0"),
@@ -28,11 +28,11 @@ from tests.conftest import sgd
         ({"rewind": 10, "begin": 10}, "rewind=10 is not before begin=10"),
         ({"learning_rate": "rewind 20%", "begin": "10%"}, "is not before begin='10%'"),
         ({"layer_decay": 0}, "layer_decay is a number above 0, but is 0"),
-        ({"factors": {"net.0": 0}}, r"To let these stand still, write freeze=\['net.0'\]"),
-        ({"factors": {"net.0": "small"}}, r"factors\['net.0'\] is a number above 0, but is 'small'"),
-        ({"factors": 0.1}, "factors are a mapping"),
+        ({"lr_multipliers": {"net.0": 0}}, r"To let these stand still, write freeze=\['net.0'\]"),
+        ({"lr_multipliers": {"net.0": "small"}}, r"lr_multipliers\['net.0'\] is a number above 0, but is 'small'"),
+        ({"lr_multipliers": 0.1}, "lr_multipliers is a mapping"),
         ({"weight_decay": -1}, "weight_decay is a number of at least 0, a factor such as 'x0.1', but is -1"),
-        ({"gradual": True}, "gradual=True thaws what is frozen"),
+        ({"gradual": True}, "gradual=True unfreezes what is frozen"),
         ({"learning_rate": 0.1, "layers": ["net.0"]}, "layers are for gradual=True and layer_decay"),
         ({"recalibrate_bn": "middle"}, "recalibrate_bn is 'begin' or 'end', but is 'middle'"),
         ({"recalibrate_bn": "end"}, "recalibrate_bn='end' needs batches after end='100%'"),
@@ -51,12 +51,12 @@ def test_refuses_at_construction(arguments, message):
     ("arguments", "message"),
     [
         ({"freeze": "backbone.*"}, "freeze: 'backbone.*' matches no parameter. There are net.0.weight, net.0.bias"),
-        ({"freeze": "net.0", "thaw": "net.0.wieght"}, "Did you mean 'net.0.weight'"),
-        ({"factors": {"head.*": 2.0}}, "factors: 'head.*' matches no parameter"),
+        ({"freeze": "net.0", "unfreeze": "net.0.wieght"}, "Did you mean 'net.0.weight'"),
+        ({"lr_multipliers": {"head.*": 2.0}}, "lr_multipliers: 'head.*' matches no parameter"),
         ({"layer_decay": 0.5, "layers": ["net.0"]}, "layers: net.2.weight, net.2.bias belong to no layer"),
         (
             {"freeze": "*"},
-            r"freeze='\*' leaves nothing to train. Name in thaw what shall learn, such as thaw=\['net.2'",
+            r"freeze='\*' leaves nothing to train. Name in unfreeze what shall learn, such as unfreeze=\['net.2'",
         ),
         ({"rewind": 10, "begin": "50%"}, "rewind=10 is moment 10 and begin='50%' is moment 8 of this run"),
         ({"warmup": 10, "end": "50%"}, "warmup=10 is 10 steps, but the phase from begin='0%' to end='50%' has only 8"),
@@ -73,7 +73,9 @@ def test_refuses_before_the_first_step(arguments, message, make_module, make_tra
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("first", [{"freeze": "net.0"}, {"learning_rate": 0.1}, {"factors": {"net.0.weight": 2.0}}])
+@pytest.mark.parametrize(
+    "first", [{"freeze": "net.0"}, {"learning_rate": 0.1}, {"lr_multipliers": {"net.0.weight": 2.0}}]
+)
 def test_refuses_two_phases_that_overlap_on_one_parameter(first, make_module, make_trainer, loader):
     phases = [FineTuning(end="60%", **first), FineTuning(warmup=2, begin="50%", name="second")]
     with pytest.raises(ValueError, match=r"'finetuning' \('0%' to '60%'\) and 'second' .* would both be about net.0"):
@@ -83,7 +85,7 @@ def test_refuses_two_phases_that_overlap_on_one_parameter(first, make_module, ma
 def test_phases_may_follow_each_other_or_share_the_model(make_module, make_trainer, loader):
     phases = [
         FineTuning(freeze="net.0", end="50%"),
-        FineTuning(factors={"net.2": 0.5}, weight_decay=None, end="50%", name="beside"),
+        FineTuning(lr_multipliers={"net.2": 0.5}, weight_decay=None, end="50%", name="beside"),
         FineTuning(learning_rate="restart", warmup=2, begin="50%", name="after"),
     ]
     make_trainer(phases, max_epochs=2).fit(make_module(), loader)
@@ -106,8 +108,8 @@ def test_refuses_to_thaw_what_no_optimizer_has(make_module, make_trainer, loader
 
     module = Filtered()
     module.net[0].requires_grad_(False)
-    with pytest.raises(ValueError, match=r"thaw: net.0.weight, net.0.bias belong to no optimizer"):
-        make_trainer([FineTuning(thaw="net.0")], max_epochs=2).fit(module, loader)
+    with pytest.raises(ValueError, match=r"unfreeze: net.0.weight, net.0.bias belong to no optimizer"):
+        make_trainer([FineTuning(unfreeze="net.0")], max_epochs=2).fit(module, loader)
 
 
 def test_refuses_to_restart_what_cannot_be_copied(make_module, make_trainer, loader):
@@ -140,7 +142,7 @@ def test_a_recipe_names_it_and_its_arguments(tmp_path, make_module, make_trainer
         "  - FineTuning: {freeze: ['net.0.*'], begin: 0%, end: 10%}\n"
         "  - Pruning: {final_sparsity: 0.5, begin: 10%, end: 60%}\n"
         "  - FineTuning: {learning_rate: restart, warmup: 5%, begin: 60%, end: 80%, name: recover}\n"
-        "  - FineTuning: {factors: {'net.0.*': 0.1}, begin: 80%, name: gently}\n"
+        "  - FineTuning: {lr_multipliers: {'net.0.*': 0.1}, begin: 80%, name: gently}\n"
     )
     callbacks = Recipe.load(path).callbacks()
     assert [one.name for one in callbacks] == ["finetuning", "pruning", "recover", "gently"]

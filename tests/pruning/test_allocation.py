@@ -1,4 +1,4 @@
-"""Criterion, granularity, distribution, overrides and floor brought together: counts, then masks."""
+"""Criterion, granularity, distribution, overrides and min_density brought together: counts, then masks."""
 
 import math
 from itertools import product
@@ -31,11 +31,13 @@ NAMES = ("0.weight", "1.weight", "2.weight")
 SIZES = {"0.weight": 432, "1.weight": 8, "2.weight": 48}
 
 
-def planned(model, granularity="weight", distribution=uniform, sparsity=0.5, overrides=None, floor=0.0, most=None):
+def planned(
+    model, granularity="weight", distribution=uniform, sparsity=0.5, overrides=None, min_density=0.0, most=None
+):
     """The layers of a model, how to score their weights by magnitude, and the units to keep."""
     layers = layers_of(model, granularity)
     score = lambda name: model.get_parameter(name).detach().abs()
-    return layers, score, allocate(layers, score, distribution, sparsity, overrides or {}, floor, most)
+    return layers, score, allocate(layers, score, distribution, sparsity, overrides or {}, min_density, most)
 
 
 def test_layers_know_shapes_costs_and_sizes_with_outputs_first():
@@ -61,11 +63,11 @@ def test_scores_of_units_are_computed_when_they_are_read():
 
 @every_distribution
 @pytest.mark.parametrize("granularity", ["weight", "row", "column", "kernel", "group", "block 2x2"])
-@pytest.mark.parametrize("floor", [0.0, 0.07, 0.25])
-def test_no_layer_empties_and_the_total_is_what_was_asked_for(distribution, granularity, floor):
+@pytest.mark.parametrize("min_density", [0.0, 0.07, 0.25])
+def test_no_layer_empties_and_the_total_is_what_was_asked_for(distribution, granularity, min_density):
     for sparsity in (0.0, 0.3, 0.8, 0.93, 0.99):
-        layers, _, kept = planned(network(), granularity, distribution, sparsity, floor=floor)
-        least = {name: max(1, math.ceil(round(floor * size, 6))) for name, size in layers.sizes.items()}
+        layers, _, kept = planned(network(), granularity, distribution, sparsity, min_density=min_density)
+        least = {name: max(1, math.ceil(round(min_density * size, 6))) for name, size in layers.sizes.items()}
         assert all(least[name] <= kept[name] <= size for name, size in layers.sizes.items())
         weights = sum(kept[name] * cost for name, cost in layers.costs.items())
         total = sum(SIZES.values())
@@ -86,23 +88,27 @@ def test_without_a_floor_the_smallest_layer_would_be_empty():
 
 
 def test_the_floor_by_hand():
-    # 93 % of 100 and 20: 7 and 1 stay. A floor of 10 % takes 10 and 2 instead, and nothing is left to be shared out.
+    # 93 % of 100 and 20: 7 and 1 stay. A `min_density` of 10 % takes 10 and 2 instead, and nothing is left to be
+    # shared out.
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 2))
     assert planned(model, sparsity=0.93)[2] == {"0.weight": 7, "1.weight": 1}
-    assert planned(model, sparsity=0.93, floor=0.1)[2] == {"0.weight": 10, "1.weight": 2}
-    # A floor that is met just so changes nothing: 0.07 * 100 is a little over 7 for a computer.
-    assert planned(model, sparsity=0.93, floor=0.05)[2] == {"0.weight": 7, "1.weight": 1}
-    assert planned(nn.Sequential(nn.Linear(10, 10)), sparsity=0.93, floor=0.07)[2] == {"0.weight": 7}
+    assert planned(model, sparsity=0.93, min_density=0.1)[2] == {"0.weight": 10, "1.weight": 2}
+    # A `min_density` that is met just so changes nothing: 0.07 * 100 is a little over 7 for a computer.
+    assert planned(model, sparsity=0.93, min_density=0.05)[2] == {"0.weight": 7, "1.weight": 1}
+    assert planned(nn.Sequential(nn.Linear(10, 10)), sparsity=0.93, min_density=0.07)[2] == {"0.weight": 7}
 
 
 def test_what_a_floor_keeps_is_taken_from_the_others():
-    # Of 100 and 4 weights 10 are to stay. The four are the smallest, and the floor keeps two of them.
+    # Of 100 and 4 weights 10 are to stay. The four are the smallest, and `min_density` keeps two of them.
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(4, 1))
     with torch.no_grad():
         model[1].weight.mul_(1e-6)
     assert planned(model, distribution=global_, sparsity=1 - 10 / 104)[2] == {"0.weight": 9, "1.weight": 1}
-    assert planned(model, distribution=global_, sparsity=1 - 10 / 104, floor=0.01)[2] == {"0.weight": 9, "1.weight": 1}
-    low = planned(model, distribution=global_, sparsity=1 - 40 / 104, floor=0.26)[2]
+    assert planned(model, distribution=global_, sparsity=1 - 10 / 104, min_density=0.01)[2] == {
+        "0.weight": 9,
+        "1.weight": 1,
+    }
+    low = planned(model, distribution=global_, sparsity=1 - 40 / 104, min_density=0.26)[2]
     assert low == {"0.weight": 38, "1.weight": 2}
 
 

@@ -13,14 +13,14 @@ from lightning_compress.pruning.functional import criteria, distributions
 from lightning_compress.pruning.granularity import parse
 
 
-def pruning(granularity, final_sparsity, distribution=distributions.uniform, overrides=(), floor=0.0):
+def pruning(granularity, final_sparsity, distribution=distributions.uniform, overrides=(), min_density=0.0):
     return SimpleNamespace(
         granularity=granularity,
         grain=parse(granularity),
         final_sparsity=final_sparsity,
         distribution=distribution,
         overrides=dict(overrides),
-        floor=floor,
+        min_density=min_density,
     )
 
 
@@ -50,7 +50,7 @@ def test_the_sparsity_of_a_pattern_is_told_so_that_it_can_be_written(pattern):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"distribution": distributions.erk}, {"overrides": {"0.weight": 0.3}}, {"floor": 0.1}],
+    [{"distribution": distributions.erk}, {"overrides": {"0.weight": 0.3}}, {"min_density": 0.1}],
     ids=lambda one: next(iter(one)),
 )
 def test_a_pattern_leaves_no_other_choice(arguments):

@@ -273,7 +273,7 @@ def test_says_what_it_covers_and_what_not(make_module, make_trainer, loader, cap
         ({"criterion": "nowhere.to.be.found"}, "'nowhere.to.be.found' cannot be imported"),
         ({"overrides": {"conv1": 30}}, r"overrides\['conv1'\] is a fraction"),
         ({"name": ""}, "name must be a word"),
-        ({"floor": 2}, "floor is a fraction"),
+        ({"min_density": 2}, "min_density is a fraction"),
     ],
 )
 def test_refuses_at_construction(arguments, message):

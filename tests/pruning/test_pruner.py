@@ -67,11 +67,11 @@ def test_a_plain_loop_trains_a_network_whose_pruned_weights_are_zero(criterion):
 
 @pytest.mark.parametrize("distribution", registered(distributions).values(), ids=registered(distributions))
 @pytest.mark.parametrize("granularity", ["weight", "row", "column", "block 2x2"])
-@pytest.mark.parametrize("floor", [0.0, 0.2])
-def test_what_is_pruned_stays_pruned_while_the_sparsity_rises(distribution, granularity, floor):
+@pytest.mark.parametrize("min_density", [0.0, 0.2])
+def test_what_is_pruned_stays_pruned_while_the_sparsity_rises(distribution, granularity, min_density):
     for seed in range(2):
         model, generator = network(), torch.Generator().manual_seed(seed)
-        pruner = pruner_of(model, lambda weight, grad: grad, distribution, granularity, floor=floor)
+        pruner = pruner_of(model, lambda weight, grad: grad, distribution, granularity, min_density=min_density)
         before = {name: torch.ones_like(value, dtype=torch.bool) for name, value in pruner.masked.parameters.items()}
         for step in range(1, 13):
             for parameter in pruner.masked.parameters.values():  # the scores have nothing to do with those before
@@ -81,7 +81,7 @@ def test_what_is_pruned_stays_pruned_while_the_sparsity_rises(distribution, gran
             for name, mask in after.items():
                 assert not (mask & ~before[name]).any(), (seed, step, name)
                 assert mask.any()
-            if granularity == "weight" and floor == 0.0 and distribution is not uniform:
+            if granularity == "weight" and min_density == 0.0 and distribution is not uniform:
                 kept = sum(int(mask.sum()) for mask in after.values())
                 assert kept == TOTAL - round(step * 0.08 * TOTAL)
             before = after

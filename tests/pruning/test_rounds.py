@@ -70,7 +70,7 @@ def test_a_round_that_ends_early_is_pruned_before_the_next_one_begins(make_modul
     phases[1] = FineTuning(learning_rate="restart", begin="20%", end="40%", rewind="2%", until=until, name="round_1")
     make_trainer([pruning, *phases], max_epochs=EPOCHS).fit(module, loader, loader)
     ended = 17  # the epoch ends at 16; masks are made in the step that reaches their moment
-    assert pruning.window.moments() == [12, ended, 38 - (25 - ended), 51 - (25 - ended)]
+    assert pruning.window.times() == [12, ended, 38 - (25 - ended), 51 - (25 - ended)]
     assert [phase.window.begin for phase in phases] == [0, 12, ended, 30, 43]
     trained, early = seen[ended - 1], seen[EARLY]
     kept = 176 - round((1 - (1 - OF_WHAT_IS_LEFT) ** 2) * 176)
@@ -111,7 +111,7 @@ def test_the_timeline_has_the_masks_of_a_round_and_its_beginning_at_one_moment()
     assert pruning.timeline(run) == [
         (4, "sparsity 33.13%"), (9, "sparsity 55.28%"), (13, "sparsity 70.09%"), (18, "sparsity 80.00%"),
     ]  # fmt: skip
-    assert [phase.resolved(run).begin for phase in phases] == [4, 9, 13, 18]
+    assert [phase.scheduled_window(run).begin for phase in phases] == [4, 9, 13, 18]
 
 
 @pytest.mark.parametrize(

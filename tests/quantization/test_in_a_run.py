@@ -242,7 +242,7 @@ class Broken(nn.Module):
         ({"begin": "60%", "end": "50%"}, "begin"),
         ({"damping": -1.0}, "damping"),
         ({"weights": 8, "initial_bits": 4}, "nothing would fall"),
-        ({"gradients": 6}, "'dorefa' or 'wage'"),
+        ({"weight_grad_bits": 6}, "'dorefa' or 'wage'"),
         ({"overrides": {"net.0": {"wights": 4}}}, "Did you mean 'weights'"),
     ],
 )

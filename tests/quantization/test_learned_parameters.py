@@ -218,7 +218,7 @@ def test_schedulers_move_the_steps_rates_along_and_keep_the_users(kind, pl, make
 
 def test_gradients_of_weights_lie_on_their_grid_for_the_optimizer_that_gets_them():
     model = seeded(Perceptron)
-    found = quantized(model, randn(5, 6), method="wage", gradients=8, weights=4)
+    found = quantized(model, randn(5, 6), method="wage", weight_grad_bits=8, weights=4)
     model(randn(5, 6)).square().sum().backward()
     other = model.net[2].weight.grad.clone()
     found.draw_anew(3)

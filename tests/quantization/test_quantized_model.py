@@ -245,7 +245,7 @@ class InPlace(nn.Module):
 
 METHODS = {
     "uniform": {}, "lsq": {"method": "lsq", "weights": 4, "activations": 4},
-    "dorefa": {"method": "dorefa", "gradients": 6}, "wage": {"method": "wage", "errors": 8},
+    "dorefa": {"method": "dorefa", "weight_grad_bits": 6}, "wage": {"method": "wage", "activation_grad_bits": 8},
     "fp8": {"activations": "fp8"}, "pact": {"method": {"activations": "pact"}}, "stochastic": {"method": "stochastic"},
     "binary": {"weights": "binary", "activations": "binary"}, "ternary": {"weights": "ternary", "activations": 4},
     "ttq": {"weights": "ternary", "method": "ttq"},
@@ -418,7 +418,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_number_of_the_batch_alone():
 
 def test_errors_that_flow_back_lie_on_their_grid_and_gradients_of_weights_follow_from_those():
     model = seeded(Perceptron)
-    quantized(model, randn(5, 6), method="wage", errors=4, weights=4)
+    quantized(model, randn(5, 6), method="wage", activation_grad_bits=4, weights=4)
     seen = []
     model.net[1].register_full_backward_hook(lambda _module, given, taken: seen.append((given[0], taken[0])))
     result = model(randn(5, 6))

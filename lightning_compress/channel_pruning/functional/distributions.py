@@ -13,25 +13,33 @@ from lightning_compress.channel_pruning.functional.unit_selection import lowest,
 
 
 def uniform(
-    groups: Sequence[Group], scores: Mapping[str, Tensor], originals: Mapping[str, int], fraction: float, floor: float
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    originals: Mapping[str, int],
+    fraction: float,
+    min_density: float,
 ) -> Gone:
     """The lowest units of each group, so that `fraction` of its original ones is gone."""
     gone = {}
     for group in groups:
         original = originals[group.name]
         wanted = int(fraction * original + 1e-9) - (original - group.units)
-        count = min(max(wanted, 0), most_that_may_go(group, original, floor))
+        count = min(max(wanted, 0), most_that_may_go(group, original, min_density))
         gone[group.name] = lowest(scores[group.name], count)
     return gone
 
 
 def global_(
-    groups: Sequence[Group], scores: Mapping[str, Tensor], originals: Mapping[str, int], fraction: float, floor: float
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    originals: Mapping[str, int],
+    fraction: float,
+    min_density: float,
 ) -> Gone:
     """The lowest units of all groups together, so that `fraction` of all the original ones is gone."""
     total = sum(originals[group.name] for group in groups)
     wanted = max(int(fraction * total + 1e-9) - sum(originals[group.name] - group.units for group in groups), 0)
-    allowed = {group.name: most_that_may_go(group, originals[group.name], floor) for group in groups}
+    allowed = {group.name: most_that_may_go(group, originals[group.name], min_density) for group in groups}
     counts = dict.fromkeys(allowed, 0)
     ranked = sorted(
         (float(score), number, unit)

@@ -8,9 +8,9 @@ from torch import Tensor
 from lightning_compress.channel_pruning.functional.groups import Gone, Group
 
 
-def most_that_may_go(group: Group, original: int, floor: float) -> int:
-    """How many of a group's units may go, when `floor` of the original ones must stay, and one if it may not vanish."""
-    return max(group.units - max(ceil(floor * original - 1e-9), not group.may_vanish), 0)
+def most_that_may_go(group: Group, original: int, min_density: float) -> int:
+    """How many of a group's units may go: `min_density` of the original ones stay, and one if it may not vanish."""
+    return max(group.units - max(ceil(min_density * original - 1e-9), not group.may_vanish), 0)
 
 
 def rounded(

@@ -30,47 +30,57 @@ from lightning_compress.distillation.losses.features import (
     rkd_distance,
     similarity_preserving,
 )
-from lightning_compress.distillation.losses.language import generalised_jsd, token_reverse_kl, token_soft_targets
+from lightning_compress.distillation.losses.language import generalised_jsd, token_kl_divergence, token_reverse_kl
 from lightning_compress.distillation.losses.learned import Crd, FactorTransfer, ProjectedHint, ReviewKd, Vid
 from lightning_compress.distillation.losses.logits import (
+    binary_kl,
     bounded_regression,
     dist,
     dkd,
-    multi_label,
-    per_pixel,
+    kl_divergence,
+    logit_mse,
+    per_pixel_kl,
     reverse_kl,
-    soft_targets,
-    squared_logits,
-    standardised_soft_targets,
+    standardised_kl_divergence,
 )
 
+# New names of losses by old ones, for the words of an error.
+RENAMED = {
+    "soft_targets": "kl_divergence",
+    "squared_logits": "logit_mse",
+    "multi_label": "binary_kl",
+    "per_pixel": "per_pixel_kl",
+    "standardised_soft_targets": "standardised_kl_divergence",
+    "token_soft_targets": "token_kl_divergence",
+}
 OFFERED = ("student", "teacher", "temperature", "target", "mask")
 
 __all__ = [
     "OFFERED",
+    "RENAMED",
     "Crd",
     "FactorTransfer",
     "ProjectedHint",
     "ReviewKd",
     "Vid",
     "attention_transfer",
+    "binary_kl",
     "bounded_regression",
     "dist",
     "dkd",
     "fsp",
     "generalised_jsd",
     "hint",
-    "multi_label",
+    "kl_divergence",
+    "logit_mse",
     "nst",
-    "per_pixel",
+    "per_pixel_kl",
     "pkt",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
     "similarity_preserving",
-    "soft_targets",
-    "squared_logits",
-    "standardised_soft_targets",
+    "standardised_kl_divergence",
+    "token_kl_divergence",
     "token_reverse_kl",
-    "token_soft_targets",
 ]

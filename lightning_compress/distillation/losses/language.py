@@ -9,7 +9,7 @@ from lightning_compress.distillation.losses._divergence import divergence, softe
 from lightning_compress.distillation.losses._shapes import check_same
 
 
-def token_soft_targets(
+def token_kl_divergence(
     student: Tensor, teacher: Tensor, temperature: float = 4.0, mask: Tensor | None = None
 ) -> Tensor:
     """Divergence of the student's softened token probabilities from the teacher's, `KL(teacher || student)`.
@@ -32,7 +32,7 @@ def token_soft_targets(
 
 
 def token_reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0, mask: Tensor | None = None) -> Tensor:
-    """As `token_soft_targets`, but `KL(student || teacher)`: the student may leave out what it cannot say.
+    """As `token_kl_divergence`, but `KL(student || teacher)`: the student may leave out what it cannot say.
 
     Reference: Gu et al., 2024, section 2.1, https://arxiv.org/abs/2306.08543
     """
@@ -45,22 +45,24 @@ def generalised_jsd(
 ) -> Tensor:
     """Jensen-Shannon divergence of both from their mixture, `beta * teacher + (1 - beta) * student`.
 
-    Near `beta` 0 it is `beta` times `token_soft_targets`, near 1 it is `1 - beta` times `token_reverse_kl`.
+    Near `beta` 0 it is `beta` times `token_kl_divergence`, near 1 it is `1 - beta` times `token_reverse_kl`.
 
     Args:
-        student, teacher, temperature, mask: as in `token_soft_targets`; the paper compares at temperature 1.
+        student, teacher, temperature, mask: as in `token_kl_divergence`; the paper compares at temperature 1.
         beta: in (0, 1), the teacher's share of the mixture, and the weight of its divergence.
 
     Returns:
         Scalar in nats, the mean over the tokens that count (0 if none does), times `temperature ** 2`.
 
     Raises:
-        ValueError: as in `token_soft_targets`, and if `beta` is not in (0, 1).
+        ValueError: as in `token_kl_divergence`, and if `beta` is not in (0, 1).
 
     Reference: Agarwal et al., 2024, section 2, https://arxiv.org/abs/2306.13649
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta is in (0, 1), but is {beta}. For the ends take token_soft_targets or token_reverse_kl.")
+        raise ValueError(
+            f"beta is in (0, 1), but is {beta}. For the ends take token_kl_divergence or token_reverse_kl."
+        )
     log_q, log_p = _counted(student, teacher, temperature, mask)
     mixture = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     return _mean(beta * divergence(log_p, mixture) + (1 - beta) * divergence(log_q, mixture)) * temperature**2

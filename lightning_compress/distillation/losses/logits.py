@@ -9,7 +9,7 @@ from lightning_compress.distillation.losses._precision import widened
 from lightning_compress.distillation.losses._shapes import check_labels, check_same
 
 
-def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """Divergence of the student's softened class probabilities from the teacher's, `KL(teacher || student)`.
 
     Args:
@@ -30,16 +30,16 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """As `soft_targets`, but `KL(student || teacher)`: the student may leave out what it cannot say.
+    """As `kl_divergence`, but `KL(student || teacher)`: the student may leave out what it cannot say.
 
     Reference: Gu et al., 2024, section 2.1, https://arxiv.org/abs/2306.08543
     """
     check_same(student, teacher)
-    return soft_targets(teacher, student, temperature)
+    return kl_divergence(teacher, student, temperature)
 
 
-def standardised_soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """As `soft_targets`, of logits brought to mean 0 and standard deviation 1 in each row.
+def standardised_kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """As `kl_divergence`, of logits brought to mean 0 and standard deviation 1 in each row.
 
     The student learns the relations between logits, and is free in their size. The deviation is that of the whole row,
     divided by the number of classes.
@@ -47,10 +47,10 @@ def standardised_soft_targets(student: Tensor, teacher: Tensor, temperature: flo
     Reference: Sun et al., 2024, section 4, https://arxiv.org/abs/2403.01427
     """
     check_same(student, teacher)
-    return soft_targets(_standardised(student), _standardised(teacher), temperature)
+    return kl_divergence(_standardised(student), _standardised(teacher), temperature)
 
 
-def squared_logits(student: Tensor, teacher: Tensor) -> Tensor:
+def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the logits, of any one shape.
 
     Raises:
@@ -68,7 +68,7 @@ def dkd(
     """Decoupled distillation: how sure the teacher is of the target, and how it ranks the other classes.
 
     With `beta` equal to the teacher's probability of all other classes in each row, and `alpha` 1, it would be
-    `soft_targets`; a constant `beta` listens as closely to a teacher that is sure.
+    `kl_divergence`; a constant `beta` listens as closely to a teacher that is sure.
 
     Args:
         student, teacher: logits, shape `(batch, classes)`.
@@ -118,7 +118,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 4.0, beta: float
     return (beta * between_classes + gamma * between_samples) * temperature**2
 
 
-def multi_label(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def binary_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """Divergence of the student's probability of each label, which may hold or not by itself, from the teacher's.
 
     Args:
@@ -165,15 +165,15 @@ def bounded_regression(student: Tensor, teacher: Tensor, target: Tensor, margin:
     return torch.where(error + margin > bound, error, 0.0).mean()
 
 
-def per_pixel(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """As `soft_targets`, at each place of a dense prediction, shape `(batch, classes, *space)`; the mean over places.
+def per_pixel_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """As `kl_divergence`, at each place of a dense prediction, shape `(batch, classes, *space)`; the mean over places.
 
     Reference: Liu et al., 2019, section 3.1, https://arxiv.org/abs/1903.04197
     """
     check_same(student, teacher)
     if student.ndim < 3:
-        raise ValueError(f"per_pixel takes shape (batch, classes, *space), but got {tuple(student.shape)}.")
-    return soft_targets(student.movedim(1, -1), teacher.movedim(1, -1), temperature)
+        raise ValueError(f"per_pixel_kl takes shape (batch, classes, *space), but got {tuple(student.shape)}.")
+    return kl_divergence(student.movedim(1, -1), teacher.movedim(1, -1), temperature)
 
 
 def _standardised(logits: Tensor) -> Tensor:

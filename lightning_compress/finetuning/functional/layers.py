@@ -1,4 +1,4 @@
-"""The arithmetic of a phase: how it warms up, in which order layers thaw, how rates fall from the head to the input."""
+"""Warm-up, the order in which layers unfreeze, and learning rates that fall from the head to the input."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +13,7 @@ def warm_up(step: int, steps: int) -> float:
 
 
 def thaw_moments(begin: int, end: int, layers: int) -> list[int]:
-    """When each of `layers` thaws, the one next to the head first: all at equal distances, none at `begin` or `end`.
+    """When each of `layers` unfreezes, from the head down: at equal distances, none at `begin` or `end`.
 
     >>> thaw_moments(begin=10, end=40, layers=2)
     [20, 30]

@@ -26,7 +26,7 @@ def test_the_lowest_go_and_among_equals_the_later_ones():
 
 
 def test_one_unit_always_stays_and_more_if_the_floor_says_so():
-    assert [most_that_may_go(GROUPS[1], 10, floor) for floor in (0.0, 0.25, 0.9, 0.99)] == [9, 7, 1, 0]
+    assert [most_that_may_go(GROUPS[1], 10, min_density) for min_density in (0.0, 0.25, 0.9, 0.99)] == [9, 7, 1, 0]
     assert most_that_may_go(group("a", 4), 10, 0.5) == 0  # it has lost more than that already
 
 

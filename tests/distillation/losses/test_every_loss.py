@@ -16,7 +16,7 @@ SHAPES = {  # of student and teacher alike; a list for a loss over several layer
     **dict.fromkeys(registered(logits), (4, 6)),
     **dict.fromkeys(registered(language), (4, 3, 6)),
     **dict.fromkeys([*registered(features), *LEARNED], MAP),
-    "per_pixel": MAP,
+    "per_pixel_kl": MAP,
     "fsp": [MAP, (4, 7, 3, 3)],
     "review_kd": [MAP, (4, 7, 3, 3)],
 }
@@ -66,7 +66,7 @@ def test_there_are_losses_of_every_kind_and_no_name_twice():
     assert all(registered(module) for module in modules)
     assert sum(len(registered(module)) for module in modules) == len(EVERY)
     assert {member.__name__ for member in EVERY.values()} == set(losses.__all__) - {"OFFERED"}
-    assert {"soft_targets", "generalised_jsd", "rkd_angle", "projected_hint", "vid", "review_kd", "crd"} <= set(EVERY)
+    assert {"kl_divergence", "generalised_jsd", "rkd_angle", "projected_hint", "vid", "review_kd", "crd"} <= set(EVERY)
 
 
 @every_loss

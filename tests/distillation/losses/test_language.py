@@ -7,7 +7,7 @@ from scipy.special import rel_entr, softmax
 
 from lightning_compress.distillation.losses import language
 
-LOSSES = (language.token_soft_targets, language.token_reverse_kl, language.generalised_jsd)
+LOSSES = (language.token_kl_divergence, language.token_reverse_kl, language.generalised_jsd)
 
 
 def draw():
@@ -25,7 +25,7 @@ def test_the_mean_is_over_the_tokens_that_count():
     p, q = (softmax(one.numpy() / 2.0, axis=-1) for one in (teacher, student))
     counts = [(0, 0), (0, 2), (0, 3), (1, 2)]
     forward = sum(kl(p[place], q[place]) for place in counts)
-    assert language.token_soft_targets(student, teacher, 2.0, mask).item() == pytest.approx(forward)  # 2 ** 2 / 4 is 1
+    assert language.token_kl_divergence(student, teacher, 2.0, mask).item() == pytest.approx(forward)  # 2 ** 2 / 4 is 1
     reverse = sum(kl(q[place], p[place]) for place in counts)
     assert language.token_reverse_kl(student, teacher, 2.0, mask).item() == pytest.approx(reverse)
 
@@ -42,7 +42,7 @@ def test_generalised_jsd_from_its_definition(beta):
 def test_generalised_jsd_tends_to_the_two_divergences():
     student, teacher, mask = draw()
     near_0 = language.generalised_jsd(student, teacher, 4.0, mask, beta=1e-5) / 1e-5
-    assert near_0.item() == pytest.approx(language.token_soft_targets(student, teacher, 4.0, mask).item(), rel=1e-3)
+    assert near_0.item() == pytest.approx(language.token_kl_divergence(student, teacher, 4.0, mask).item(), rel=1e-3)
     near_1 = language.generalised_jsd(student, teacher, 4.0, mask, beta=1 - 1e-5) / 1e-5
     assert near_1.item() == pytest.approx(language.token_reverse_kl(student, teacher, 4.0, mask).item(), rel=1e-3)
 

@@ -16,7 +16,7 @@ def test_the_mask_counts_the_positions_that_the_shifted_cross_entropy_counts():
     shifted = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     # A teacher that is sure of the label at each place has no entropy: its divergence is that cross-entropy.
     teacher = 1e4 * functional.one_hot(labels.roll(-1, dims=1).clamp(min=0), 7).float()
-    loss = language.token_soft_targets(logits, teacher, temperature=1.0, mask=next_token_mask(labels))
+    loss = language.token_kl_divergence(logits, teacher, temperature=1.0, mask=next_token_mask(labels))
     assert loss.item() == pytest.approx(shifted.item(), rel=1e-5)
 
 

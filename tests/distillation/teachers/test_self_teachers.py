@@ -128,4 +128,4 @@ def test_the_timeline_tells_when_it_is_taken_and_when_it_teaches():
 def test_a_recipe_writes_it_as_it_is(tmp_path):
     (tmp_path / "r.yaml").write_text("callbacks:\n  - Distillation:\n      teacher: self@10%\n")
     (callback,) = Recipe.load(tmp_path / "r.yaml").callbacks()
-    assert callback.resolved(Run(epochs=None, max_steps=50)).begin == 5
+    assert callback.scheduled_window(Run(epochs=None, max_steps=50)).begin == 5

@@ -58,7 +58,7 @@ known.register_fake(torch.empty_like)
     [
         (
             lambda values: values if values.sum() > 0 else -values,
-            r"in '1', test_pt2_program.py line \d+.*data-dependent.*torch.where",
+            r"in '1', test_program.py line \d+.*data-dependent.*torch.where",
         ),
         (lambda values: values[: int(values.sum() * 0 + 2)], "in '1'.*data-dependent.*torch.where"),
         (lambda values: values.view(4, -1), "specialized.*With a fixed batch it can be: give dynamic_batch=False"),

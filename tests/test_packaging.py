@@ -91,32 +91,6 @@ print(*sorted(new.intersection({ONLY_WHERE_USED})))
     assert done.stdout.split() == []
 
 
-def test_report_is_the_function_and_the_folder_in_whatever_order_they_are_imported():
-    lines = [
-        "from lightning_compress import report",
-        "from lightning_compress.reporting import report",
-        "import lightning_compress.report",
-        "import lightning_compress.reporting.render.html",
-        "from lightning_compress.reporting.values import Report",
-        "import lightning_compress.recipe",
-    ]
-    script = f"""
-import itertools, sys
-for first, second in itertools.permutations({lines}, 2):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lightning_compress"]:
-        del sys.modules[name]
-    exec(f"{{first}}\\n{{second}}", {{}})
-    import lightning_compress
-    from lightning_compress.reporting import report
-    from lightning_compress.reporting.render import html
-    assert lightning_compress.report is report is sys.modules["lightning_compress.report"].report, (first, second)
-    assert callable(report) and html.html_page, (first, second)
-print("done")
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "done\n"
-
-
 def test_every_make_target_that_the_texts_name_exists():
     texts = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", ".ci/run"))
     named = set(re.findall(r"(?:^|`|^\s+)make ([a-z]+)\b", texts, re.MULTILINE))
