@@ -1,0 +1,91 @@
+"""A public name means one thing, changes on purpose only, and Lightning's private attributes have one home."""
+
+import ast
+
+import pytest
+
+from tests.tools import api_snapshot, names
+from tests.tools.import_graph import read_trees
+from tests.tools.layers import PACKAGE
+
+# Names that still mean several things. Each must be one: a name that is mended must go from here.
+KNOWN_DUPLICATES = {
+    "Gathered", "Layer", "Layout", "Located", "Place", "Range", "Source", "Steps", "Written", "batch_size", "check",
+    "check_temperature", "damaged", "drawn", "fingerprint", "keys", "layers_of", "load_checkpoint", "moments_of",
+    "name_of", "owner_of", "pack", "parse", "read", "run", "show", "summary", "unpack", "widened",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return read_trees(PACKAGE)
+
+
+def parsed(**files):
+    return {name.replace("__", "/") + ".py": ast.parse(text) for name, text in files.items()}
+
+
+def test_a_public_name_is_defined_once(trees):
+    assert set(names.duplicates(trees)) == KNOWN_DUPLICATES
+
+
+def test_a_name_of_two_files_is_found_unless_both_are_registries():
+    trees = parsed(
+        pruning__masks="class Mask: ...\ndef _own(): ...\ndef random(): ...",
+        export__api="def Mask(): ...\ndef _own(): ...",
+        pruning__functional__criteria="def random(): ...\ndef taylor(): ...",
+        channel_pruning__functional__criteria="def taylor(): ...",
+    )
+    assert names.duplicates(trees) == {
+        "Mask": ["pruning/masks.py", "export/api.py"],
+        "random": ["pruning/masks.py", "pruning/functional/criteria.py"],
+    }
+
+
+def test_private_attributes_of_lightning_are_used_in_one_file(trees):
+    assert names.private_uses(trees) == []
+
+
+@pytest.mark.parametrize("text", [
+    "trainer.fit_loop._skip_backward", "x._setup_model(y)", "getattr(one, '_average_model', None)",
+    "trainer._anything", "self.trainer.strategy._other = 1", "trainer.loggers[0]._id", "hasattr(callback, '_x')",
+    "kept = '_wandb_init'", "name.startswith('_ForwardRedirection.')", "import m\nm._ForwardRedirection",
+])  # fmt: skip
+def test_a_private_attribute_of_lightning_is_found(text):
+    line, *_ = names.private_uses(parsed(training__callback=text))
+    assert line.startswith(f"training/callback.py:{text.count(chr(10)) + 1} uses _")
+    assert names.private_uses(parsed(_lightning=text)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["self._skipped", "module._parameters", "trainer.__class__", "trainer.callbacks", "x = '_'"]
+)
+def test_other_attributes_are_left_alone(text):
+    assert names.private_uses(parsed(nn__surgery=text)) == []
+
+
+def test_public_names_and_signatures_are_those_of_the_snapshot():
+    found = api_snapshot.differences()
+    assert not found, f"If this is meant to change, say so in CHANGELOG.md and run: {api_snapshot.RENEW}\n{found}"
+
+
+def test_a_changed_signature_is_seen(monkeypatch):
+    import lightning_compress
+
+    monkeypatch.setattr(lightning_compress, "quantize", lambda model, *, bits=9: None)
+    monkeypatch.setattr(
+        lightning_compress, "__all__", [name for name in lightning_compress.__all__ if name != "Report"]
+    )
+    found = api_snapshot.differences()
+    assert '+  "quantize": "(model, *, bits=9)",' in found
+    assert '-  "Report": {' in found
+    assert api_snapshot.main([]) == 1
+
+
+def test_a_class_is_described_by_what_the_package_defines():
+    from lightning_compress import Pruning
+
+    described = api_snapshot.describe(Pruning)
+    assert described["()"].startswith("(final_sparsity=0.9, *, ")
+    assert described["timeline"] == "(self, run)"
+    assert "on_before_zero_grad" not in described

@@ -1,0 +1,94 @@
+"""Print public names that are defined in several files, and uses of Lightning's private attributes.
+
+    python -m tests.tools.names
+
+Ends with status 1 if there are any that the rules do not allow.
+"""
+
+import ast
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from tests.tools.import_graph import read_trees
+from tests.tools.layers import PACKAGE
+
+# Files whose names are looked up by string, each in its own subpackage: `criterion="random"` of two callbacks.
+REGISTRIES = (
+    "core/schedules.py", "*/functional/criteria.py", "*/functional/distributions.py", "*/functional/penalties.py",
+    "distillation/losses/*", "quantization/functional/quantizers/*",
+)  # fmt: skip
+PRIVATE_IN_LIGHTNING = (
+    "_batches_that_stepped", "_setup_model", "_register_ddp_hooks", "_average_model", "_skip_backward",
+    "_on_before_batch_transfer", "_wandb_init", "_experiment", "_log_model", "_ForwardRedirection",
+)  # fmt: skip
+LIGHTNING_OBJECTS = (
+    "trainer", "pl_module", "strategy", "fit_loop", "epoch_loop", "val_loop", "logger", "loggers", "callback",
+    "callbacks", "datamodule", "lightning_module",
+)  # fmt: skip
+
+
+def duplicates(trees: Mapping[str, ast.Module]) -> dict[str, list[str]]:
+    """Public functions and classes that several files define, with these files; names of registries may be."""
+    places = defaultdict(list)
+    for file, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+                places[node.name].append(file)
+    several = {name: files for name, files in sorted(places.items()) if len(files) > 1}
+    return {name: files for name, files in several.items() if not all(map(is_registry, files))}
+
+
+def is_registry(file: str) -> bool:
+    return any(fnmatchcase(file, pattern) for pattern in REGISTRIES)
+
+
+def private_uses(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Where files other than `_lightning.py` use a private attribute of Lightning, or of an object that is its own."""
+    return [
+        f"{file}:{node.lineno} uses {name}; give it a function in _lightning.py"
+        for file, tree in trees.items()
+        if file != "_lightning.py"
+        for node, owner, name in _attributes(tree)
+        if any(known in name for known in PRIVATE_IN_LIGHTNING) or (is_private(name) and owner in LIGHTNING_OBJECTS)
+    ]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _attributes(tree: ast.AST) -> Iterator[tuple[ast.expr, str, str]]:
+    """Each attribute that is read, set, or named in a string: its node, the last name before it, and its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node, _last_name(node.value), node.attr
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr", "setattr", "delattr"):
+                yield node, _last_name(node.args[0]), str(node.args[1].value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private(node.value):
+            yield node, "", node.value
+
+
+def _last_name(node: ast.expr) -> str:
+    """`trainer` for `self.trainer`, `trainer[0]` and `trainer`; nothing for the result of a call."""
+    if isinstance(node, ast.Subscript):
+        return _last_name(node.value)
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def main() -> int:
+    trees = read_trees(PACKAGE)
+    several, private = duplicates(trees), private_uses(trees)
+    print(f"Public names defined several times: {len(several) or 'none'}")
+    for name, files in several.items():
+        print(f"  {name}: {', '.join(files)}")
+    print(f"Private attributes of Lightning outside _lightning.py: {len(private) or 'none'}")
+    for line in private:
+        print(f"  {line}")
+    return int(bool(several or private))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
