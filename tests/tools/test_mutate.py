@@ -49,7 +49,9 @@ def tree(tmp_path):
         "lightning_compress/nn/few.py": "def less(x):\n    return x - 1\n",
         "lightning_compress/core/__init__.py": "",
         "lightning_compress/core/many.py": "".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(10)),
-        "tests/core/test_many.py": "from lightning_compress.core.many import f0\ndef test_it():\n    assert f0(1) == 1\n",
+        "tests/core/test_many.py": (
+            "from lightning_compress.core.many import f0\n\ndef test_it():\n    assert f0(1) == 1\n"
+        ),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
