@@ -1,5 +1,7 @@
 """What earlier code wrote still loads, resumes and computes the numbers that the earlier code got from it."""
 
+import json
+
 import onnx
 import pytest
 import torch
@@ -14,6 +16,12 @@ every_file = pytest.mark.parametrize(
 )
 # Another CPU may add in another order; what is rounded or pruned otherwise moves a weight by far more than this.
 close = {"rtol": 1e-4, "atol": 1e-5}
+TIMELINES = json.loads(golden.TIMELINES.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def timelines():
+    return golden.timelines()
 
 
 def assert_all_close(found, expected):
@@ -99,6 +107,11 @@ def stored(graph):
     """Type, shape and content of each stored tensor; their names are free to change."""
     tensors = [(t.data_type, tuple(t.dims), onnx.numpy_helper.to_array(t).tobytes()) for t in graph.initializer]
     return sorted(tensors)
+
+
+@pytest.mark.parametrize("recipe", TIMELINES)
+def test_a_ready_recipe_does_the_same_in_the_same_steps(recipe, timelines):
+    assert timelines[recipe] == TIMELINES[recipe]
 
 
 def test_every_scenario_and_file_has_numbers_and_no_number_is_left_over():

@@ -3,16 +3,20 @@
     python -m tests.tools.golden --write       write the files anew, where a key of a checkpoint has a new name
     python -m tests.tools.golden --expected    write the numbers, once: it refuses to replace them
 
-The numbers in `expected.safetensors` were written by the code of commit 877c80a. Files that are written anew must still
+The numbers in `expected.safetensors` and `timelines.json` were written by the code of commit 877c80a. Files that are written anew must still
 lead to them, so a change of names cannot hide a change of results. It uses the public names of the package only.
 """
 
 import argparse
+import json
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ from lightning_compress import (
 
 FOLDER = Path(__file__).parents[1] / "golden"
 EXPECTED = FOLDER / "expected.safetensors"
+TIMELINES = FOLDER / "timelines.json"
 EPOCHS, SAVED_AT_STEP = 3, 8  # of 24 steps: in the middle of each schedule, between two of its events
 EXPORTED = ("exported_int8", "exported_int4")  # scenarios whose models are exported, in float32; not resumed
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
@@ -299,6 +304,17 @@ def expected(prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{prefix}/"): value for key, value in found.items()}
 
 
+def timelines() -> dict[str, list[str]]:
+    """Of each ready recipe in a run of 1,000 steps: in which steps something happens, and the numbers that it names."""
+    found = {}
+    for path in sorted(Path(str(files("lightning_compress.recipes"))).glob("*.yaml")):
+        with redirect_stdout(StringIO()):
+            text = Recipe.load(path).timeline(1000)
+        rows = re.findall(r"^ +step ([\d,]+) +(\S*)  +(.*)$", text, re.MULTILINE)
+        found[path.stem] = [" ".join([step, *re.findall(r"\d[\d.,]*", what)]) for step, _, what in rows]
+    return found
+
+
 def write() -> None:
     """Write checkpoints and exported files with the code that stands."""
     FOLDER.mkdir(exist_ok=True)
@@ -323,6 +339,7 @@ def main(arguments: list[str]) -> None:
     if chosen.write:
         write()
     if chosen.expected:
+        TIMELINES.write_text(json.dumps(timelines(), indent=0) + "\n", encoding="utf-8")
         save_file({key: value.detach().clone().contiguous() for key, value in numbers()}, EXPECTED)
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     print(f"{FOLDER}: {len(list(FOLDER.iterdir()))} files, {size} bytes")
