@@ -3,8 +3,9 @@
     python -m tests.tools.golden --write       write the files anew, where a key of a checkpoint has a new name
     python -m tests.tools.golden --expected    write the numbers, once: it refuses to replace them
 
-The numbers in `expected.safetensors` and `timelines.json` were written by the code of commit 877c80a. Files that are written anew must still
-lead to them, so a change of names cannot hide a change of results. It uses the public names of the package only.
+The numbers in `expected.safetensors` and `timelines.json` were written by the code of commit 877c80a. Files that are
+written anew must still lead to them, so a change of names cannot hide a change of results. This script uses the public
+names of the package only.
 """
 
 import argparse

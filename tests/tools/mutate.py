@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.tools.import_graph import import_graph, imported_names, read_trees
@@ -64,13 +64,12 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests said about a mutation: "killed", "survived" or "timeout"."""
+    """What the tests said about a mutation: "killed", "survived", "timeout", or "invalid" if they fail without it."""
 
     mutation: Mutation
     result: str
     failed: str = ""
     seconds: float = 0.0
-    commands: list[list[str]] = field(default_factory=list)
 
 
 def mutations(source: str, file: str) -> list[Mutation]:
@@ -183,11 +182,13 @@ def quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 def groups_of_tests(root: Path, file: str) -> list[list[str]]:
     """Arguments of pytest for each group of tests that may notice a break in a file, the nearest first."""
     package, top = root / PACKAGE, subpackage(file)
-    near = [f"{PACKAGE}/{file}", *_tests_that_import(root, file)]
+    near = _tests_that_import(root, file)
     if (root / "tests" / top).is_dir():
         near.append(f"tests/{top}")
     contract = ["tests/contract", "-k", _contract_filter(package / top / "callback.py")]
-    groups = [near, contract if top not in ABOVE_CALLBACKS and (root / contract[0]).is_dir() else []]
+    # A file of the package beside files of tests would be imported a second time, under the same name.
+    doctests = [f"{PACKAGE}/{file}"] if ">>>" in (package / file).read_text(encoding="utf-8") else []
+    groups = [doctests, near, contract if top not in ABOVE_CALLBACKS and (root / contract[0]).is_dir() else []]
     importers = {
         subpackage(name) for name, targets in import_graph(read_trees(package), PACKAGE).items() if file in targets
     }
@@ -250,18 +251,28 @@ def run_tests(tree: Path, python: str, arguments: Sequence[str], limit_s: float)
 def try_mutation(tree: Path, python: str, mutation: Mutation, limit_s: float = LIMIT_S) -> Outcome:
     """Break a line of a tree, run the tests that may notice, and mend the line again."""
     path = tree / PACKAGE / mutation.file
-    source = path.read_text(encoding="utf-8")
-    groups, start, timed_out = groups_of_tests(tree, mutation.file), time.monotonic(), False
+    source, groups, start = path.read_text(encoding="utf-8"), groups_of_tests(tree, mutation.file), time.monotonic()
+    result, failed, timed_out = "survived", "", False
     path.write_text(mutation.apply(source), encoding="utf-8")
     try:
-        for number, group in enumerate(filter(None, groups)):
+        for group in filter(None, groups):
             result, failed = run_tests(tree, python, group, limit_s)
-            if result == "killed":
-                return Outcome(mutation, "killed", failed, time.monotonic() - start, groups[: number + 1])
             timed_out |= result == "timeout"
+            if result == "killed":
+                break
     finally:
         path.write_text(source, encoding="utf-8")
-    return Outcome(mutation, "timeout" if timed_out else "survived", "", time.monotonic() - start, groups)
+    if result == "killed" and not _passes(tree, python, failed, limit_s):
+        result = "invalid"
+    if result == "survived" and timed_out:
+        result = "timeout"
+    return Outcome(mutation, result, failed, time.monotonic() - start)
+
+
+def _passes(tree: Path, python: str, failed: str, limit_s: float) -> bool:
+    """Whether the file of a failed test passes in the tree as it is now."""
+    file = failed.partition(" ")[2].partition(" ")[0].partition("::")[0]
+    return not (tree / file).is_file() or run_tests(tree, python, [file], limit_s)[0] == "survived"
 
 
 def copy_tree(root: Path, target: Path) -> Path:

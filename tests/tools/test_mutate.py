@@ -86,3 +86,9 @@ def test_tests_that_hang_are_a_timeout(tree):
     )
     mutation = mutate.Mutation("core/many.py", 2, 11, 16, "x", "x + 0", "7")
     assert mutate.try_mutation(tree, sys.executable, mutation, limit_s=3).result == "timeout"
+
+
+def test_a_test_that_fails_without_the_break_proves_nothing(tree):
+    (tree / "tests/core/test_many.py").write_text("def test_it():\n    assert False\n", encoding="utf-8")
+    mutation = mutate.Mutation("core/many.py", 2, 11, 16, "x", "x + 0", "7")
+    assert mutate.try_mutation(tree, sys.executable, mutation).result == "invalid"
