@@ -1,4 +1,4 @@
-"""Print public names that are defined in several files, and uses of Lightning's private attributes.
+"""Print public names of several files, names that no field knows, and uses of Lightning's private attributes.
 
     python -m tests.tools.names
 
@@ -10,6 +10,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from io import StringIO
+from pathlib import Path
+from token import NAME
+from tokenize import generate_tokens
 
 from tests.tools.import_graph import read_trees
 from tests.tools.layers import PACKAGE
@@ -23,6 +27,7 @@ PRIVATE_IN_LIGHTNING = (
     "_batches_that_stepped", "_setup_model", "_register_ddp_hooks", "_average_model", "_skip_backward",
     "_on_before_batch_transfer", "_wandb_init", "_experiment", "_log_model", "_ForwardRedirection",
 )  # fmt: skip
+PROJECT_WORDS = ("hand", "moment", "moments", "whole", "gone", "held", "told", "how", "itself")
 LIGHTNING_OBJECTS = (
     "trainer", "pl_module", "strategy", "fit_loop", "epoch_loop", "val_loop", "logger", "loggers", "callback",
     "callbacks", "datamodule", "lightning_module",
@@ -53,6 +58,16 @@ def private_uses(trees: Mapping[str, ast.Module]) -> list[str]:
         for node, owner, name in _attributes(tree)
         if any(known in name for known in PRIVATE_IN_LIGHTNING) or (is_private(name) and owner in LIGHTNING_OBJECTS)
     ]
+
+
+def project_words(package: Path) -> dict[str, list[str]]:
+    """Names in the code, not in texts or comments, that only this project's history explains; with their files."""
+    found = defaultdict(set)
+    for path in sorted(package.rglob("*.py")):
+        for token in generate_tokens(StringIO(path.read_text(encoding="utf-8")).readline):
+            if token.type == NAME and token.string.strip("_").lower() in PROJECT_WORDS:
+                found[token.string].add(path.relative_to(package).as_posix())
+    return {word: sorted(files) for word, files in sorted(found.items())}
 
 
 def is_private(name: str) -> bool:
@@ -87,7 +102,11 @@ def main() -> int:
     print(f"Private attributes of Lightning outside _lightning.py: {len(private) or 'none'}")
     for line in private:
         print(f"  {line}")
-    return int(bool(several or private))
+    words = project_words(PACKAGE)
+    print(f"Names that only this project's history explains: {len(words) or 'none'}")
+    for word, files in words.items():
+        print(f"  {word}: {', '.join(files)}")
+    return int(bool(several or private or words))
 
 
 if __name__ == "__main__":
