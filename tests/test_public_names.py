@@ -17,7 +17,7 @@ KNOWN_DUPLICATES = {
 # Folders that still have names such as `held` and `moment`. Each must: one that is mended must go from here.
 KNOWN_FOLDERS_OF_PROJECT_WORDS = {
     "channel_pruning", "cli.py", "core", "distillation", "export", "finetuning", "measure", "nn",
-    "pruning", "quantization", "recipe", "reporting", "training"
+    "pruning", "quantization", "recipe", "reporting", "training",
 }  # fmt: skip
 
 
