@@ -27,7 +27,9 @@ def timelines():
 def assert_all_close(found, expected):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, msg=lambda message, key=key: f"{key}: {message}", **close)
+        exact = {} if value.is_floating_point() and value.element_size() > 1 else {"rtol": 0, "atol": 0}
+        message = f"{key}: {{}}".format
+        torch.testing.assert_close(found[key], value, msg=message, **(close | exact))
         assert torch.equal(found[key] == 0, value == 0), f"{key}: other elements are zero"
 
 
@@ -109,6 +111,11 @@ def stored(graph):
     return sorted(tensors)
 
 
+@pytest.mark.parametrize("name", golden.LOWERED)
+def test_a_quantized_model_is_lowered_to_the_same_codes_and_outputs(name, tmp_path):
+    assert_all_close(golden.numbers_lowered(name, tmp_path), golden.expected(f"lowered_{name}"))
+
+
 @pytest.mark.parametrize("recipe", TIMELINES)
 def test_a_ready_recipe_does_the_same_in_the_same_steps(recipe, timelines):
     assert timelines[recipe] == TIMELINES[recipe]
@@ -117,6 +124,8 @@ def test_a_ready_recipe_does_the_same_in_the_same_steps(recipe, timelines):
 def test_every_scenario_and_file_has_numbers_and_no_number_is_left_over():
     names = {key.rpartition("/")[0] for key in load_file(golden.EXPECTED)}
     assert names == {*golden.SCENARIOS, *(f"{name}{suffix}" for name in golden.EXPORTED for suffix in golden.SUFFIXES)}
+    lowered = {key.rpartition("/")[0] for key in load_file(golden.EXPECTED_LOWERED)}
+    assert lowered == {f"lowered_{name}" for name in golden.LOWERED}
 
 
 def test_numbers_of_earlier_code_are_not_replaced(capsys):

@@ -3,9 +3,9 @@
     python -m tests.tools.golden --write       write the files anew, where a key of a checkpoint has a new name
     python -m tests.tools.golden --expected    write the numbers, once: it refuses to replace them
 
-The numbers in `expected.safetensors` and `timelines.json` were written by the code of commit 877c80a. Files that are
-written anew must still lead to them, so a change of names cannot hide a change of results. This script uses the public
-names of the package only.
+The numbers in `expected.safetensors`, `expected_lowered.safetensors` and `timelines.json` were written by the code of
+commit 877c80a. Files that are written anew must still lead to them, so a change of names cannot hide a change of
+results. This script uses the public names of the package only.
 """
 
 import argparse
@@ -40,10 +40,12 @@ from lightning_compress import (
     export,
     load_compressed,
     load_packed,
+    quantize,
 )
 
 FOLDER = Path(__file__).parents[1] / "golden"
 EXPECTED = FOLDER / "expected.safetensors"
+EXPECTED_LOWERED = FOLDER / "expected_lowered.safetensors"
 TIMELINES = FOLDER / "timelines.json"
 EPOCHS, SAVED_AT_STEP = 3, 8  # of 24 steps: in the middle of each schedule, between two of its events
 EXPORTED = ("exported_int8", "exported_int4")  # scenarios whose models are exported, in float32; not resumed
@@ -165,6 +167,28 @@ SCENARIOS: dict[str, Callable[[Path], list[Any]]] = {
 }
 
 
+EVERYWHERE = {"first": "same", "last": "same"}
+# Of `quantize`: quantizers, bits and granularities, each of which is lowered in its own way.
+LOWERED: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "int8_tensor": {"granularity": "tensor"},
+    "int8_asymmetric": {"symmetric": False},
+    "int8_reduced_range": {"reduce_range": True},
+    "int8_equalized": {"granularity": "tensor", "equalize": True},
+    "int4_mse": {"weights": 4, "activations": 4, **EVERYWHERE},
+    "int4_groups": {"weights": 4, "granularity": "group 2", **EVERYWHERE},
+    "int4_adaround": {"weights": 4, "adaround": 20, **EVERYWHERE},
+    "int4_weights_alone": {"weights": 4, "activations": None, **EVERYWHERE},
+    "int4_lsq": {"weights": 4, "activations": 4, "method": "lsq", **EVERYWHERE},
+    "int4_pact": {"weights": 4, "activations": 4, "method": "pact", **EVERYWHERE},
+    "int4_dorefa": {"weights": 4, "activations": 4, "method": "dorefa", **EVERYWHERE},
+    "int2_asymmetric": {"weights": 2, "symmetric": False, **EVERYWHERE},
+    "int2_wage": {"weights": 2, "method": "wage", **EVERYWHERE},
+    "ternary_ttq": {"weights": "ternary", "method": "ttq", **EVERYWHERE},
+    "binary_connect": {"weights": "binary", "method": "binary_connect", **EVERYWHERE},
+    "binary_activations": {"weights": "binary", "activations": "binary", "method": "bnn", **EVERYWHERE},
+    "fp8": {"weights": "fp8", "activations": "fp8"},
+}
 RESUMED = [name for name in SCENARIOS if name not in EXPORTED]
 
 
@@ -280,6 +304,17 @@ def write_exported(name: str, suffix: str, path: Path) -> Path:
     return path
 
 
+def numbers_lowered(name: str, folder: Path) -> dict[str, Tensor]:
+    """What a model that `quantize` made computes, what it computes when lowered, and what is stored of it."""
+    with reproducible(EXPORTED[0]):
+        model = Classifier().eval().net
+        quantized = quantize(model, [images for images, _ in loader()][:2], progress=False, **LOWERED[name])
+        export(quantized, folder / "model.pt2", example())
+        export(quantized, folder / "model.safetensors")
+        found = {"quantized": output(quantized)} | numbers_exported(name, ".pt2", folder / "model.pt2")
+        return found | {f"stored.{key}": value for key, value in load_file(folder / "model.safetensors").items()}
+
+
 @torch.no_grad()
 def output(module: nn.Module) -> Tensor:
     found: Tensor = module.eval()(example())
@@ -299,9 +334,17 @@ def numbers() -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}{suffix}/{key}", value
 
 
+def all_numbers_lowered() -> Iterator[tuple[str, Tensor]]:
+    for name in LOWERED:
+        with tempfile.TemporaryDirectory() as folder:
+            for key, value in numbers_lowered(name, Path(folder)).items():
+                yield f"lowered_{name}/{key}", value
+
+
 def expected(prefix: str) -> dict[str, Tensor]:
     """The recorded numbers of one scenario or file, without their prefix."""
-    found = {key: value for key, value in load_file(EXPECTED).items() if key.startswith(f"{prefix}/")}
+    recorded = load_file(EXPECTED) | load_file(EXPECTED_LOWERED)
+    found = {key: value for key, value in recorded.items() if key.startswith(f"{prefix}/")}
     return {key.removeprefix(f"{prefix}/"): value for key, value in found.items()}
 
 
@@ -327,6 +370,15 @@ def write() -> None:
             write_exported(name, suffix, exported(name, suffix))
 
 
+def write_expected(paths: list[Path]) -> None:
+    """Write those of the files of numbers that are wanted."""
+    for path, found in ((EXPECTED, numbers), (EXPECTED_LOWERED, all_numbers_lowered)):
+        if path in paths:
+            save_file({key: value.detach().clone().contiguous() for key, value in found()}, path)
+    if TIMELINES in paths:
+        TIMELINES.write_text(json.dumps(timelines(), indent=0) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write checkpoints and exported files anew")
@@ -334,14 +386,14 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if not (chosen.write or chosen.expected):
         parser.error("nothing to do: give --write, --expected or both")
-    if chosen.expected and EXPECTED.exists():
-        parser.error(f"{EXPECTED} is there; the numbers of earlier code are not replaced")
+    missing = [path for path in (EXPECTED, EXPECTED_LOWERED, TIMELINES) if not path.exists()]
+    if chosen.expected and not missing:
+        parser.error(f"{EXPECTED} and the like are there; the numbers of earlier code are not replaced")
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     if chosen.write:
         write()
     if chosen.expected:
-        TIMELINES.write_text(json.dumps(timelines(), indent=0) + "\n", encoding="utf-8")
-        save_file({key: value.detach().clone().contiguous() for key, value in numbers()}, EXPECTED)
+        write_expected(missing)
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     print(f"{FOLDER}: {len(list(FOLDER.iterdir()))} files, {size} bytes")
 
