@@ -25,7 +25,7 @@ def isolated_eval(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as undo:
         undo.callback(_measuring.reset, _measuring.set(True))
-        undo.enter_context(_kept_random_streams(model))
+        undo.enter_context(kept_random_streams(model))
         undo.enter_context(_kept_buffers(model))
         undo.enter_context(_evaluating(model))
         undo.enter_context(torch.no_grad())
@@ -67,8 +67,14 @@ def _put_back_(buffer: Tensor, value: Tensor) -> None:
 
 
 @contextmanager
-def _kept_random_streams(model: nn.Module) -> Iterator[None]:
-    devices = {tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"}
+def kept_random_streams(model: nn.Module | None = None) -> Iterator[None]:
+    """Inside, random numbers may be drawn; afterwards Python's, NumPy's and torch's streams are where they were.
+
+    Args:
+        model: the streams of its devices are kept too.
+    """
+    parameters = () if model is None else model.parameters()
+    devices = {tensor.device.index or 0 for tensor in parameters if tensor.device.type == "cuda"}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=sorted(devices)):
