@@ -3,7 +3,7 @@
 #   make test      every test and doctest, under both Lightning names                 make test ARGS="-k pruning"
 #   make check     format, lint, types, layering
 #   make bench     every script in benchmarks/
-#   make results   the figures of the README, written under results/
+#   make results   the figures of the README, written under docs/results/
 #   make clean     remove what the above wrote, `.venv` too
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ EXTRAS := dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES_OF_INSTALL := setup.py pyproject.toml constraints.txt lightning_compress/_version.py
-CODE := lightning_compress recipes tests $(wildcard benchmarks) $(wildcard results) setup.py
+CODE := lightning_compress recipes tests $(wildcard benchmarks) $(wildcard experiments) setup.py
 
 # No test or demo may ask for a login or talk to a tracking server.
 export WANDB_MODE ?= offline
@@ -62,8 +62,8 @@ bench: $(STAMP)
 	@for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 results: $(STAMP)
-	@for script in $(filter-out results/_%,$(wildcard results/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@for script in $(filter-out experiments/_%,$(wildcard experiments/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info outputs lightning_logs wandb checkpoints .mypy_cache .ruff_cache .pytest_cache
-	find lightning_compress recipes tests benchmarks results -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find lightning_compress recipes tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,4 +1,4 @@
-"""Every benchmark and every script of results runs, as `make bench` and `make results` run them."""
+"""Every benchmark and every script of experiments runs, as `make bench` and `make results` run them."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests import warm
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [
     script.relative_to(ROOT)
-    for folder in ("benchmarks", "results")
+    for folder in ("benchmarks", "experiments")
     for script in sorted((ROOT / folder).glob("*.py"))
     if not script.name.startswith("_")
 ]
@@ -23,7 +23,7 @@ SCRIPTS = [
 @pytest.mark.ddp
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_every_script_runs_quickly_and_writes_what_it_found(script, tmp_path):
-    if script.parent.name == "results":
+    if script.parent.name == "experiments":
         pytest.importorskip("mlxtend")
     output = tmp_path / "new" / "found.json"
     done = warm.run(ROOT / script, "--quick", "--output", output)
@@ -35,7 +35,7 @@ def test_every_script_runs_quickly_and_writes_what_it_found(script, tmp_path):
 def test_results_of_mnist_are_not_taken_from_the_sample(tmp_path):
     output = tmp_path / "found.json"
     done = warm.run(
-        ROOT / "results" / "mnist_pruning.py", "--output", output, LIGHTNING_COMPRESS_DATA=str(tmp_path / "nowhere")
+        ROOT / "experiments" / "mnist_pruning.py", "--output", output, LIGHTNING_COMPRESS_DATA=str(tmp_path / "nowhere")
     )
     assert done.returncode == 1
     assert "LIGHTNING_COMPRESS_DATA" in done.stdout
@@ -94,7 +94,7 @@ class Tiny:
 
 
 def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "results")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     from _runs import RESULT_MARK, read_runs, run_all
 
     script, path, kept = tmp_path / "script.py", tmp_path / "runs.json", {}
@@ -116,7 +116,7 @@ def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, 
 
 
 def test_a_second_arm_to_be_compared_with(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "results")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     from _distilled import _against_rival
     from mnist_distillation import PERCEPTRON
 

@@ -42,7 +42,7 @@ class Experiment:
     """What is trained, on what, and how it is quantized.
 
     Attributes:
-        script: file that runs it; results lie beside it, under its name.
+        script: file that runs it; results are written to docs/results/ under its name.
         title: of the table.
         model: the LightningModule of a run.
         data: the data module of a run.
@@ -169,9 +169,9 @@ def report(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> No
     lines = [
         f"# {experiment.title}",
         "",
-        f"`python results/{experiment.name}.py`: {first['epochs']} epochs each, quantized after {first['begin']} of "
-        f"them; test {experiment.metric} in {experiment.unit}, mean ± standard deviation over the seeds; difference to "
-        f"the float32 run of the same seed. Files are given in bytes, all of them.",
+        f"`python experiments/{experiment.name}.py`: {first['epochs']} epochs each, quantized after {first['begin']} "
+        f"of them; test {experiment.metric} in {experiment.unit}, mean ± standard deviation over the seeds; difference "
+        f"to the float32 run of the same seed. Files are given in bytes, all of them.",
         "",
         f"| | seeds | test {experiment.metric} | difference | packed file | ONNX file | ONNX Runtime agrees | papers |",
         "|---|---|---|---|---|---|---|---|",
@@ -232,7 +232,7 @@ def main(experiment: Experiment) -> None:
     missing = None if read.quick else experiment.needed()
     if missing is not None:
         sys.exit(missing)
-    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "results"
+    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "docs" / "results"
     path = read.output or folder / f"{experiment.name}.json"
     kept = read_runs(path, Settings)
     defaults = {**experiment.defaults, **(experiment.quick if read.quick else {})}

@@ -5,8 +5,8 @@ All layers lose the same fraction of their channels, so that the criteria are co
 from scratch is the control of all. Each run is a process of one thread. Finished runs are kept in
 `cifar10_channels.json`, so that the script may be stopped and started again; the table is in `cifar10_channels.md`.
 
-    python results/cifar10_channels.py            from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/cifar10_channels.py --quick    a few batches of noise, to see that it works
+    python experiments/cifar10_channels.py          from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/cifar10_channels.py --quick  a few batches of noise, to see that it works
 
 The test images are read once per run, with the epoch that has the smallest error on 5,000 training images held back,
 of a shrinking run among the epochs after the last cut. Nothing was searched for: each row is the first setting tried.

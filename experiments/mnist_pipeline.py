@@ -7,8 +7,8 @@ before has left, and keeps its zeros. They have as many epochs in all as the one
 would have. All end in an ONNX file of integers, which is what is measured: its bytes, its error, its latency on one
 thread.
 
-    python results/mnist_pipeline.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/mnist_pipeline.py --quick      a few batches of the shipped sample, to see that it works
+    python experiments/mnist_pipeline.py          all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/mnist_pipeline.py --quick  a few batches of the shipped sample, to see that it works
 
 The test images are read once per run, with the epoch of the (last) fit that has the smallest error on 5,000 training
 images held back, of those after the last method has begun. What was tried before is told under the table. Finished runs
@@ -155,9 +155,9 @@ def report(runs: list[dict[str, Any]], path: Path) -> None:
     lines = [
         "# Channels, pruning, distillation and int8 on MNIST: one fit, and five",
         "",
-        f"`python results/{Path(__file__).stem}.py`: LeNet-5, to {100 * MACS:g} % of its MACs, {100 * SPARSITY:g} % of "
-        f"the weights that are left pruned, taught by the dense network, 8 bits. Mean ± standard deviation over the "
-        f"seeds; all of the ONNX file in ONNX Runtime. The dense float32 file has 1,724,320 bytes of weights.",
+        f"`python experiments/{Path(__file__).stem}.py`: LeNet-5, to {100 * MACS:g} % of its MACs, {100 * SPARSITY:g} "
+        f"% of the weights that are left pruned, taught by the dense network, 8 bits. Mean ± standard deviation over "
+        f"the seeds; all of the ONNX file in ONNX Runtime. The dense float32 file has 1,724,320 bytes of weights.",
         "",
         "| | seeds | epochs in all | test error, % | processor seconds | ONNX file, bytes | weights | zero "
         "| one image, ms |",
@@ -208,7 +208,7 @@ def main() -> None:
         return
     if not read.quick and (missing := needed()) is not None:
         sys.exit(missing)
-    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "results"
+    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "docs" / "results"
     path = read.output or folder / f"{Path(__file__).stem}.json"
     small = {"batches": 10, "data": "sample"} if read.quick else {}
     epochs = {ONE: 5, SAME: 1} if read.quick else {ONE: 10, SAME: 2, EACH: 5}

@@ -4,8 +4,8 @@ Every run has the same epochs, learning rate and data; the shrinking ones differ
 Each run is a process of one thread. Finished runs are kept in `mnist_channels.json`, so that the script may be stopped
 and started again; the table is in `mnist_channels.md`.
 
-    python results/mnist_channels.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/mnist_channels.py --quick      a few batches of the shipped sample, to see that it works
+    python experiments/mnist_channels.py          all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/mnist_channels.py --quick  a few batches of the shipped sample, to see that it works
 
 The test images are read once per run, with the epoch that has the smallest error on 5,000 training images held back,
 of a shrinking run among the epochs after the last cut. Nothing was searched for: each row is the first setting tried.

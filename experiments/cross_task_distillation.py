@@ -5,8 +5,8 @@ that is not among the final ones. Finished runs are kept in `cross_task_distilla
 stopped and started again; the tables are in `cross_task_distillation.md`. The teacher lies beside them, and is trained
 again if it is not there.
 
-    python results/cross_task_distillation.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/cross_task_distillation.py --quick      a few batches of the shipped sample, to see that it works
+    python experiments/cross_task_distillation.py          all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/cross_task_distillation.py --quick  a few batches of the shipped sample, to see that it works
 """
 
 import sys

@@ -5,8 +5,8 @@ that is not among the final ones. Finished runs are kept in `cifar10_distillatio
 stopped and started again; the tables are in `cifar10_distillation.md`. The teacher lies beside them, and is trained
 again if it is not there.
 
-    python results/cifar10_distillation.py            from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/cifar10_distillation.py --quick    a few batches of noise, to see that it works
+    python experiments/cifar10_distillation.py          from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/cifar10_distillation.py --quick  a few batches of noise, to see that it works
 
 In that folder lies `cifar-10-batches-py`, or `unpack-cifar10`, a command that writes it elsewhere.
 """

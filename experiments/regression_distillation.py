@@ -5,8 +5,8 @@ that is not among the final ones. Finished runs are kept in `regression_distilla
 stopped and started again; the tables are in `regression_distillation.md`. The teacher lies beside them, and is trained
 again if it is not there.
 
-    python results/regression_distillation.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/regression_distillation.py --quick      a few batches of the shipped sample, to see that it works
+    python experiments/regression_distillation.py          all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/regression_distillation.py --quick  a few batches of the shipped sample, to see that it works
 """
 
 import sys

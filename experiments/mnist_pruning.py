@@ -5,8 +5,8 @@ Then the settings that did best are run and tested. Each run is a process of one
 `mnist_pruning_trials.json` and `mnist_pruning.json`, so that the script may be stopped and started again; the
 tables are in `mnist_pruning.md`.
 
-    python results/mnist_pruning.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/mnist_pruning.py --quick      a few batches of the shipped sample, to see that it works
+    python experiments/mnist_pruning.py          all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/mnist_pruning.py --quick  a few batches of the shipped sample, to see that it works
 
 The test images are read once per run, with the epoch that has the smallest error on 5,000 training images held back;
 of a pruned run only epochs after the end of pruning count (`gate_best`, the default of `Pruning`).
@@ -364,7 +364,7 @@ def _measure(
 
 
 def _output(quick: bool) -> Path:
-    return (Path(tempfile.mkdtemp()) if quick else ROOT / "results") / "mnist_pruning.json"
+    return (Path(tempfile.mkdtemp()) if quick else ROOT / "docs" / "results") / "mnist_pruning.json"
 
 
 def _parser() -> argparse.ArgumentParser:

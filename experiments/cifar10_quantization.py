@@ -4,8 +4,8 @@ The quantized runs differ from the float32 one by one callback, which begins aft
 process of one thread. Finished runs are kept in `cifar10_quantization.json`, so that the script may be stopped and
 started again; the table, in `cifar10_quantization.md`, tells of what is there.
 
-    python results/cifar10_quantization.py            from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/cifar10_quantization.py --quick    a few batches of noise, to see that it works
+    python experiments/cifar10_quantization.py          from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/cifar10_quantization.py --quick  a few batches of noise, to see that it works
 
 The test images are read once per run, with the epoch that has the smallest error on 5,000 training images held back;
 of a quantized run only quantized epochs count. Nothing was searched for.

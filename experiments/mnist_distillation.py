@@ -5,8 +5,8 @@ seeds that are not among the final ones. Finished runs are kept in `mnist_distil
 stopped and started again; the tables are in `mnist_distillation.md`. The teacher lies beside them, and is trained
 again if it is not there.
 
-    python results/mnist_distillation.py              all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
-    python results/mnist_distillation.py --quick      a few batches of the shipped sample, to see that it works
+    python experiments/mnist_distillation.py          all of MNIST, from LIGHTNING_COMPRESS_DATA or ../shared/data
+    python experiments/mnist_distillation.py --quick  a few batches of the shipped sample, to see that it works
 """
 
 import sys

@@ -5,8 +5,8 @@ is not among the final ones. Finished runs are kept in `language_distillation.js
 and started again; the tables are in `language_distillation.md`. The teacher lies beside them, and is trained again if
 it is not there.
 
-    python results/language_distillation.py           the text comes with Python, and is another in each version of it
-    python results/language_distillation.py --quick   a few batches, to see that it works
+    python experiments/language_distillation.py          the text comes with Python and differs between its versions
+    python experiments/language_distillation.py --quick  a few batches, to see that it works
 """
 
 import sys

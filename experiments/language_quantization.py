@@ -4,8 +4,8 @@ The quantized runs differ from the float32 one by one callback, which begins aft
 process of one thread. Finished runs are kept in `language_quantization.json`, so that the script may be stopped and
 started again; the table is in `language_quantization.md`.
 
-    python results/language_quantization.py           the text comes with Python, and is another in each version of it
-    python results/language_quantization.py --quick   a few batches, to see that it works
+    python experiments/language_quantization.py          the text comes with Python and differs between its versions
+    python experiments/language_quantization.py --quick  a few batches, to see that it works
 """
 
 from typing import Any

@@ -393,7 +393,10 @@ def main(
         console.print(lack, style="red")
         return 1
     name = Path(script).stem
-    output = arguments.output or (Path(tempfile.mkdtemp()) if arguments.quick else ROOT / "results") / f"{name}.json"
+    output = (
+        arguments.output
+        or (Path(tempfile.mkdtemp()) if arguments.quick else ROOT / "docs" / "results") / f"{name}.json"
+    )
     os.environ.setdefault(TEACHER_VARIABLE, str(output.parent.resolve()))
     common = _common(arguments)
     kept = read_runs(output, Settings)

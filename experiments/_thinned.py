@@ -42,7 +42,7 @@ class Experiment:
     """What is trained, on what, and how it loses channels.
 
     Attributes:
-        script: file that runs it; results lie beside it, under its name.
+        script: file that runs it; results are written to docs/results/ under its name.
         title: of the table.
         model: the LightningModule of a run, which logs `val_error` and `test_error` as fractions.
         data: the data module of a run.
@@ -128,7 +128,7 @@ def report(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> No
     lines = [
         f"# {experiment.title}",
         "",
-        f"`python results/{experiment.name}.py`: {first['epochs']} epochs each; cuts every 5 % of the run from "
+        f"`python experiments/{experiment.name}.py`: {first['epochs']} epochs each; cuts every 5 % of the run from "
         f"{first['begin']} to {first['end']}, to {100 * first['macs']:g} % of the MACs. Test error in percent, mean ± "
         f"standard deviation over the seeds, and the mean difference to the dense run of the same seed.",
         "",
@@ -184,7 +184,7 @@ def main(experiment: Experiment) -> None:
     missing = None if read.quick else experiment.needed()
     if missing is not None:
         sys.exit(missing)
-    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "results"
+    folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "docs" / "results"
     path = read.output or folder / f"{experiment.name}.json"
     defaults = {**experiment.defaults, **(experiment.quick if read.quick else {})}
     seeds = experiment.seeds[:1] if read.quick else experiment.seeds
