@@ -18,7 +18,7 @@ EXTRAS := dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES_OF_INSTALL := setup.py pyproject.toml constraints.txt lightning_compress/_version.py
-CODE := lightning_compress recipes tests $(wildcard benchmarks) $(wildcard experiments) setup.py
+CODE := lightning_compress recipes tests docs $(wildcard benchmarks) $(wildcard experiments) setup.py
 
 # No test or demo may ask for a login or talk to a tracking server.
 export WANDB_MODE ?= offline
