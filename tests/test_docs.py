@@ -1,4 +1,4 @@
-"""The pages under docs/: their examples run, their tables are those of the code, their links lead somewhere."""
+"""README and docs/: their examples run, their tables are those of the code, their links lead somewhere."""
 
 import ast
 import re
@@ -20,7 +20,10 @@ from lightning_compress.recipe.classes import installed_lightning
 from lightning_compress.training.callback import CompressionCallback
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+# In a page an import of Lightning shows the reader where `pl` is from; here it would hide the quiet Trainer.
+IMPORT_OF_LIGHTNING = re.compile(r"^import (?:pytorch_lightning|lightning) as pl\b.*$", re.MULTILINE)
 QUIET = {
     "accelerator": "cpu",
     "devices": 1,
@@ -104,7 +107,7 @@ def test_the_examples_of_a_page_run_one_after_the_other(page, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     names = given()
     for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), names)
+        exec(compile(IMPORT_OF_LIGHTNING.sub("", block), str(page), "exec"), names)
 
 
 @pages_with("yaml")
@@ -132,10 +135,45 @@ def test_every_public_name_is_on_some_page():
 
 
 def test_links_between_files_lead_to_files():
-    links = {(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text_of(page))}
+    links = {(page, link) for page in LINKED for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text_of(page))}
     assert {
         (page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()
     } == set()
+
+
+def test_links_to_headings_lead_to_headings():
+    missing = set()
+    for page in LINKED:
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text_of(page)):
+            target = page.parent / link if link else page
+            if anchor not in {
+                anchor_of(heading) for heading in re.findall(r"^#+ (.+)$", text_of(target), re.MULTILINE)
+            }:
+                missing.add((page.name, f"{link}#{anchor}"))
+    assert missing == set()
+
+
+def anchor_of(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_front_page_is_short():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+def test_figures_of_the_front_page_are_in_the_results():
+    row = re.compile(r"^\| (.*\d.*) \| `python ((?:experiments|benchmarks)/\w+)\.py` \|$", re.MULTILINE)
+    rows = row.findall(text_of(ROOT / "README.md"))
+    assert len(rows) == 3
+    results = text_of(ROOT / "docs" / "results" / "README.md")
+    for told, script in rows:
+        assert (ROOT / f"{script}.py").exists()
+        table = ROOT / "docs" / "results" / f"{Path(script).name}.md"
+        measured = results + (text_of(table) if table.exists() else "")
+        figures = re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?|\d+,\d{3}(?:,\d{3})?", told)
+        assert len(figures) >= 3
+        assert [figure for figure in figures if figure not in measured] == []
 
 
 def test_papers_are_those_that_the_code_names():
