@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress
+from lightning_compress.core.registry import registered
+from lightning_compress.distillation import losses
 from lightning_compress.recipe import Recipe
 from lightning_compress.recipe.classes import installed_lightning
 from lightning_compress.training.callback import CompressionCallback
@@ -132,6 +134,15 @@ def test_every_table_of_arguments_is_that_of_the_code_and_every_callback_has_one
 def test_every_public_name_is_on_some_page():
     words = set(re.findall(r"\w+", " ".join(map(text_of, PAGES))))
     assert set(lightning_compress.__all__) - words == set()
+
+
+def test_the_tables_of_losses_have_every_loss():
+    tables = re.findall(
+        r"^\| loss of .*\n\|[-|]+\|\n((?:\|.*\n)+)", text_of(ROOT / "docs" / "distillation.md"), re.MULTILINE
+    )
+    names = [name for rows in tables for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(names) == sorted(registered(losses))
+    assert f"{len(names)} losses" in text_of(ROOT / "README.md")
 
 
 def test_links_between_files_lead_to_files():
