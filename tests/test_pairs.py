@@ -59,7 +59,7 @@ def test_both_keep_what_they_promise_and_a_resumed_run_ends_in_the_same_bits(
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
     assert same(one.optimizers[0].state_dict(), two.optimizers[0].state_dict())
     for callback, other in zip(ours, again, strict=True):
-        assert same(callback.checkpoint_state(), other.state())
+        assert same(callback.checkpoint_state(), other.checkpoint_state())
         PROMISES[type(callback)](callback, whole, seen)
 
 
