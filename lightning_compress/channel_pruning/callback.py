@@ -1,7 +1,6 @@
 """Remove channels while Lightning trains: the module that goes on training is smaller, and faster."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -31,21 +30,20 @@ from lightning_compress.channel_pruning.soft_pruning import soften
 from lightning_compress.channel_pruning.statistics import SEEN, Gathered
 from lightning_compress.core.arguments import as_schedule, check_fraction
 from lightning_compress.core.conflicts import ExclusiveClaim
-from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_window
 from lightning_compress.core.registry import required_args
 from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration
-from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.input_recorder import InputRecorder
 from lightning_compress.nn.selection import Predicate, as_patterns, select
-from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state, reshape_model
+from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state
 from lightning_compress.nn.weight_averages import averaged_copies
 from lightning_compress.training.callback import CompressionCallback, compression_callbacks, step_after
+from lightning_compress.training.structural_callback import StructuralCallback
 
 Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 
 
-class ChannelPruning(CompressionCallback):
+class ChannelPruning(StructuralCallback):
     """Take the least important channels out of the module while training goes on, until a budget is met.
 
     Which channels hang together (residual sums, concatenation, flattening, attention heads) is found by watching where
@@ -133,11 +131,9 @@ class ChannelPruning(CompressionCallback):
         self.remove_blocks, self.targets, self.ignore = remove_blocks, targets, ignore
         as_patterns(targets), as_patterns(ignore)
         self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
-        self.cut = Cut()
         self.first: dict[str, Any] | None = None
         self.shrinker: Shrinker | None = None
         self.part, self.released, self.frozen = "", False, set[str]()
-        self.due: int | None = None
         self.gathered = Gathered(nn.Module(), ())
         self.seen: InputRecorder | None = None
         self.calls: Calls | None = None
@@ -156,24 +152,15 @@ class ChannelPruning(CompressionCallback):
 
     # Before training ------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        # Weights of another shape than the module's can only be loaded when the module has theirs, in every stage.
-        self.undo.enter_context(
-            wrapped_method(pl_module, "on_load_checkpoint", partial(self._rebuild, trainer, pl_module))
-        )
-
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._allowed(trainer, pl_module)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.shrinker, self.due, self.released = None, None, False
+        self.shrinker, self.released = None, False
         if self.saved is not None:
             self.first, self.released = self.saved["first"], self.saved["released"]
         elif self._module() is not pl_module or self.restored:
             self.first = None
-            if not self.restored:
-                self.cut = Cut()
         self._module = ref(pl_module)
         self.recalibrated_from, self.recalibration.begun = (self.saved or {}).get("recalibrating", (None, False))
         self.undo.callback(self.recalibration.end)
@@ -185,9 +172,6 @@ class ChannelPruning(CompressionCallback):
         if self._given(pl_module) is None:
             self.seen = InputRecorder(pl_module, is_redirected_forward)
             self.undo.callback(self.seen.close)
-
-    def changes_shapes(self) -> bool:
-        return True
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         mend = "Give each layer to one of them by targets and ignore; for several phases use one schedule."
@@ -233,6 +217,20 @@ class ChannelPruning(CompressionCallback):
         chosen = select(pl_module, self.targets, self.ignore).chosen
         vanished = {name for name, one in pl_module.named_parameters(remove_duplicate=False) if not one.numel()}
         return {name for one in chosen for name in one.names if not inside(name, whole)} | vanished
+
+    def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        if self.shrinker is None or self.reached:
+            return
+        if self.cut.kept:
+            raise ValueError(
+                f"{', '.join(names)} would be replaced between cuts of '{self.name}', which counts its budget from the "
+                f"first one. Let replacements end before '{self.name}' begins, or begin when it has ended."
+            )
+        self.first = None
+        self.gathered = Gathered(pl_module, required_args(self.criterion))
+        for handle in self.gathered.hooks():
+            self.undo.callback(handle.remove)
+        self._prepare(trainer, pl_module, self.part, self.shrinker.example)
 
     # At each step ---------------------------------------------------------------------------------------------------
 
@@ -351,25 +349,12 @@ class ChannelPruning(CompressionCallback):
             self.recalibrated_from = step_after(trainer, "batches") + 1
             self.recalibration.restart()
 
-    def _rebuild(
-        self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], checkpoint: dict[str, Any]
-    ) -> Any:
-        """Give the module the shapes of the checkpoint before its weights are loaded."""
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state is not None:
-            self.refuse_damaged(state)
-        cut = Cut() if state is None else Cut.from_state_dict(state["cut"])
-        for model, prefix in [(pl_module, ""), *averaged_copies(pl_module, kept_averages(trainer))]:
-            reshape_model(model, checkpoint["state_dict"], cut.restricted_to(prefix), self.cut.restricted_to(prefix))
-        self.cut = cut
-        return original(checkpoint)
-
     # What is kept and said ------------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
         recalibrating = [self.recalibrated_from, self.recalibration.begun]
         return {
-            "cut": self.cut.state_dict(),
+            **super().checkpoint_state(),
             "first": self.first,
             "released": self.released,
             "recalibrating": recalibrating,

@@ -13,14 +13,19 @@ from torch import Tensor
 STATE_PREFIX = "lightning_compress/"
 
 
-def saved_entries(checkpoint: Any) -> list[dict[str, Any]]:
+def saved_entries(checkpoint: Any, kind: str | None = None) -> list[dict[str, Any]]:
     """The entries of this package's callbacks in a checkpoint, in the order in which they were written.
+
+    Args:
+        checkpoint: its content.
+        kind: only those entries that say so; see `CompressionCallback.state_kind`.
 
     >>> saved_entries({"callbacks": {"lightning_compress/pruning": {"format": 1}, "EarlyStopping": {"wait_count": 0}}})
     [{'format': 1}]
     """
     callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, Mapping) else {}
-    return [entry for key, entry in callbacks.items() if str(key).startswith(STATE_PREFIX) and isinstance(entry, dict)]
+    ours = [entry for key, entry in callbacks.items() if str(key).startswith(STATE_PREFIX) and isinstance(entry, dict)]
+    return [entry for entry in ours if kind is None or entry.get("kind") == kind]
 
 
 def load_checkpoint(path: str | Path) -> Any:

@@ -135,8 +135,8 @@ def _refuse_late_cut(mine: PhaseOwner, other: PhaseOwner, whole: FixedShapes, wi
         )
     if cut.end >= since:
         raise ValueError(
-            f"'{other.name}' needs shapes that stay from {written} on ({whole.reason}), but '{mine.name}' cuts "
-            f"channels until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' {whole.from_}s."
+            f"'{other.name}' needs shapes that stay from {written} on ({whole.reason}), but '{mine.name}' changes "
+            f"shapes until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' {whole.from_}s."
         )
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.checkpoint import load_checkpoint, saved_entries, state_dict_of
-from lightning_compress.nn.channel_cut import Cut, cut_prefix
 from lightning_compress.nn.selection import canonical_name
-from lightning_compress.nn.surgery import reshape_model
+from lightning_compress.nn.structure import rebuild, saved_structure, structure_prefix
 from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.quantization.quantized_model import await_quantized
 from lightning_compress.quantization.restore import restored, within
@@ -35,7 +34,7 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
     content = load_checkpoint(checkpoint)
     weights = state_dict_of(content, checkpoint)
     module = _built(module_class, content, kwargs)
-    _reshape(module, content, weights, checkpoint)
+    _restructure(module, content, weights, checkpoint)
     prefix = _fitting_prefix(module, weights, checkpoint)
     module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
     for entry in saved_entries(content):
@@ -59,19 +58,16 @@ def _built(module_class: type[Model], content: Mapping[str, Any], kwargs: dict[s
         ) from error
 
 
-def _reshape(
+def _restructure(
     module: nn.Module, content: Mapping[str, Any], weights: Mapping[str, Tensor], checkpoint: str | Path
 ) -> None:
-    """Give the module the shapes of a checkpoint whose channels were cut."""
-    for entry in saved_entries(content):
-        if "cut" in entry:
-            try:
-                cut = Cut.from_state_dict(entry["cut"])
-                names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-                prefix = cut_prefix(cut, names)
-                reshape_model(module, _under(prefix, weights), cut.restricted_to(prefix))
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"{checkpoint} has a damaged cut: {type(error).__name__} {error}.") from error
+    """Give the module the structure of the checkpoint's: modules that were replaced, channels that were cut."""
+    structure = saved_structure(content, checkpoint)
+    prefix = structure_prefix(structure, module)
+    try:
+        rebuild(module, _under(prefix, weights), structure.restricted_to(prefix), checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint} has a damaged structure: {type(error).__name__} {error}.") from error
 
 
 def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -181,6 +181,13 @@ class FineTuning(CompressionCallback):
     def on_channels_pruned(self, cut: Cut) -> None:
         self.rewinding.follow(cut)
 
+    def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        for still in self.layout.stills:
+            still.release()  # they are held again before the next batch
+        self._lay_out(pl_module)
+        for still in self.layout.stills:
+            self.undo.callback(still.release)
+
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

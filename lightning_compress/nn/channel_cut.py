@@ -57,6 +57,15 @@ class Cut:
         kept = {name.removeprefix(prefix): dims for name, dims in self.kept.items() if name.startswith(prefix)}
         return Cut(kept, own(self.attributes), own(self.before))
 
+    def without(self, module: str) -> "Cut":
+        """The part of the cut that is not about this module or what is in it."""
+
+        def others(attributes: Attributes) -> Attributes:
+            return {name: values for name, values in attributes.items() if not f"{name}.".startswith(f"{module}.")}
+
+        kept = {name: dims for name, dims in self.kept.items() if not name.startswith(f"{module}.")}
+        return Cut(kept, others(self.attributes), others(self.before))
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint."""
         kept = {name: {str(dim): one.int() for dim, one in dims.items()} for name, dims in self.kept.items()}

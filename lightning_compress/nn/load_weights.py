@@ -1,32 +1,38 @@
 """Give a module the weights of a checkpoint, all of them and nothing else; the module keeps its parameters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_compress.core.checkpoint import load_checkpoint, saved_entries, state_dict_of
-from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.core.checkpoint import load_checkpoint, state_dict_of
+from lightning_compress.nn.module_replacement import Replaced
 from lightning_compress.nn.selection import canonical_name
-from lightning_compress.nn.surgery import reshape_model
+from lightning_compress.nn.structure import Structure, rebuild, saved_structure
 
 NAMES_SHOWN = 8
 
 
-def load_weights(model: nn.Module, path: str | Path, copies: Iterable[tuple[nn.Module, str]] = ()) -> Cut:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    copies: Iterable[tuple[nn.Module, str]] = (),
+    optimizers: Sequence[Optimizer] = (),
+) -> tuple[Structure, list[Replaced]]:
     """Load a Lightning checkpoint's weights, or those of a bare `state_dict`, into a module.
 
-    Channels that the checkpoint's model had lost go from the module too. Masks, grids and whatever else stands in the
-    file are not taken.
+    The module gets the structure of the checkpoint's: other modules in the place of its own, fewer channels. Masks,
+    grids and whatever else stands in the file are not taken.
 
     Args:
         model: the whole module that the file is of.
         path: of the file.
-        copies: averages of the module or of its parts, each with the prefix of its names; they lose the same channels.
+        copies: averages of the module or of its parts, each with the prefix of its names; they are changed as it is.
+        optimizers: of the module: they train the parameters that it has afterwards.
 
     Returns:
-        What the module has lost.
+        How the module differs from what it was, and the structure of what was taken out of it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -35,50 +41,13 @@ def load_weights(model: nn.Module, path: str | Path, copies: Iterable[tuple[nn.M
     """
     content = load_checkpoint(path)
     weights = {canonical_name(name): value for name, value in state_dict_of(content, path).items()}
-    cut = saved_cut(content, path)
-    for one, prefix in [(model, ""), *copies]:
-        reshape_to_checkpoint(one, weights, cut.restricted_to(prefix), Cut(), path)
+    structure = saved_structure(content, path)
+    replaced = rebuild(model, weights, structure, path, optimizers=optimizers)
+    for one, prefix in copies:
+        rebuild(one, weights, structure.restricted_to(prefix), path)
     _refuse_misfits(model, weights, path)
     model.load_state_dict({name: weights[canonical_name(name)] for name in model.state_dict()})
-    return cut
-
-
-def saved_cut(content: Any, path: str | Path) -> Cut:
-    """What the model of a checkpoint had lost of the one that was built.
-
-    Raises:
-        ValueError: if that is damaged.
-    """
-    total = Cut()
-    for entry in saved_entries(content):
-        if "cut" in entry:
-            try:
-                total = Cut.from_state_dict(entry["cut"]).composed_with(total)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"{path} has a damaged cut: {type(error).__name__} {error}.") from error
-    return total
-
-
-def reshape_to_checkpoint(
-    model: nn.Module, weights: Mapping[str, Tensor], cut: Cut, now: Cut, path: str | Path
-) -> None:
-    """Let a module lose what the file's has lost.
-
-    Args:
-        model: that has lost `now`.
-        weights: of the file, which may be about more than this module.
-        cut: what the file's module had lost.
-
-    Raises:
-        ValueError: if the module has no such layers.
-    """
-    names = {canonical_name(name) for name, _ in model.named_modules()}
-    if unknown := [name for name in cut.attributes if name not in names]:
-        raise ValueError(
-            f"{path} is of a module that had lost channels of {', '.join(unknown[:NAMES_SHOWN])}, which "
-            f"{type(model).__name__} does not have. Build the module that was trained."
-        )
-    reshape_model(model, weights, cut, now)
+    return structure, replaced
 
 
 def _refuse_misfits(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:

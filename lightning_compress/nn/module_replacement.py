@@ -17,7 +17,7 @@ from lightning_compress.core.registry import near_miss
 from lightning_compress.nn.isolation import isolated_eval, kept_random_streams
 from lightning_compress.nn.optimizer_replacement import CarryState, default_sources, replace_parameters
 from lightning_compress.nn.replacement import Replacement
-from lightning_compress.nn.selection import canonical_name
+from lightning_compress.nn.selection import STANDS_FOR_OLD, canonical_name
 
 Initialize = Callable[[nn.Module, nn.Module], None]
 
@@ -40,9 +40,19 @@ class Replaced:
     replacement: Replacement
     original: nn.Module
 
+    def restricted_to(self, prefix: str) -> "Replaced | None":
+        """The same by the names of the submodule whose names begin with `prefix`; None if it lies outside of it."""
+        inside = self.replacement.restricted_to(prefix)
+        return None if inside is None else Replaced(inside, self.original)
 
-def replay(model: nn.Module, plan: Iterable[Replacement]) -> list[Replaced]:
+
+def replay(model: nn.Module, plan: Iterable[Replacement], optimizers: Sequence[Optimizer] = ()) -> list[Replaced]:
     """Give a model the structure of a plan. Values are any: they are to be loaded next.
+
+    Args:
+        model: that has the modules which the plan names.
+        plan: in any order.
+        optimizers: of the model, if there are some already: they train the new parameters.
 
     Returns:
         What was replaced, in order, for `undo_replay`.
@@ -56,9 +66,14 @@ def replay(model: nn.Module, plan: Iterable[Replacement]) -> list[Replaced]:
             old = find_module(model, replacement.name)
             new = replacement.build()
             _match_(new, old, model)
-            _train_alike_(new, old, _sources(replacement, new, old))
+            sources = _sources(replacement, new, old)
+            _train_alike_(new, old, sources)
             done.append(Replaced(replacement, skeleton(old)))
+            before = list(model.parameters())
             undo.callback(put_module(model, replacement.name, new))
+            for optimizer in optimizers:
+                orders = before, list(model.parameters())
+                undo.callback(replace_parameters(optimizer, old, new, sources, orders))
         undo.pop_all()
     return done
 
@@ -251,7 +266,8 @@ def _device(module: nn.Module, model: nn.Module) -> torch.device:
 
 
 def _match_(new: nn.Module, old: nn.Module, model: nn.Module) -> None:
-    """Device, dtype, memory format and mode of the old module."""
+    """Device, dtype, memory format and mode of the old module; and patterns that mean that one mean the new one."""
+    vars(new)[STANDS_FOR_OLD] = True
     floats = [one for one in (*old.parameters(), *old.buffers()) if one.is_floating_point()]
     new.to(device=_device(old, model), dtype=floats[0].dtype if floats else None)
     for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):

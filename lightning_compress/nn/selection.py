@@ -18,16 +18,22 @@ Patterns = Pattern | Sequence[Pattern] | None
 # A zero in what these store is a zero in the weight they make: each scales whole filters, or the whole weight.
 ZERO_KEEPING = {"_WeightNorm": "original1", "_SpectralNorm": "original"}
 
+STANDS_FOR_OLD = "_replaces_a_module"  # attribute of a module that was put in the place of one that patterns may name
+
 _PARAMETRIZED = re.compile(r"(?:^|\.)parametrizations\.(\w+)\.(original\d*)$")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One parameter, under each of its names if it is tied, with the module that owns it first."""
+    """One parameter, under each of its names if it is tied, with the module that owns it first.
+
+    `stands_for` names the modules that were replaced by one that it is in: patterns that mean these mean it too.
+    """
 
     names: tuple[str, ...]
     parameter: nn.Parameter
     owner: nn.Module
+    stands_for: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,13 +65,17 @@ def canonical_name(name: str) -> str:
 def candidates(model: nn.Module) -> list[Candidate]:
     """Every parameter once, with all names it has."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    replaced = [name for name, module in modules.items() if STANDS_FOR_OLD in vars(module)]
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return [
-        Candidate(tuple(dict.fromkeys(map(canonical_name, all_))), parameter, modules[_owner_of(all_[0])])
+        Candidate(
+            tuple(dict.fromkeys(map(canonical_name, all_))), parameter, modules[_owner_of(all_[0])],
+            tuple(name for one in all_ for name in replaced if one.startswith(f"{name}.")),
+        )
         for parameter, all_ in names.items()
-    ]
+    ]  # fmt: skip
 
 
 def _owner_of(name: str) -> str:
@@ -164,7 +174,9 @@ def _texts(candidate: Candidate) -> list[str]:
     owner_names = [_owner_of(name) for name in candidate.names]
     plain = [_PARAMETRIZED.sub(r".\1", name).removeprefix(".") for name in candidate.names]
     classes = type(candidate.owner).__mro__[: type(candidate.owner).__mro__.index(nn.Module)]
-    return [*candidate.names, *plain, *filter(None, owner_names), *(cls.__name__ for cls in classes)]
+    old = [canonical_name(f"{name}.{leaf}").rstrip(".") for name in candidate.stands_for
+           for leaf in ("", candidate.name.rpartition(".")[2])]  # fmt: skip
+    return [*candidate.names, *plain, *filter(None, owner_names), *old, *(cls.__name__ for cls in classes)]
 
 
 def _same(pattern: str, text: str) -> bool:

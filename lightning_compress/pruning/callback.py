@@ -1,6 +1,7 @@
 """Prune weights while Lightning trains."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -110,6 +111,7 @@ class Pruning(CompressionCallback):
         self.selection: Selection | None = None
         self.pruner: Pruner | None = None
         self.carried, self.released, self.updated = 0.0, False, False
+        self.followed = ExitStack()
         self._module: Callable[[], nn.Module | None] = lambda: None
 
     @property
@@ -161,13 +163,18 @@ class Pruning(CompressionCallback):
         elif carried is not None:
             self.masked.load(carried.masked.state())
             self.carried = self.sparsity
-        for handle in self.pruner.gathered.hooks():
-            self.undo.callback(handle.remove)
+        self.undo.callback(self.followed.close)
+        self._follow(trainer, pl_module)
+
+    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the inputs of layers, and let averages of the weights be masked as the weights."""
+        for handle in self._pruner.gathered.hooks():
+            self.followed.callback(handle.remove)
         for average in find_averages(pl_module, kept_averages(trainer)):
             follow = partial(_update_then_mask, self.masked, average.parameters)
-            self.undo.enter_context(wrapped_method(average.owner, "update_parameters", follow))
+            self.followed.enter_context(wrapped_method(average.owner, "update_parameters", follow))
             self.masked.followers.append(average.parameters)
-        self.undo.callback(self.masked.followers.clear)
+        self.followed.callback(self.masked.followers.clear)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_unstepped(self, trainer)
@@ -189,6 +196,14 @@ class Pruning(CompressionCallback):
         if self.pruner is not None:
             self.pruner.follow(cut)
             self.masked.apply()
+
+    def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        if self.pruner is not None:
+            older = self.pruner
+            self.followed.close()
+            self.pruner = self._lay_out(pl_module)
+            self.pruner.take_over(older)
+            self._follow(trainer, pl_module)
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         return [

@@ -156,6 +156,16 @@ class Pruner:
         for name in [name for name, one in self.layers.by_name.items() if not one.parameter.numel()]:
             self._leave(name)
 
+    def take_over(self, older: "Pruner") -> None:
+        """Go on where another pruner of the model was before modules were replaced; new weights are dense."""
+        known = older.masked.parameters
+        same = {name for name, one in self.masked.parameters.items() if name in known and known[name] is one}
+        self.masked.masks = {name: mask for name, mask in older.masked.masks.items() if name in same}
+        if older.masked.masks:
+            self.masked.make_room()
+        self.gathered.take_over(older.gathered)
+        self.sparsity = older.sparsity
+
     def _leave(self, name: str) -> None:
         """The weight has lost its last element: it is no longer one of those that are pruned."""
         self.layers = Layers(

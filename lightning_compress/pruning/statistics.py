@@ -110,6 +110,15 @@ class Gathered:
             on_device = {name: value.to(self.layers[name].parameter.device) for name, value in part.items()}
             setattr(self, key, on_device)
 
+    @torch.no_grad()
+    def take_over(self, older: "Gathered") -> None:
+        """Take the sums of weights that are still there after modules were replaced; new weights begin without."""
+        same = {name for name, one in self.layers.items() if _is_in(one, name, older.layers)}
+        for own in ("weight_grad", "squares"):
+            setattr(self, own, {name: value for name, value in getattr(older, own).items() if name in same})
+        self.remember_initial()
+        self.initial |= {name: value for name, value in older.initial.items() if name in same}
+
     def leave(self, name: str) -> None:
         """One weight is no longer one of these."""
         self.layers = {key: one for key, one in self.layers.items() if key != name}
@@ -141,6 +150,10 @@ class Gathered:
                 self.squares[name] = self.squares[name] + squares if name in self.squares else squares
 
         return listen
+
+
+def _is_in(candidate: Candidate, name: str, layers: Mapping[str, Candidate]) -> bool:
+    return name in layers and layers[name].parameter is candidate.parameter
 
 
 def _squares(inputs: Tensor, owner: nn.Module) -> Tensor:

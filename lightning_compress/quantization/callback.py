@@ -1,6 +1,6 @@
 """Quantization-aware training while Lightning trains."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -219,6 +219,13 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_channels_pruned(self, cut: Cut) -> None:
         if self.quantized is not None:
             raise ValueError(f"Channels were cut after '{self.name}' had laid out its grids. Let the cuts end before.")
+
+    def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        if self.quantized is not None:
+            raise ValueError(
+                f"{', '.join(names)} would be replaced after '{self.name}' had laid out its grids. Replace modules "
+                f"before it begins."
+            )
 
     # At each step -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What every compression callback shares: when it acts, what it saves, how it logs, how it cleans up."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from inspect import signature
@@ -59,6 +59,7 @@ class CompressionCallback(Callback):
     """
 
     state_format = 1
+    state_kind: str | None = None  # what its entry of a checkpoint holds, for those who read it without the callback
     renamed_arguments: ClassVar[dict[str, str]] = {}  # new names of arguments by old ones, for the words of an error
     has_phase = True  # whether it acts between its begin and its end
     progress_metric: str | None = None  # the metric that the progress bar shows and `history` keeps
@@ -121,6 +122,9 @@ class CompressionCallback(Callback):
 
     def on_channels_pruned(self, cut: Cut) -> None:
         """Another callback has cut tensors of the module by index: cut what was made for their old shapes."""
+
+    def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        """Another callback has put other modules in the place of these: forget what was made for the old ones."""
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         """What this callback does to which weights, and only one callback can do to them."""
@@ -256,7 +260,7 @@ class CompressionCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         history = [list(point) for point in self.history]
         own = {"last_moment": self.last_time, "history": history, "moved": self.shifted}
-        state = {"format": self.state_format, **own, **self.checkpoint_state()}
+        state = {"format": self.state_format, "kind": self.state_kind, **own, **self.checkpoint_state()}
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

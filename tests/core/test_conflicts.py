@@ -61,14 +61,14 @@ def check(run, *phases):
         (STEPS, cut(10, 50), Phase("grids", "50%", "60%", at="begin"), None),  # it waits for a step
         (STEPS, cut(10, 50), Phase("grids", 49, 60, at="begin"), "'grids' needs shapes that stay from begin=49 on"),
         (STEPS, cut("10%", "50%"), Phase("zeros", 0, 51, at="end"), None),
-        (STEPS, cut("10%", "50%"), Phase("zeros", 0, 50, at="end"), "from end=50 on (so it is), but 'cut' cuts"),
+        (STEPS, cut("10%", "50%"), Phase("zeros", 0, 50, at="end"), "from end=50 on (so it is), but 'cut' changes"),
         (UNKNOWN, cut("10%", "50%"), Phase("grids", "6 epochs", "100%", at="begin"), None),
         (UNKNOWN, cut("10%", "50%"), Phase("grids", "4 epochs", "100%", at="begin"), "from begin='4 epochs' on"),
         # 5 epochs and 900 steps: as numbers 5 is less, but an epoch may have a thousand steps.
         (UNKNOWN, cut("10%", "50%"), Phase("grids", 900, 1000, at="begin"), "It cannot be told whether 'cut'"),
         (UNKNOWN, cut(10, 50), Phase("grids", "6 epochs", "100%", at="begin"), "Write both in the same unit"),
         (UNKNOWN, cut("10%", "50%"), Phase("grids", 0, 1000, at="begin"), "from begin=0 on"),
-        (Run(epochs=None), cut(10, "100%"), Phase("grids", 900, 1000, at="begin"), "'cut' cuts channels until"),
+        (Run(epochs=None), cut(10, "100%"), Phase("grids", 900, 1000, at="begin"), "'cut' changes shapes until"),
     ],
 )
 def test_cuts_come_before_shapes_must_stay(run, cutting, other, message):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_compress.nn.module_replacement import undo_replay, replace_in_training, replay
+from lightning_compress.nn.module_replacement import replace_in_training, replay, undo_replay
 from lightning_compress.nn.replacement import Replacement, builder_path, torch_layer, torch_layers
 
 
