@@ -36,7 +36,9 @@ def imported_names(tree: ast.AST, package: str, file: str) -> set[str]:
 def read_trees(package: Path) -> dict[str, ast.Module]:
     """Each file of a package, parsed."""
     files = sorted(package.rglob("*.py"))
-    return {path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in files}
+    return {
+        path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in files
+    }
 
 
 def import_graph(trees: Mapping[str, ast.Module], package: str) -> dict[str, set[str]]:
