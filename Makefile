@@ -3,7 +3,7 @@
 #   make test      every test and doctest, under both Lightning names                 make test ARGS="-k pruning"
 #   make check     format, lint, types, layering
 #   make bench     every script in benchmarks/
-#   make results   the figures of the README, written under docs/results/
+#   make results   the tables of docs/results/
 #   make clean     remove what the above wrote, `.venv` too
 
 PYTHON ?= python3
