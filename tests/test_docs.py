@@ -187,6 +187,13 @@ def test_figures_of_the_front_page_are_in_the_results():
         assert [figure for figure in figures if figure not in measured] == []
 
 
+def test_figures_of_the_page_of_methods_are_in_the_results():
+    measured = " ".join(map(text_of, sorted((ROOT / "docs" / "results").glob("*.md"))))
+    told = re.findall(r"[+-]?\d+\.\d+ ± \d+\.\d+|\d+,\d{3}(?:,\d{3})?", text_of(ROOT / "docs" / "which_method.md"))
+    assert len(told) >= 30
+    assert [figure for figure in told if figure not in measured] == []
+
+
 def test_papers_are_those_that_the_code_names():
     code = " ".join(text_of(path) for path in ROOT.glob("lightning_compress/**/*.py"))
     assert {
