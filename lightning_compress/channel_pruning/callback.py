@@ -13,7 +13,6 @@ from lightning_compress._lightning import (
     is_redirected_forward,
     kept_averages,
     rank_zero_info,
-    rank_zero_warn,
     rewrap_ddp,
 )
 from lightning_compress.channel_pruning.arguments import budget_of, check_rest, criterion_of, distribution_of
@@ -34,13 +33,12 @@ from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_w
 from lightning_compress.core.registry import required_args
 from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration
 from lightning_compress.nn.input_recorder import InputRecorder
-from lightning_compress.nn.selection import Predicate, as_patterns, select
+from lightning_compress.nn.selection import Patterns, as_patterns, select
 from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state
 from lightning_compress.nn.weight_averages import averaged_copies
-from lightning_compress.training.callback import CompressionCallback, compression_callbacks, step_after
+from lightning_compress.training.callback import CompressionCallback, compression_callbacks
+from lightning_compress.training.clock import step_after
 from lightning_compress.training.structural_callback import StructuralCallback
-
-Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
 
 
 class ChannelPruning(StructuralCallback):
@@ -88,6 +86,7 @@ class ChannelPruning(StructuralCallback):
     """
 
     progress_metric = "macs"
+    undone = "Nothing was cut."
     renamed_arguments = {"floor": "min_density"}
 
     def __init__(
@@ -110,8 +109,8 @@ class ChannelPruning(StructuralCallback):
         soft: bool = False,
         penalty: str | None = None,
         penalty_strength: float = 1e-4,
-        targets: Targets | None = None,
-        ignore: Targets = (),
+        targets: Patterns = None,
+        ignore: Patterns = (),
         example_input: Any = None,
         recalibrate: int = 10,
         seed: int = 0,
@@ -133,7 +132,7 @@ class ChannelPruning(StructuralCallback):
         self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
         self.first: dict[str, Any] | None = None
         self.shrinker: Shrinker | None = None
-        self.part, self.released, self.frozen = "", False, set[str]()
+        self.part, self.frozen = "", set[str]()
         self.gathered = Gathered(nn.Module(), ())
         self.seen: InputRecorder | None = None
         self.calls: Calls | None = None
@@ -156,9 +155,9 @@ class ChannelPruning(StructuralCallback):
         self._allowed(trainer, pl_module)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.shrinker, self.released = None, False
+        self.shrinker = None
         if self.saved is not None:
-            self.first, self.released = self.saved["first"], self.saved["released"]
+            self.first = self.saved["first"]
         elif self._module() is not pl_module or self.restored:
             self.first = None
         self._module = ref(pl_module)
@@ -185,8 +184,6 @@ class ChannelPruning(StructuralCallback):
             self._close()
         elif (given := self._given(pl_module)) is not None:
             self._prepare(trainer, pl_module, "", given)
-        if self.gate_best and not self.released:
-            self.hold_monitors(trainer)
 
     def _given(self, pl_module: LightningModule) -> Any:
         return self.example_input if self.example_input is not None else pl_module.example_input_array
@@ -244,7 +241,7 @@ class ChannelPruning(StructuralCallback):
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.reached or not self._is_open(trainer):
+        if self.reached or not self.is_open(trainer):
             return
         if self.gathered.listening or not self.gathered.asked & SEEN:  # else nothing was seen: the next batch will do
             moment = self.due_time(trainer)
@@ -267,14 +264,7 @@ class ChannelPruning(StructuralCallback):
             self.gathered.take_gradients(self._shrinker.free)
         if self.calls is not None:
             self._end_first_step()
-        if self.due is not None:
-            moment, self.due = self.due, None
-            self._act(trainer, pl_module, moment)
-            self.mark_done(moment)
-            if self.reached and not self.released:
-                self.released = True
-                if self.gate_best:
-                    self.release_monitors(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _end_first_step(self) -> None:
         """All is known that the first step tells."""
@@ -299,22 +289,15 @@ class ChannelPruning(StructuralCallback):
         moments = [self.window.last_time(step_after(trainer, self.window.unit) + step) for step in range(more + 1)]
         return any(one is not None and one != self.last_time for one in moments)
 
-    def _is_open(self, trainer: Trainer) -> bool:
-        return self.window is not None and step_after(trainer, self.window.unit) >= self.window.begin
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.shrinker is not None:
             self._log(trainer)
         elif self.history:  # resumed behind the last cut
             self.log_metrics(trainer, {"macs": self.history[-1][1]})
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last_time is None and not trainer.fast_dev_run:
-            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing was cut.")
-
     # A cut ----------------------------------------------------------------------------------------------------------
 
-    def _act(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
+    def change_structure(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
         shrinker, window = self._shrinker, self._window
         scores = mean_scores(shrinker.scores(self.gathered), pl_module.device)
         chosen = same_units(shrinker.choose(scores, self._progress(moment, window)), shrinker.free, pl_module.device)
@@ -356,7 +339,6 @@ class ChannelPruning(StructuralCallback):
         return {
             **super().checkpoint_state(),
             "first": self.first,
-            "released": self.released,
             "recalibrating": recalibrating,
         }
 

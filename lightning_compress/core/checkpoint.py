@@ -3,7 +3,7 @@
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,26 @@ def saved_entries(checkpoint: Any, kind: str | None = None) -> list[dict[str, An
     callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, Mapping) else {}
     ours = [entry for key, entry in callbacks.items() if str(key).startswith(STATE_PREFIX) and isinstance(entry, dict)]
     return [entry for entry in ours if kind is None or entry.get("kind") == kind]
+
+
+def refuse_damaged_entry(key: str, saved: Any, state_format: int, required: Set[str]) -> None:
+    """Refuse what cannot be a callback's entry of a checkpoint.
+
+    Args:
+        key: of the entry.
+        saved: the entry.
+        state_format: of the code that reads it.
+        required: keys that every such entry has.
+
+    Raises:
+        ValueError: with what to do instead.
+    """
+    found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+    if not isinstance(saved, dict) or not required <= saved.keys() or found != state_format:
+        raise ValueError(
+            f"The checkpoint's entry '{key}' is damaged, or was written by another version: its format is {found}, and "
+            f"{state_format} is read here. Start from its weights instead, by load_from_checkpoint."
+        )
 
 
 def load_checkpoint(path: str | Path) -> Any:

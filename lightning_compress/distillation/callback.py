@@ -37,7 +37,8 @@ from lightning_compress.distillation.teachers.network import BranchTeacher, Step
 from lightning_compress.distillation.teachers.snapshots import Snapshots
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.forward_capture import ForwardCall, get_submodule
-from lightning_compress.training.callback import CompressionCallback, describe_run, step_before
+from lightning_compress.training.callback import CompressionCallback
+from lightning_compress.training.clock import describe_run, step_before
 from lightning_compress.training.loggers import is_logged
 
 Teachers = str | Path | nn.Module | Teacher | Callable[..., Any] | Sequence[Any]

@@ -9,7 +9,7 @@ from weakref import ref
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_compress._lightning import LightningModule, Trainer, rank_zero_info
 from lightning_compress.core.conflicts import ExclusiveClaim, allowed_shift
 from lightning_compress.core.distributed import is_distributed
 from lightning_compress.core.phases import Duration, PhaseWindow, Run, clip_to
@@ -32,7 +32,8 @@ from lightning_compress.finetuning.stopping import as_until, value_of
 from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration, has_batchnorm
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Patterns, as_patterns
-from lightning_compress.training.callback import CompressionCallback, compression_callbacks, describe_run, step_before
+from lightning_compress.training.callback import CompressionCallback, compression_callbacks
+from lightning_compress.training.clock import describe_run, step_before
 
 
 class FineTuning(CompressionCallback):
@@ -73,6 +74,7 @@ class FineTuning(CompressionCallback):
         ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
     """
 
+    undone = "Nothing was tuned."
     renamed_arguments = {"thaw": "unfreeze", "factors": "lr_multipliers"}
 
     def __init__(
@@ -219,9 +221,8 @@ class FineTuning(CompressionCallback):
         frozen, total = (sum(one.numel() for one in each) for each in (self.standing, pl_module.parameters()))
         self.log_metrics(trainer, {"frozen": frozen / total, **self.tuning.rates})
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run and step_before(trainer, self._window.unit) < self._window.begin:
-            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}.")
+    def has_begun(self, trainer: Trainer) -> bool:
+        return step_before(trainer, self._window.unit) >= self._window.begin
 
     @property
     def standing(self) -> list[nn.Parameter]:

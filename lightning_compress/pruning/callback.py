@@ -16,7 +16,7 @@ from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Duration, PhaseWindow, Run, window_from_milestones
 from lightning_compress.core.registry import check_signature, find
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.selection import Predicate, Selection, as_patterns, select
+from lightning_compress.nn.selection import Patterns, Selection, as_patterns, select
 from lightning_compress.nn.weight_averages import find_averages
 from lightning_compress.pruning.allocation import Layers
 from lightning_compress.pruning.arguments import check_pattern, overridden
@@ -25,9 +25,7 @@ from lightning_compress.pruning.granularity import Block, NOfM, parse
 from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.pruning.pruner import Pruner
 from lightning_compress.pruning.rounds import check_rounds, sparsity_after
-from lightning_compress.training.callback import CompressionCallback, step_after
-
-Targets = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]
+from lightning_compress.training.callback import CompressionCallback
 
 
 class Pruning(CompressionCallback):
@@ -65,6 +63,7 @@ class Pruning(CompressionCallback):
     """
 
     progress_metric = "sparsity"
+    undone = "Nothing is pruned."
     renamed_arguments = {"floor": "min_density"}
 
     def __init__(
@@ -80,8 +79,8 @@ class Pruning(CompressionCallback):
         end: Duration = "70%",
         every: Duration = "1%",
         rounds: Sequence[Duration] | None = None,
-        targets: Targets | None = None,
-        ignore: Targets = (),
+        targets: Patterns = None,
+        ignore: Patterns = (),
         overrides: dict[str, float] | None = None,
         min_density: float = 0.0,
         seed: int = 0,
@@ -110,7 +109,7 @@ class Pruning(CompressionCallback):
         check_pattern(self)
         self.selection: Selection | None = None
         self.pruner: Pruner | None = None
-        self.carried, self.released, self.updated = 0.0, False, False
+        self.carried, self.updated = 0.0, False
         self.followed = ExitStack()
         self._module: Callable[[], nn.Module | None] = lambda: None
 
@@ -156,10 +155,10 @@ class Pruning(CompressionCallback):
         # Laid out again: a module may replace its layers in its own `setup`, which comes after that of callbacks.
         self.pruner = self._lay_out(pl_module)
         self._module = ref(pl_module)
-        self.carried, self.released, self.updated = 0.0, False, False
+        self.carried, self.updated = 0.0, False
         if self.saved is not None:
             self.pruner.load(self.saved)
-            self.carried, self.released = self.saved["carried"], self.saved["released"]
+            self.carried = self.saved["carried"]
         elif carried is not None:
             self.masked.load(carried.masked.state())
             self.carried = self.sparsity
@@ -185,8 +184,6 @@ class Pruning(CompressionCallback):
             handle = optimizer.register_step_post_hook(lambda *_: self._after_step(trainer))
             self.undo.callback(handle.remove)
         self.masked.apply()
-        if self.gate_best and not self.released:
-            self.hold_monitors(trainer)
 
     def on_weights_replaced(self) -> None:
         if self.pruner is not None:
@@ -246,14 +243,10 @@ class Pruning(CompressionCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last_time is None and not trainer.fast_dev_run:
-            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. Nothing is pruned.")
-
     # What is kept and said --------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"carried": self.carried, "released": self.released, **self._pruner.state()}
+        return {"carried": self.carried, **self._pruner.state()}
 
     def _log(self, trainer: Trainer) -> None:
         by_layer = self.masked.sparsities()
@@ -271,8 +264,7 @@ class Pruning(CompressionCallback):
         return self.pruner
 
     def _is_open(self, trainer: Trainer) -> bool:
-        window = self.window
-        return window is not None and not self.reached and step_after(trainer, window.unit) >= window.begin
+        return self.is_open(trainer) and not self.reached
 
     def _update_if_due(self, trainer: Trainer) -> None:
         moment, pruner = self.due_time(trainer), self._pruner
@@ -285,10 +277,7 @@ class Pruning(CompressionCallback):
             if not pruner.update(sparsity, trainer.optimizers):
                 rank_zero_warn(f"'{self.name}': the ranks' masks differed; all have those of rank 0 now.")
         self.mark_done(moment)
-        if self.reached and not self.released:
-            self.released = True
-            if self.gate_best:
-                self.release_monitors(trainer)
+        self.release_monitors(trainer)
 
     def _lay_out(self, pl_module: LightningModule) -> Pruner:
         """Find the weights and check whatever can be checked about them."""

@@ -49,7 +49,8 @@ from lightning_compress.quantization.placement.layout import layout_of
 from lightning_compress.quantization.placement.sites import Layout
 from lightning_compress.quantization.placement.unused_frozen_layers import apart, said_of_frozen
 from lightning_compress.quantization.quantized_model import QuantizedModel, await_quantized
-from lightning_compress.training.callback import CompressionCallback, describe_run, step_after
+from lightning_compress.training.callback import CompressionCallback
+from lightning_compress.training.clock import describe_run, step_after
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -94,6 +95,7 @@ class QuantizationAwareTraining(CompressionCallback):
     """
 
     progress_metric = "bits"
+    undone = "Nothing is quantized."
 
     renamed_arguments = {"errors": "activation_grad_bits", "gradients": "weight_grad_bits"}
 
@@ -153,7 +155,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.selection: Selection | None = None
         self.layers: list[Layer] = []
         self.quantized: QuantizedModel | None = None
-        self.norms, self.released, self._shared = BatchNormFreezer(()), False, set[str]()
+        self.norms, self._shared = BatchNormFreezer(()), set[str]()
         self._freezes: dict[str, PhaseWindow] = {}
         self._loaded: dict[str, Any] | None = None
 
@@ -178,9 +180,9 @@ class QuantizationAwareTraining(CompressionCallback):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         carried = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
         self._lay_out(pl_module)
-        self.quantized, self.released, self._shared = None, False, set()
+        self.quantized, self._shared = None, set()
         if self.saved is not None:
-            self.released, state = self.saved["released"], self.saved["model"]
+            state = self.saved["model"]
         else:
             state = carried.state() if carried is not None and not self.restored else None
         if state is not None and (quantized := self._take(pl_module, state)) and state["trained"]:
@@ -207,8 +209,6 @@ class QuantizationAwareTraining(CompressionCallback):
             self.undo.enter_context(training(self.quantized, trainer))
             self.undo.enter_context(self.quantized.installed())
         await_quantized(pl_module)
-        if self.gate_best and not self.released:
-            self.hold_monitors(trainer)
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         return claims_of(self.layers, self.request)
@@ -230,7 +230,7 @@ class QuantizationAwareTraining(CompressionCallback):
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.quantized is None or not self._is_open(trainer):
+        if self.quantized is None or not self.is_open(trainer):
             return
         self._advance(trainer)
         self.quantized.begin_batch(step_after(trainer, "batches"), quantizing=not self.calibrate_only)
@@ -263,9 +263,7 @@ class QuantizationAwareTraining(CompressionCallback):
             share_ranges(self._acts)
         if self.reached and not self.released:
             self._acts.refuse_senseless_ranges(early=True)
-            self.released = True
-            if self.gate_best:
-                self.release_monitors(trainer)
+        self.release_monitors(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._acts is None:
@@ -273,11 +271,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self._acts.refuse_senseless_ranges()
         self.log_metrics(trainer, self._acts.metrics())
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._acts is None and not trainer.fast_dev_run:
-            rank_zero_warn(
-                f"'{self.name}' never began: begin={self.begin!r} is not before the last step. Nothing is quantized."
-            )
+    def has_begun(self, trainer: Trainer) -> bool:
+        return self._acts is not None
 
     @property
     def _acts(self) -> QuantizedModel | None:
@@ -315,7 +310,7 @@ class QuantizationAwareTraining(CompressionCallback):
     # What is kept -----------------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"released": self.released, "model": None if self.quantized is None else self.quantized.state()}
+        return {"model": None if self.quantized is None else self.quantized.state()}
 
     def _lay_out(self, pl_module: LightningModule) -> None:
         self.selection, self.layers = layers_of(pl_module, self.targets, self.ignore)
@@ -340,7 +335,7 @@ class QuantizationAwareTraining(CompressionCallback):
     ) -> Any:
         """The user's step; the first one of the phase is watched, and the next one is quantized."""
         # Hooks that come after the first call of a compiled module never act.
-        due = self._is_open(trainer) or (self.window is not None and is_partly_compiled(pl_module))
+        due = self.is_open(trainer) or (self.window is not None and is_partly_compiled(pl_module))
         if self.quantized is not None or not due:
             return original(*args, **kwargs)
         self._lay_out(pl_module)  # channels may have been cut since
@@ -375,9 +370,6 @@ class QuantizationAwareTraining(CompressionCallback):
                 f"averages of the weights are quantized with those of the last update. For exact averages take a "
                 f"method that learns nothing beside the weights, such as 'mse'."
             )
-
-    def _is_open(self, trainer: Trainer) -> bool:
-        return self.window is not None and step_after(trainer, self.window.unit) >= self.window.begin
 
     def _is_past(self, trainer: Trainer, freeze: str) -> bool:
         window = self._freezes.get(freeze)

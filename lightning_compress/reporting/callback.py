@@ -29,7 +29,8 @@ from lightning_compress.reporting.loggers import send, send_checkpoint
 from lightning_compress.reporting.measure_model import Protocol, measured
 from lightning_compress.reporting.phase_history import Course, active
 from lightning_compress.reporting.wandb_resume import another_run
-from lightning_compress.training.callback import CompressionCallback, compression_callbacks, step_before
+from lightning_compress.training.callback import CompressionCallback, compression_callbacks
+from lightning_compress.training.clock import step_before
 from lightning_compress.training.loggers import is_logged, log_immediately, loggers_of_kind, wandb_runs
 
 BEFORE_AND_AFTER = "compression_report"

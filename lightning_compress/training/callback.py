@@ -1,7 +1,7 @@
 """What every compression callback shares: when it acts, what it saves, how it logs, how it cleans up."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from inspect import signature
@@ -17,16 +17,13 @@ from lightning_compress._lightning import (
     steps_schedules_itself,
 )
 from lightning_compress.core.arguments import refuse_old_names
-from lightning_compress.core.checkpoint import STATE_PREFIX
+from lightning_compress.core.checkpoint import STATE_PREFIX, refuse_damaged_entry
 from lightning_compress.core.conflicts import (
-    UNITS,
     ExclusiveClaim,
     FixedShapes,
     phase_windows,
     refuse_conflicts,
     refuse_late_cuts,
-    refuse_outside,
-    total_length,
 )
 from lightning_compress.core.phases import (
     Duration,
@@ -39,11 +36,15 @@ from lightning_compress.core.phases import (
     shift_window,
 )
 from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.training.clock import describe_run, step_after
 from lightning_compress.training.loggers import log_config, log_immediately, plain_value
-from lightning_compress.training.lr_schedule_checks import find_short_schedules
 from lightning_compress.training.monitors import paused_early_stopping, reset_monitors
-
-SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+from lightning_compress.training.run_checks import (
+    check_lr_schedules,
+    check_phase,
+    refuse_equal_names,
+    refuse_sharded_weights,
+)
 
 
 class CompressionCallback(Callback):
@@ -56,12 +57,23 @@ class CompressionCallback(Callback):
 
     Raises:
         ValueError: if a duration cannot be read, or `begin` is not before `end`.
+
+    >>> class Tick(CompressionCallback):
+    ...     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+    ...         moment = self.due_time(trainer)
+    ...         if moment is not None:
+    ...             self.mark_done(moment)
+    >>> tick = Tick("tick", begin=2, end=6, every=2)
+    >>> tick.timeline(Run(epochs=None, max_steps=8))
+    [(2, 'begins'), (6, 'ends')]
     """
 
     state_format = 1
     state_kind: str | None = None  # what its entry of a checkpoint holds, for those who read it without the callback
     renamed_arguments: ClassVar[dict[str, str]] = {}  # new names of arguments by old ones, for the words of an error
     has_phase = True  # whether it acts between its begin and its end
+    gate_best = False  # whether `ModelCheckpoint` and `EarlyStopping` judge only what comes after its end
+    undone: str | None = None  # what has not happened if it never began; None: that is not worth a warning
     progress_metric: str | None = None  # the metric that the progress bar shows and `history` keeps
 
     def __init__(
@@ -76,7 +88,7 @@ class CompressionCallback(Callback):
         self.shifted: list[float] | None = None
         self.undo = ExitStack()
         self.history: list[tuple[int, float]] = []
-        self.restored = False
+        self.restored, self.released = False, False
         self.saved: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -182,6 +194,14 @@ class CompressionCallback(Callback):
             raise RuntimeError(f"'{self.name}' knows when it acts once training has begun.")
         return self.window
 
+    def is_open(self, trainer: Trainer) -> bool:
+        """Whether the step that is being taken is one of the phase, or comes after it."""
+        return self.window is not None and step_after(trainer, self.window.unit) >= self.window.begin
+
+    def has_begun(self, trainer: Trainer) -> bool:
+        """Whether it has done anything, for the warning at the end of a run."""
+        return self.last_time is not None
+
     @property
     def reached(self) -> bool:
         """Whether the end of the phase is behind."""
@@ -223,14 +243,15 @@ class CompressionCallback(Callback):
             return
         self.undo.close()
         self.window, self.restored, self.saved = None, False, None
-        _refuse_equal_names(self, trainer)
-        _refuse_sharded(self, trainer)
+        refuse_equal_names(self, compression_callbacks(trainer))
+        refuse_sharded_weights(self, trainer)
         if not builds_its_layers_late(pl_module):
             self.check(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if builds_its_layers_late(pl_module):
             self.check(trainer, pl_module)
+        self.released = self.saved is not None and self.saved["released"]
         self.attach(trainer, pl_module)
         log_config(trainer, {f"compress/{self.name}": {"class": type(self).__name__, **self.settings()}})
 
@@ -246,9 +267,15 @@ class CompressionCallback(Callback):
             refuse_late_cuts(callbacks, windows)
             refuse_conflicts(callbacks, {one.name: one.claims(trainer, pl_module) for one in callbacks}, windows)
             if not steps_schedules_itself(pl_module):
-                _check_schedules(trainer, run, windows)
-        _check_against_the_run(self, trainer, run)
+                check_lr_schedules(callbacks, trainer, run, windows)
+        check_phase(self, trainer, run)
         self.start(trainer, pl_module)
+        if self.gate_best and not self.released:
+            self.undo.enter_context(paused_early_stopping(trainer.callbacks, lambda: self.reached))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.undone is not None and not trainer.fast_dev_run and not self.has_begun(trainer):
+            rank_zero_warn(f"'{self.name}' never began: the run ended before begin={self.begin!r}. {self.undone}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.undo.close()
@@ -259,7 +286,7 @@ class CompressionCallback(Callback):
     # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         history = [list(point) for point in self.history]
-        own = {"last_moment": self.last_time, "history": history, "moved": self.shifted}
+        own = {"last_moment": self.last_time, "history": history, "moved": self.shifted, "released": self.released}
         state = {"format": self.state_format, "kind": self.state_kind, **own, **self.checkpoint_state()}
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
@@ -279,120 +306,21 @@ class CompressionCallback(Callback):
         Raises:
             ValueError: with what to do instead.
         """
-        if (
-            not isinstance(saved, dict)
-            or not {"last_moment", "history"} <= saved.keys()
-            or saved.get("format") != self.state_format
-        ):
-            found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
-            raise ValueError(
-                f"The checkpoint's entry '{self.state_key}' is damaged, or was written by another version: its format "
-                f"is {found}, and {self.state_format} is read here. Start from its weights instead, by "
-                f"load_from_checkpoint."
-            )
-
-    def hold_monitors(self, trainer: Trainer) -> None:
-        """Keep `EarlyStopping` waiting until the end of the phase is reached."""
-        callbacks: list[Any] = trainer.callbacks
-        self.undo.enter_context(paused_early_stopping(callbacks, lambda: self.reached))
+        refuse_damaged_entry(self.state_key, saved, self.state_format, {"last_moment", "history"})
 
     def release_monitors(self, trainer: Trainer) -> None:
-        """The end is reached: what was best before is not a model that anybody asked for."""
-        if monitored := reset_monitors(trainer.callbacks):
+        """If the end is reached, let monitors compare from now on: what was best before is not what was asked for."""
+        if not self.reached or self.released:
+            return
+        self.released = True
+        monitored = reset_monitors(trainer.callbacks) if self.gate_best else []
+        if monitored:
             rank_zero_info(
                 f"'{self.name}' has reached its end at step {trainer.global_step}: checkpoints and early stopping by "
                 f"{', '.join(sorted(set(monitored)))} now choose among what comes after it."
             )
 
 
-def step_after(trainer: Trainer, hand: str) -> int:
-    """What a hand of the run's clock shows when the step that is being taken is done."""
-    return _HANDS[hand](trainer)
-
-
-def step_before(trainer: Trainer, hand: str) -> int:
-    """What a hand of the run's clock shows before the step that is being taken."""
-    return step_after(trainer, hand) - (hand != "epochs")
-
-
-def describe_run(trainer: Trainer, pl_module: LightningModule) -> Run:
-    """What the Trainer knows of the length of its run."""
-    batches = trainer.num_training_batches
-    changing = any(hasattr(callback, "scheduling") for callback in trainer.callbacks)
-    return Run(
-        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
-        max_steps=None if trainer.max_steps == -1 else trainer.max_steps,
-        batches_per_epoch=None if math.isinf(batches) else int(batches),
-        accumulate=trainer.accumulate_grad_batches,
-        automatic=pl_module.automatic_optimization and not changing,
-        max_time=_is_timed(trainer),
-        dry_run=bool(trainer.fast_dev_run),
-    )
-
-
-_HANDS: dict[str, Callable[[Any], int]] = {
-    "steps": lambda trainer: trainer.global_step + 1,
-    "batches": lambda trainer: trainer.fit_loop.epoch_loop.batch_progress.total.ready,
-    "epochs": lambda trainer: trainer.current_epoch,
-}
-
-
-def _is_timed(trainer: Trainer) -> bool:
-    return any(type(callback).__name__ == "Timer" for callback in trainer.callbacks)
-
-
 def compression_callbacks(trainer: Trainer) -> list[CompressionCallback]:
     """The compression callbacks of a Trainer, in their order."""
     return [one for one in trainer.callbacks if isinstance(one, CompressionCallback)]
-
-
-def _check_against_the_run(callback: CompressionCallback, trainer: Trainer, run: Run) -> None:
-    """Refuse a phase that the run never comes to, and warn of one that it leaves unfinished."""
-    window = callback.window
-    if window is None or trainer.fast_dev_run:
-        return
-    refuse_outside(callback.name, callback.begin, window, run)
-    if math.isinf(window.end):
-        return
-    total = total_length(run, window.unit)
-    if total is not None and window.end > total:
-        rank_zero_warn(
-            f"'{callback.name}' ends at {callback.end!r}, which is {UNITS[window.unit]} {window.end}, but this run has "
-            f"only {total} {window.unit}: it will not reach its end. Lower `end`, or train longer."
-        )
-    if _is_timed(trainer):
-        rank_zero_warn(f"'{callback.name}' may not reach its end: max_time may end this run before.")
-
-
-def _check_schedules(trainer: Trainer, run: Run, windows: Mapping[str, PhaseWindow]) -> None:
-    """Refuse learning-rate schedules at whose end torch stops the run, and warn of others that end before it."""
-    kinds = {type(one).__name__ for one in trainer.callbacks}
-    if trainer.fast_dev_run or "StochasticWeightAveraging" in kinds:  # it takes a schedule of its own in the end
-        return
-    last = [windows[one.name] for one in compression_callbacks(trainer) if one.sets_learning_rates()]
-    covered = any(window.end >= (total_length(run, window.unit) or math.inf) for window in last)
-    for short in find_short_schedules(trainer.lr_scheduler_configs, run, trainer.global_step, trainer.current_epoch):
-        if short.stops and not kinds & {"EarlyStopping", "Timer"}:
-            raise ValueError(short.words)
-        if short.stops or not covered:
-            rank_zero_warn(short.words)
-
-
-def _refuse_equal_names(callback: CompressionCallback, trainer: Trainer) -> None:
-    others = [
-        other for other in compression_callbacks(trainer) if other is not callback and other.name == callback.name
-    ]
-    if others:
-        raise ValueError(
-            f"Two callbacks have the name '{callback.name}': {type(callback).__name__} and {type(others[0]).__name__}. "
-            f"Give one another name: {type(callback).__name__}(..., name='{callback.name}_2')."
-        )
-
-
-def _refuse_sharded(callback: CompressionCallback, trainer: Trainer) -> None:
-    strategy = type(trainer.strategy)
-    if SHARDED & {cls.__name__ for cls in strategy.__mro__}:
-        raise ValueError(
-            f"{type(callback).__name__} needs whole weights on every rank, but {strategy.__name__} shards them. Use "
-            f"strategy='ddp', or one device."
-        )

@@ -25,6 +25,7 @@ class StartFrom(StructuralCallback):
     """
 
     has_phase = False
+    undone = None
 
     def __init__(self, path: str | Path, *, name: str = "start_from") -> None:
         super().__init__(name, every=None)

@@ -68,6 +68,7 @@ class StructuralCallback(CompressionCallback):
     """
 
     state_kind = STRUCTURE
+    undone: str | None = "No module was replaced."
     # What cannot be done to a weight while its module may still be replaced, in the words of others' claims.
     excludes: frozenset[str] = frozenset({"prune", "quantize", "cut channels of", "be about"})
 
@@ -141,6 +142,7 @@ class StructuralCallback(CompressionCallback):
             moment, self.due = self.due, None
             self.change_structure(trainer, pl_module, moment)
             self.mark_done(moment)
+            self.release_monitors(trainer)
 
     def replace_modules(
         self, trainer: Trainer, pl_module: LightningModule, changes: Iterable[ModuleChange], seed: int = 0
