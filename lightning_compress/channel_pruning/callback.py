@@ -87,6 +87,7 @@ class ChannelPruning(StructuralCallback):
 
     progress_metric = "macs"
     undone = "Nothing was cut."
+    cuts_channels = True
     renamed_arguments = {"floor": "min_density"}
 
     def __init__(

@@ -40,6 +40,7 @@ from lightning_compress.nn.forward_capture import ForwardCall, get_submodule
 from lightning_compress.training.callback import CompressionCallback
 from lightning_compress.training.clock import describe_run, step_before
 from lightning_compress.training.loggers import is_logged
+from lightning_compress.training.structural_callback import structural_callbacks
 
 Teachers = str | Path | nn.Module | Teacher | Callable[..., Any] | Sequence[Any]
 
@@ -154,6 +155,7 @@ class Distillation(CompressionCallback):
         objective = Objective(self.terms, as_tutors(self), self.output, self.seed)
         self.distiller = Distiller(objective, self.student, self.target, self.mask)
         _refuse_peers(self, trainer)
+        _refuse_replaced_copies(self, trainer, pl_module)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         distiller = self._distiller
@@ -381,4 +383,16 @@ def _refuse_unheard(distillation: Distillation) -> None:
             f"'{distillation.name}': this training_step under manual optimization made no call of "
             f"self.manual_backward{which}, which is where the loss is added. Call self.manual_backward(loss) instead "
             f"of loss.backward()."
+        )
+
+
+def _refuse_replaced_copies(distillation: Distillation, trainer: Trainer, pl_module: LightningModule) -> None:
+    """A copy of the student as it was has modules that the student has no more, and cannot follow its weights."""
+    copies = [tutor.teacher for tutor in distillation._distiller.objective.tutors if tutor.teacher.copies_student]
+    replacing = [one.name for one in structural_callbacks(trainer) if one.replaced_modules(pl_module)]
+    if copies and replacing:
+        raise ValueError(
+            f"'{distillation.name}' is taught by {type(copies[0]).__name__}, a copy of the module, but "
+            f"'{replacing[0]}' replaces modules of it, which the copy would not follow. Take a teacher of its own, or "
+            f"distil in a run after the replacement."
         )

@@ -49,7 +49,7 @@ class StartFrom(StructuralCallback):
 
 
 def _refuse_further_cuts(start: StartFrom, trainer: Trainer) -> None:
-    cutting = [one for one in structural_callbacks(trainer) if one.changes_shapes()]
+    cutting = [one for one in structural_callbacks(trainer) if one.cuts_channels]
     if start.cut.kept and cutting:
         raise ValueError(
             f"{start.path} is of a module whose channels were cut, and '{cutting[0].name}' would cut more of them. A "

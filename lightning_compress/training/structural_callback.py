@@ -69,6 +69,7 @@ class StructuralCallback(CompressionCallback):
 
     state_kind = STRUCTURE
     undone: str | None = "No module was replaced."
+    cuts_channels = False  # whether it cuts channels; then it cannot start from a checkpoint whose channels were cut
     # What cannot be done to a weight while its module may still be replaced, in the words of others' claims.
     excludes: frozenset[str] = frozenset({"prune", "quantize", "cut channels of", "be about"})
 

@@ -6,7 +6,9 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_avg_fn
 
 from lightning_compress import (
+    AveragedTeacher,
     ChannelPruning,
+    Distillation,
     FineTuning,
     Pruning,
     QuantizationAwareTraining,
@@ -276,6 +278,24 @@ def test_a_run_starts_from_a_checkpoint_with_other_modules(pl, make_module, make
     assert same(dict(load_compressed(type(whole), tmp_path / "last.ckpt").state_dict()), dict(whole.state_dict()))
 
 
+def test_a_run_that_starts_from_a_thin_module_replaces_what_is_left(pl, make_module, make_trainer, loader, tmp_path):
+    thin = ChannelPruning(sparsity=0.5, begin=2, end=4, every=2)
+    fitted(make_trainer, make_module(), loader, [thin], max_epochs=1).save_checkpoint(tmp_path / "thin.ckpt")
+
+    def callbacks():
+        return [StartFrom(tmp_path / "thin.ckpt"), LowRank()]
+
+    whole, resumed = make_module(), make_module()
+    trainer = fitted(make_trainer, whole, loader, [*callbacks(), saver(pl, tmp_path / "8.ckpt", 8)])
+    assert [one.weight.shape for one in whole.net[0]] == [(2, 8), (8, 2)]
+    make_trainer(callbacks(), max_epochs=3).fit(resumed, loader, ckpt_path=tmp_path / "8.ckpt")
+    assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = load_compressed(type(whole), tmp_path / "last.ckpt")
+    assert same(dict(again.state_dict()), dict(whole.state_dict()))
+    assert again.net[2].in_features == 8
+
+
 def test_a_compiled_part_goes_on_compiled(make_module, make_trainer, loader, tmp_path):
     torch.compiler.reset()
     module, plain = make_module(), make_module()
@@ -318,6 +338,7 @@ def test_what_comes_out_is_exported(suffix, make_module, make_trainer, loader, t
     (lambda: QuantizationAwareTraining(begin=6), "needs shapes that stay from begin=6 on"),
     (lambda: ChannelPruning(sparsity=0.5, begin=2, end=6, every=2), "'channels'"),
     (lambda: FineTuning(learning_rate=0.01, begin=0, end=8), "would be about the same"),
+    (lambda: Distillation(AveragedTeacher()), "'distillation' is taught by AveragedTeacher, a copy of the module, but"),
     (lambda: FineTuning(freeze="net.0", begin=12, end=16), "would replace 'net.0', but 'finetuning' counts on 'net.0'"),
 ])  # fmt: skip
 def test_another_callback_on_the_same_layer_at_the_same_time_is_refused(
@@ -353,6 +374,21 @@ def test_callbacks_that_come_after_go_on_with_the_new_modules_and_resume(
     assert kinds(whole) == ["Sequential", "ReLU", "Linear"]
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
     assert same(first.optimizers[0].state_dict(), second.optimizers[0].state_dict())
+
+
+def test_monitors_judge_what_comes_after_the_last_replacement_and_a_late_phase_is_told(
+    pl, make_module, make_trainer, loader, tmp_path
+):
+    class Gated(LowRank):
+        gate_best = True
+
+    best = pl.callbacks.ModelCheckpoint(tmp_path, monitor="val_loss", filename="{step}", save_top_k=1)
+    trainer = make_trainer([Gated(begin=10, end=14), best], max_epochs=3, enable_checkpointing=True)
+    trainer.fit(make_module(lambda parameters: torch.optim.SGD(parameters, lr=1e-3, maximize=True)), loader, loader)
+    assert best.best_model_path.endswith("step=16.ckpt")  # without the gate it were that of step 8: losses rise
+    stop = pl.callbacks.LambdaCallback(on_train_epoch_end=lambda trainer, _: setattr(trainer, "should_stop", True))
+    with pytest.warns(UserWarning, match="'low_rank' never began: the run ended before begin=100. No module was"):
+        make_trainer([LowRank(begin=100, end=110), stop], max_epochs=20).fit(make_module(), loader)
 
 
 def test_new_weights_are_pruned_as_others(make_module, make_trainer, loader):

@@ -22,6 +22,7 @@ class Teacher:
 
     module: nn.Module | None = None
     learns = False  # whether it is trained at the same time
+    copies_student = False  # whether it is a copy of the module that follows its weights
     there = True  # whether it can teach; False until `remember` for one that a moment of the run makes
 
     def start(self, followed: Optimizer) -> None:

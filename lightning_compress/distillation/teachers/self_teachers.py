@@ -39,6 +39,8 @@ class Itself(Teacher):
             (seen,) = self._capture.pop_calls()
         return {OUTPUT: output, **seen.layers}
 
+    copies_student = True
+
     def cut(self, cut: Cut) -> None:
         cut_model(self._whole, cut)
 
