@@ -59,10 +59,10 @@ format: $(STAMP)
 
 # One after the other: two measurements at a time would measure each other.
 bench: $(STAMP)
-	@for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 results: $(STAMP)
-	@for script in $(filter-out experiments/_%,$(wildcard experiments/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@for script in $(wildcard experiments/*.py); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info outputs lightning_logs wandb checkpoints .mypy_cache .ruff_cache .pytest_cache

@@ -43,6 +43,7 @@ EXTRAS["dev"] = [
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
     "safetensors>=0.5,<1",  # tests read what we write with it, and write what we read
+    "scipy>=1.11,<2",  # experiments/ compare runs by a paired t-test
     "tensorboard>=2.18,<3",
     "torchao>=0.14,<1",  # what benchmarks/quantization.py measures us beside
     "torch-pruning>=1.6,<2",  # tests compare our groups of channels with its groups

@@ -1,16 +1,18 @@
-"""What `Distillation` costs: steps beside the same loss written by hand, and from a cache beside no teacher at all.
+"""Measure the time and memory that `Distillation` adds to training, with a live teacher and with cached outputs.
 
     python benchmarks/distillation_overhead.py
 
-Steps: all variants train at the same time in one process, and take turns of a few steps in random order (see
-`_turns.py`); this in several processes, one after the other, with malloc as in `_processes.py`. By hand means a
-training_step that asks the teacher under `no_grad` and adds `kl_div`; that it and `Distillation` train alike is checked
-first. The cache is computed before the timing. A step at which metrics are logged, one in 50 unless the Trainer is told
-otherwise, is left out by the median, so it has a row of its own.
+Prints a table for each network and writes `benchmarks/results/distillation_overhead.json`.
 
-Memory: each variant in a fresh process, the high-water mark of the resident set during a fit, above what the process
-held before it had a model; the median of a few processes, minus that of plain training. Where there is a GPU, also a
-fit there, with `torch.cuda.max_memory_allocated`.
+Time of a step: all variants train in one process and take turns of a few steps in random order
+(`common/interleaved_timing.py`). This is repeated in several processes, with the malloc settings of
+`common/processes.py`. "teacher by hand" is a `training_step` that calls the teacher under `no_grad` and adds `kl_div`;
+the script first checks that it and `Distillation` train alike. The cache is filled before the timing starts. Metrics
+are logged at one step in 50 by default, which a median does not see, so a logged step has a row of its own.
+
+Memory: each variant trains in a fresh process. The figure is the high-water mark of the resident set during `fit`
+minus what the process used before it built the model; the median of several processes, minus that of plain training.
+On a machine with a GPU, `torch.cuda.max_memory_allocated` of a run on the GPU is printed too.
 """
 
 import argparse
@@ -24,14 +26,27 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _memory import reset_peak, resident_bytes
-from _processes import GIVE_BACK, KEEP, Parts
-from _results import arguments, be_quiet, environment, write
-from _taught import BASES, BY_HAND, CACHED, LIVE, LOGGED, PLAIN, TASKS, VARIANTS, Variant, loader, make_data
-from _turns import TURN_STEPS, Contestant, Seconds, Turns, paired, quiet_trainer, take_turns
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from common.distillation_variants import (
+    BASES,
+    BY_HAND,
+    CACHED,
+    LIVE,
+    LOGGED,
+    PLAIN,
+    TASKS,
+    VARIANTS,
+    VariantSpec,
+    loader,
+    make_data,
+)
+from common.interleaved_timing import TURN_STEPS, Seconds, Turns, Variant, paired, quiet_trainer, take_turns
+from common.memory import reset_peak, resident_bytes
+from common.processes import GIVE_BACK, KEEP, Parts
+from common.results_file import arguments, be_quiet, environment, write
 
 TARGETS = {LIVE: 1.02, CACHED: 1.05}
 BATCH, EPOCH_TURNS, WARM_TURNS = 64, 16, 3
@@ -63,30 +78,30 @@ def step_times(
     task, shuffled, order = TASKS[name], random.Random(seed), list(VARIANTS)
     data = make_data(task, batch, epoch_turns)
     shuffled.shuffle(order)  # who comes first has the first place in memory
-    contestants = {
-        variant: contestant(variant, VARIANTS[variant](task, folder), loader(data, batch), accelerator)
+    running = {
+        variant: start_variant(variant, VARIANTS[variant](task, folder), loader(data, batch), accelerator)
         for variant in order
     }
     for turn in range(WARM_TURNS):  # in the first, the cache is computed
-        for one in contestants.values():
+        for one in running.values():
             one.take()
         if turn == 0:
-            refuse_different(contestants)
-    return take_turns(contestants, rounds, shuffled)
+            refuse_different(running)
+    return take_turns(running, rounds, shuffled)
 
 
-def contestant(name: str, variant: Variant, batches: Any, accelerator: str) -> Contestant:
+def start_variant(name: str, variant: VariantSpec, batches: Any, accelerator: str) -> Variant:
     turns = Turns() if accelerator == "cpu" else WaitingTurns()
     options = {"accelerator": accelerator, "log_every_n_steps": variant.log_every_n_steps}
-    return Contestant(name, variant.make, variant.added, batches, turns=turns, warm=0, **options)
+    return Variant(name, variant.make, variant.added, batches, turns=turns, warm=0, **options)
 
 
-def refuse_different(contestants: dict[str, Contestant]) -> None:
+def refuse_different(running: dict[str, Variant]) -> None:
     """Whoever has the teacher must have the weights of the one by hand, or something else is compared."""
-    expected = contestants[BY_HAND].weights()
-    far = (contestants[PLAIN].weights() - expected).norm()
+    expected = running[BY_HAND].weights()
+    far = (running[PLAIN].weights() - expected).norm()
     for variant in (LIVE, LOGGED, CACHED):
-        away = (contestants[variant].weights() - expected).norm()
+        away = (running[variant].weights() - expected).norm()
         if away > 0.01 * far:
             raise RuntimeError(
                 f"After a turn, '{variant}' is {away:.2e} from '{BY_HAND}'; plain training is {far:.2e}."

@@ -1,18 +1,20 @@
-"""What `Pruning` costs: each training step beside plain Lightning and its `ModelPruning`, and each update of the masks.
+"""Measure the time that `Pruning` adds to a training step, and the time and memory of one mask update.
 
     python benchmarks/pruning_overhead.py
 
-Steps: all variants train at the same time in one process, and take turns of a few steps in random order (see
-`_turns.py`); this in several processes, one after the other. By hand means two hooks in the module that multiply
-gradients and weights by the masks; that it and `Pruning` train alike, bit for bit, is checked first. LeNet-5 is timed
-with a heap for each thread too, as glibc does it unless it is told otherwise (see `_processes.py`), and with the fused
-Adam: the other one takes square roots of second moments, which are zero where gradients are masked, and MKL takes 5
-times as long for the root of zero as for that of another number.
+Prints a table for each network and one for the mask updates, and writes `benchmarks/results/pruning_overhead.json`.
 
-Updates: `Pruner.update`, global magnitude, 24 linear layers, each size in fresh processes. Two measures of memory,
-masks included: what tensors held at most during the first update and the next, as torch's allocator tells; and the
-high-water mark of the resident set during a second update, above what the process held when it had the weights only,
-with what malloc keeps in store and without.
+Time of a step: plain Lightning, masks by hand, `Pruning` and Lightning's `ModelPruning` train in one process and take
+turns of a few steps in random order (`common/interleaved_timing.py`), in several processes one after the other. "masks
+by hand" is a module with two hooks that multiply gradients and weights by the masks; the script first checks that it
+and `Pruning` train alike, bit for bit. LeNet-5 is also timed with one malloc heap per thread, glibc's default
+(`common/processes.py`), and with the fused Adam: the default Adam takes square roots of second moments, which are zero
+where gradients are masked, and MKL needs 5 times as long for the root of zero as for that of another number.
+
+Mask update: `Pruner.update` with global magnitude over 24 linear layers, each size in fresh processes. Memory includes
+the masks and is measured in two ways: the most that tensors used during the first two updates, from torch's allocator;
+and the high-water mark of the resident set during the second update minus what the process used with the weights
+alone, with and without the memory that malloc keeps for reuse.
 """
 
 import argparse
@@ -24,17 +26,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _mask_updates import update_cost
-from _models import ResNet20
-from _processes import AS_IT_IS, GIVE_BACK, KEEP, Parts
-from _results import arguments, be_quiet, environment, write
-from _turns import Batches, Contestant, Seconds, paired, take_turns
 from pytorch_lightning.callbacks import ModelPruning
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from common.interleaved_timing import Batches, Seconds, Variant, paired, take_turns
+from common.mask_update_cost import update_cost
+from common.models import ResNet20
+from common.processes import AS_IT_IS, GIVE_BACK, KEEP, Parts
+from common.results_file import arguments, be_quiet, environment, write
 from lightning_compress import Pruning
 from lightning_compress.nn.selection import select
 from lightning_compress.recipes.mnist import LeNet5
@@ -142,16 +144,16 @@ def step_times(model: str, rounds: int, batch: int, seed: int) -> dict[str, Seco
     """Seconds per step of each variant, round by round, by each clock."""
     steps, shuffled, order = STEPS[model], random.Random(seed), list(VARIANTS)
     shuffled.shuffle(order)  # who comes first has the first place in memory
-    contestants = {
-        variant: Contestant(variant, *VARIANTS[variant](steps.module), Batches(steps.shape, batch)) for variant in order
+    running = {
+        variant: Variant(variant, *VARIANTS[variant](steps.module), Batches(steps.shape, batch)) for variant in order
     }
-    refuse_different(contestants)
-    return take_turns(contestants, rounds, shuffled)
+    refuse_different(running)
+    return take_turns(running, rounds, shuffled)
 
 
-def refuse_different(contestants: dict[str, Contestant]) -> None:
+def refuse_different(running: dict[str, Variant]) -> None:
     """With equal masks comes the same training, or something else is compared."""
-    if not torch.equal(contestants[BY_HAND].weights(), contestants[MASKS_ON].weights()):
+    if not torch.equal(running[BY_HAND].weights(), running[MASKS_ON].weights()):
         raise RuntimeError(f"'{MASKS_ON}' and '{BY_HAND}' have come to different weights.")
 
 

@@ -1,18 +1,19 @@
-"""What quantization costs in training, and what it gives in ONNX Runtime, on a ResNet-20 of width 32.
+"""Measure the training time of quantization-aware training and the latency of its ONNX files, on a wide ResNet-20.
 
     python benchmarks/quantization.py
-    python benchmarks/quantization.py --running     steps as they stand in the file, all else anew
+    python benchmarks/quantization.py --running     keep the step times of the file, measure the rest again
 
-Steps: plain Lightning, `QuantizationAwareTraining` (8 bits, ranges followed or frozen; 4 bits with learned steps),
-and torchao's PT2E QAT, if torchao is installed, which replaces the network by an exported graph. All train at the same
-time in one process, and take turns of a few steps in random order. Printed is the median over the rounds of the ratio
-to plain Lightning in the same round.
+Prints a table of training steps and of latencies, and writes `benchmarks/results/quantization.json`.
 
-Latency: the same network, calibrated by `quantize` on random images and written by `export`, beside its float32 file
-and eager torch; they take turns too, one thread each. Calibration: 512 images of 32 x 32.
-Weights of 8 bits are written as uint8 where int8 kernels would saturate on a CPU without VNNI; those of 7 bits
-(`reduce_range=True`) never do, and run in the faster kernels. On a CPU with VNNI all of it is timed once more with the
-kernels that ONNX Runtime and torch have for AVX2 alone (`_narrow.py`).
+Time of a step: plain Lightning, `QuantizationAwareTraining` (8 bits with updated or frozen ranges, 4 bits with learned
+step sizes), and torchao's PT2E QAT if torchao is installed. All train in one process and take turns of a few steps in
+random order. The ratio is the median over the rounds of the ratio to plain Lightning in the same round.
+
+Latency: the network after `quantize` (post-training quantization, 512 random images of 32 x 32) and `export`, its
+float32 file, and eager torch, in turns, one thread each. On a CPU without VNNI, `export` writes 8-bit weights as uint8
+where int8 kernels would saturate; 7-bit weights (`reduce_range=True`) never saturate and use the faster kernels. On a
+CPU with VNNI everything is timed a second time with the AVX2 kernels of ONNX Runtime and torch
+(`common/avx2_emulation.py`).
 """
 
 import argparse
@@ -25,56 +26,45 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _models import Block
-from _narrow import environment_without_avx512, is_wider, saturates
-from _results import arguments, be_quiet, environment, write
-from _sessions import session, write_float
-from _turns import Batches, Contestant, paired, take_turns
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from common.avx2_emulation import environment_without_avx512, is_wider, saturates
+from common.interleaved_timing import Batches, Variant, paired, take_turns
+from common.models import WIDTH, Network, WideResNet20
+from common.onnx_sessions import session, write_float
+from common.results_file import arguments, be_quiet, environment, write
 from lightning_compress import QuantizationAwareTraining, export, quantize
 
+MakeModule = Callable[[], pl.LightningModule]
+MakeCallback = Callable[[pl.LightningModule], pl.Callback]
 PLAIN, FAR = "plain Lightning", 10**9
-WIDTH, SHAPE, BATCHES = 32, (3, 32, 32), (1, 64)
+SHAPE, BATCHES = (3, 32, 32), (1, 64)
 TARGETS = {"QuantizationAwareTraining, 8 bits": 1.30}
 SEVEN, EIGHT, FLOAT = "ONNX Runtime, 7-bit weights", "ONNX Runtime, 8-bit weights", "ONNX Runtime, float32"
 LATENCY_TARGET, CALIBRATION_TARGET_SECONDS = 1.7, 10.0
 
 
-class WideResNet20(pl.LightningModule):
-    """ResNet-20 of twice the usual width: 1.07 M parameters."""
+@dataclass
+class Size:
+    """How large the network and its batch are; a quick look has smaller ones."""
 
-    blocks_of_a_stage = 3
-    batch = 64
+    depth: int = 3
+    batch: int = 64
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
-        count = self.blocks_of_a_stage
-        widths = [WIDTH] * (count + 1) + [2 * WIDTH] * count + [4 * WIDTH] * count
-        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(widths)))
-        self.head = nn.Linear(4 * WIDTH, 10)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.blocks(self.norm(self.conv(images)).relu())
-        return self.head(features.mean((2, 3)))
+SIZE = Size()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = nn.functional.cross_entropy(self(images), labels)
-        self.log("train_loss", loss)
-        return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+def wide_resnet() -> WideResNet20:
+    return WideResNet20(SIZE.depth)
 
 
 class Exported(WideResNet20):
@@ -88,13 +78,13 @@ class Exported(WideResNet20):
             get_default_x86_inductor_quantization_config,
         )
 
-        super().__init__()
-        inner = _Network(self)
-        graph = torch.export.export(inner.train(), (torch.zeros(WideResNet20.batch, *SHAPE),)).module()
+        super().__init__(SIZE.depth)
+        inner = Network(self)
+        graph = torch.export.export(inner.train(), (torch.zeros(SIZE.batch, *SHAPE),)).module()
         quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
         prepared = prepare_qat_pt2e(graph, quantizer)
         move_exported_model_to_train(prepared)
-        for name in ("conv", "norm", "blocks", "head"):
+        for name in ("conv", "norm", "stages", "head"):
             delattr(self, name)
         self.network = prepared
 
@@ -102,28 +92,18 @@ class Exported(WideResNet20):
         return self.network(images)
 
 
-class _Network(nn.Module):
-    """Without what an export of a LightningModule trips over."""
-
-    def __init__(self, model: WideResNet20) -> None:
-        super().__init__()
-        self.conv, self.norm, self.blocks, self.head = model.conv, model.norm, model.blocks, model.head
-
-    forward = WideResNet20.forward
-
-
-def quantizing(**arguments: Any) -> Callable[[pl.LightningModule], pl.Callback]:
+def quantizing(**arguments: Any) -> MakeCallback:
     return lambda _model: QuantizationAwareTraining(begin=0, end=FAR, every=FAR, freeze_bn=None, **arguments)
 
 
-def variants() -> dict[str, tuple[type[pl.LightningModule], Callable[[pl.LightningModule], pl.Callback] | None]]:
-    """Name to the module and the callback that is added."""
+def variants() -> dict[str, tuple[MakeModule, MakeCallback | None]]:
+    """By name: what makes the module, and the callback that is added."""
     ours = {
-        PLAIN: (WideResNet20, None),
-        "QuantizationAwareTraining, 8 bits": (WideResNet20, quantizing(freeze_ranges=None)),
-        "QuantizationAwareTraining, 8 bits, ranges frozen": (WideResNet20, quantizing(freeze_ranges=4)),
+        PLAIN: (wide_resnet, None),
+        "QuantizationAwareTraining, 8 bits": (wide_resnet, quantizing(freeze_ranges=None)),
+        "QuantizationAwareTraining, 8 bits, ranges frozen": (wide_resnet, quantizing(freeze_ranges=4)),
         "QuantizationAwareTraining, 4 bits, learned steps": (
-            WideResNet20,
+            wide_resnet,
             quantizing(weights=4, activations=4, freeze_ranges=None),
         ),
     }
@@ -136,11 +116,11 @@ def variants() -> dict[str, tuple[type[pl.LightningModule], Callable[[pl.Lightni
 
 def step_times(rounds: int, clock: str = "wall") -> dict[str, dict[str, float]]:
     """Of each variant: its median step, and the median and quartiles of its ratio to plain Lightning."""
-    contestants = {
-        name: Contestant(name, make, added, Batches(SHAPE, WideResNet20.batch), warm=2, accelerator="cpu")
+    running = {
+        name: Variant(name, make, added, Batches(SHAPE, SIZE.batch), warm=2, accelerator="cpu")
         for name, (make, added) in variants().items()
     }
-    return paired(take_turns(contestants, rounds, random.Random(0))[clock], PLAIN)
+    return paired(take_turns(running, rounds, random.Random(0))[clock], PLAIN)
 
 
 # What comes out ----------------------------------------------------------------------------------------------------
@@ -157,7 +137,7 @@ def deployed(runs: int, quick: bool = False) -> dict[str, Any]:
         paths = files_in(Path(folder))
         told = export(narrow, paths[SEVEN], images[:4])
         export(quantized, paths[EIGHT], images[:4])
-        write_float(_Network(model), images[:4], paths[FLOAT])
+        write_float(Network(model), images[:4], paths[FLOAT])
         found = {batch: latencies(model, paths, images[:batch], runs) for batch in BATCHES}
         sizes = {name: path.stat().st_size for name, path in paths.items()}
         narrow_found = without_avx512(Path(folder), runs, quick) if is_wider() else None
@@ -174,9 +154,9 @@ def deployed(runs: int, quick: bool = False) -> dict[str, Any]:
 def network(quick: bool) -> tuple[WideResNet20, Tensor]:
     """The network, and images to calibrate it with; the same in each process."""
     if quick:
-        WideResNet20.blocks_of_a_stage, WideResNet20.batch = 1, 8
+        SIZE.depth, SIZE.batch = 1, 8
     torch.manual_seed(0)
-    return WideResNet20().eval(), torch.rand(64 if quick else 512, *SHAPE)
+    return wide_resnet().eval(), torch.rand(64 if quick else 512, *SHAPE)
 
 
 def files_in(folder: Path) -> dict[str, Path]:
@@ -233,7 +213,7 @@ def latencies(model: nn.Module, paths: dict[str, Path], images: Tensor, runs: in
 
 def step_table(steps: dict[str, dict[str, float]]) -> Table:
     table = Table(
-        "", title=f"Training step, ResNet-20 of width {WIDTH}, batch {WideResNet20.batch}", caption="median (quartiles)"
+        "", title=f"Training step, ResNet-20 of width {WIDTH}, batch {SIZE.batch}", caption="median (quartiles)"
     )
     for column in ("ms", "over plain Lightning", "target"):
         table.add_column(column, justify="right")

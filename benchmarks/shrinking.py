@@ -1,15 +1,20 @@
-"""What `ChannelPruning` saves and costs: time of a run that shrinks, of one cut, and of the network that comes out.
+"""Measure the training time that `ChannelPruning` saves, the time of one cut, and the latency of the pruned network.
 
     python benchmarks/shrinking.py
+    python benchmarks/shrinking.py --only cut       keep the rest of the file, measure the cut again
 
-The run: ResNet-20 of width 32 on random images of 32 x 32, to 0.4 of its MACs with the callback's own pace (from 20 %
-to 60 % of the run), with any number of channels or with multiples of 16 (`round_to`), beside the same run without the
-callback; they take turns, whole run by whole run, and the median ratio to the dense run of the same turn is printed. Of
-the same runs: the median step between two cuts beside the MACs that were left then.
-One cut: ResNet-50 on images of 224 x 224, from the first look at the module to the end of the surgery, as the training
-run pays for it; beside it torch-pruning, if it is installed, which finds the graph, scores and cuts, without
-optimizer. Of three cuts the middle one is told.
-Latency: the dense network and those that came out, eager and in ONNX Runtime, in turns, one thread each.
+Prints a table for each of them and writes `benchmarks/results/shrinking.json`.
+
+Training time: ResNet-20 of width 32 on random images of 32 x 32, cut to 0.4 of its MACs between 20 % and 60 % of the
+run, with any number of channels or with multiples of 16 (`round_to`), beside the same run without the callback. The
+runs take turns; the figure is the median ratio to the dense run of the same round. The median time of a step between
+two cuts is printed beside the MACs at that time.
+
+One cut: ResNet-50 on images of 224 x 224, from tracing the module to the end of the surgery, with the state of the
+optimizer; beside it torch-pruning, if it is installed, which traces, scores and cuts without an optimizer. The median
+of three cuts is printed.
+
+Latency: the dense network and the pruned ones, in eager torch and ONNX Runtime, in turns, one thread each.
 """
 
 import json
@@ -25,34 +30,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _models import ResNet8, ResNet20, ResNet50
-from _results import arguments, be_quiet, environment, write
-from _sessions import session, write_float
-from _turns import Batches, quiet_trainer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from common.interleaved_timing import Batches, quiet_trainer
+from common.models import Network, ResNet8, ResNet50, WideResNet20
+from common.onnx_sessions import session, write_float
+from common.results_file import arguments, be_quiet, environment, write
 from lightning_compress import ChannelPruning
 from lightning_compress.measure.macs import count_macs
-from lightning_compress.recipes.cifar10 import Block
 
 SHAPE, MACS = (3, 32, 32), 0.4
 DENSE = "dense"
 VARIANTS: dict[str, dict[str, Any]] = {DENSE: {}, "any width": {"round_to": 1}}
 FULL: dict[str, dict[str, Any]] = {**VARIANTS, "multiples of 16": {"round_to": 16}}
 RUN_TARGET, CUT_TARGET_SECONDS = 0.75, 2.0
-
-
-class WideResNet20(ResNet20):
-    """ResNet-20 of twice the usual width: 1.07 M parameters."""
-
-    def __init__(self) -> None:
-        pl.LightningModule.__init__(self)
-        self.conv, self.norm = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        widths = [32, 32, 32, 32, 64, 64, 64, 128, 128, 128]
-        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(widths)))
-        self.head = nn.Linear(128, 10)
 
 
 class Paced(pl.Callback):
@@ -198,16 +191,6 @@ def _macs(model: nn.Module, example: torch.Tensor) -> int:
 
 
 # Latency -----------------------------------------------------------------------------------------------------------
-
-
-class Network(nn.Module):
-    """The layers of a LightningModule, without what an export of it trips over."""
-
-    def __init__(self, model: ResNet20) -> None:
-        super().__init__()
-        self.conv, self.norm, self.blocks, self.head = model.conv, model.norm, model.blocks, model.head
-
-    forward = ResNet20.forward
 
 
 def latencies(models: dict[str, Any], batch: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:

@@ -1,8 +1,8 @@
-"""`Pruning` beside Lightning's `ModelPruning`, both on the same small run: every cell is what happened.
+"""Compare `Pruning` with Lightning's `ModelPruning` on the same small run: resume, EMA, DDP, gradual schedules.
 
     python benchmarks/versus_model_pruning.py
 
-Prints a table and writes `versus_model_pruning.json` and, beside it, `versus_model_pruning.md`.
+Prints a table of what each of the two did, and writes `versus_model_pruning.json` and `.md` in `benchmarks/results`.
 """
 
 import inspect
@@ -18,7 +18,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _results import arguments, be_quiet, environment, write
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ModelPruning
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
+from common.results_file import arguments, be_quiet, environment, write
 from lightning_compress import Pruning
 
 Make = Callable[..., pl.Callback]

@@ -14,8 +14,9 @@ of a shrinking run among the epochs after the last cut. Nothing was searched for
 
 from typing import Any
 
-from _thinned import Experiment, Settings, main
 from cifar10_distillation import data, needed
+
+from common.channel_pruning import Experiment, Settings, main
 
 
 def model(settings: Settings) -> Any:

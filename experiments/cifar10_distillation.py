@@ -20,8 +20,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _distilled import ALONE, Candidate, Experiment, Settings, main
-from _runs import DATA_VARIABLE, data_folder
+from common.distillation import ALONE, Candidate, Experiment, Settings, main
+from common.runs import DATA_VARIABLE, data_folder
 
 FOLDER, UNPACK = "cifar-10-batches-py", "unpack-cifar10"
 UNPACKED = Path(tempfile.gettempdir()) / "lightning_compress_cifar10"

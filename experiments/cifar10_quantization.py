@@ -13,8 +13,9 @@ of a quantized run only quantized epochs count. Nothing was searched for.
 
 from typing import Any
 
-from _quantized import FLOAT, Experiment, Settings, main
 from cifar10_distillation import data, needed
+
+from common.quantization import FLOAT, Experiment, Settings, main
 
 
 def model(settings: Settings) -> Any:

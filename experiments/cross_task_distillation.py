@@ -13,8 +13,8 @@ import sys
 from itertools import product
 from typing import Any
 
-from _distilled import ALONE, TEACHER, Candidate, Experiment, Settings, main, whole_mnist
-from _runs import data_folder
+from common.distillation import ALONE, TEACHER, Candidate, Experiment, Settings, main, whole_mnist
+from common.runs import data_folder
 
 LEARNING_RATES = (0.004, 0.01)
 DECAYS, SHARES = (0.0, 1e-4), (0.5, 0.9)

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from _distilled import ALONE, Candidate, Experiment, Settings, main
+from common.distillation import ALONE, Candidate, Experiment, Settings, main
 
 LEARNING_RATES = (0.003, 0.006)
 TEACHINGS = ((1.0, 0.5), (2.0, 0.5), (2.0, 0.9))

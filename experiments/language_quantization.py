@@ -10,7 +10,7 @@ started again; the table is in `language_quantization.md`.
 
 from typing import Any
 
-from _quantized import FLOAT, Experiment, Settings, main
+from common.quantization import FLOAT, Experiment, Settings, main
 
 LENGTH, LAYERS = 128, 2
 # The model adds the weight of `places` without calling the module, so that no hook sees it.

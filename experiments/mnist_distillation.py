@@ -13,8 +13,8 @@ import sys
 from itertools import product
 from typing import Any
 
-from _distilled import ALONE, Candidate, Experiment, Settings, main, whole_mnist
-from _runs import data_folder
+from common.distillation import ALONE, Candidate, Experiment, Settings, main, whole_mnist
+from common.runs import data_folder
 
 TEACHINGS = ({"temperature": 2.0, "alpha": 0.9}, {"temperature": 4.0, "alpha": 0.9})
 

@@ -26,9 +26,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, Keyed, read_runs, run_all, spread, trained
 from mnist_quantization import data, needed
 from rich.console import Console
+
+from common.runs import RESULT_MARK, ROOT, Keyed, read_runs, run_all, spread, trained
 
 ONE, SAME, EACH = "one fit", "five fits, as many epochs in all", "five fits, as many epochs as five runs have"
 MACS, SPARSITY, RATE = 0.5, 0.8, 0.002

@@ -26,7 +26,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _runs import (
+from rich.console import Console
+
+from common.runs import (
     DATA_VARIABLE,
     RESULT_MARK,
     ROOT,
@@ -39,7 +41,6 @@ from _runs import (
     told,
     versions,
 )
-from rich.console import Console
 
 SPARSITIES, SEEDS, TRIAL_SEEDS = (0.0, 0.95, 0.98), (0, 1, 2, 3, 4), (100, 101)
 LEARNING_RATES, DISTRIBUTIONS, ENDS = (0.002, 0.004), ("global", "lamp"), ("60%", "80%")

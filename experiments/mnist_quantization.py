@@ -14,8 +14,8 @@ first setting that was tried.
 
 from typing import Any
 
-from _quantized import FLOAT, Experiment, Settings, main
-from _runs import data_folder
+from common.quantization import FLOAT, Experiment, Settings, main
+from common.runs import data_folder
 
 
 def model(settings: Settings) -> Any:

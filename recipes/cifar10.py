@@ -53,6 +53,7 @@ class ResNet(LightningModule):
         learning_rate: the peak of one-cycle SGD with momentum.
         weight_decay: L2 penalty.
         label_smoothing: share of each label that is spread over all classes, in [0, 1].
+        width: channels of the first stage; each later stage has twice as many.
 
     Logs `train_loss`, `val_error` and `test_error`, fractions in [0, 1].
 
@@ -60,15 +61,20 @@ class ResNet(LightningModule):
     """
 
     def __init__(
-        self, depth: int = 3, learning_rate: float = 0.4, weight_decay: float = 5e-4, label_smoothing: float = 0.0
+        self,
+        depth: int = 3,
+        learning_rate: float = 0.4,
+        weight_decay: float = 5e-4,
+        label_smoothing: float = 0.0,
+        width: int = 16,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.learning_rate, self.weight_decay, self.label_smoothing = learning_rate, weight_decay, label_smoothing
-        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        widths = [(before, *[after] * depth) for before, after in pairwise((16, 16, 32, 64))]
-        self.stages = nn.Sequential(*(nn.Sequential(*(Block(*pair) for pair in pairwise(one))) for one in widths))
-        self.head = nn.Linear(64, CLASSES)
+        self.conv, self.norm = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        widths = [(before, *[after] * depth) for before, after in pairwise((width, width, 2 * width, 4 * width))]
+        self.stages = nn.Sequential(*(nn.Sequential(*(Block(*pair) for pair in pairwise(stage))) for stage in widths))
+        self.head = nn.Linear(4 * width, CLASSES)
         self.val_accuracy, self.test_accuracy = (MulticlassAccuracy(CLASSES, average="micro") for _ in range(2))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_results_of_mnist_are_not_taken_from_the_sample(tmp_path):
 )
 def test_a_part_runs_in_a_process_of_its_own_or_says_what_failed(script, part, found, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from _processes import GIVE_BACK, Parts
+    from benchmarks.common.processes import GIVE_BACK, Parts
 
     parts = Parts(str(ROOT / "benchmarks" / f"{script}.py"), {})
     if found is None:
@@ -68,7 +68,7 @@ def test_a_part_runs_in_a_process_of_its_own_or_says_what_failed(script, part, f
 
 def test_ratios_are_those_of_the_same_round(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from _turns import paired
+    from benchmarks.common.interleaved_timing import paired
 
     quiet = {"plain": [1.0, 2.0, 4.0], "more": [1.1, 2.2, 4.4], "twice": [2.2, 4.4, 8.8]}
     busy = {"plain": [10.0], "more": [13.0], "twice": [26.0]}
@@ -95,7 +95,7 @@ class Tiny:
 
 def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    from _runs import RESULT_MARK, read_runs, run_all
+    from common.runs import RESULT_MARK, read_runs, run_all
 
     script, path, kept = tmp_path / "script.py", tmp_path / "runs.json", {}
     script.write_text(
@@ -117,8 +117,9 @@ def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, 
 
 def test_a_second_arm_to_be_compared_with(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    from _distilled import _against_rival
     from mnist_distillation import PERCEPTRON
+
+    from common.distillation import _against_rival
 
     errors = {
         "no distillation": (0.02, 0.02, 0.02),

@@ -1,6 +1,6 @@
-"""Parts of a benchmark, each in a fresh process, under settings of malloc that suit what is measured.
+"""Run parts of a benchmark in fresh processes, with malloc settings that suit what is measured.
 
-A script that has parts reads `--part`, JSON of what `Parts.alone` was given, and prints JSON of what it found.
+A script with parts takes `--part`, the arguments of `Parts.alone` as JSON, and prints the result as JSON.
 """
 
 import json
@@ -23,18 +23,18 @@ AS_IT_IS: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Parts:
-    """Functions of a script, by name."""
+    """Functions of a script by name, each of which can run in this process or in a fresh one."""
 
     script: str
     functions: dict[str, Callable[..., Any]]
 
     def here(self, what: str, threads: int, **options: Any) -> Any:
-        """What a function returns, in this process."""
+        """Call a function in this process and return its result."""
         torch.set_num_threads(threads)
         return self.functions[what](**options)
 
     def alone(self, malloc: dict[str, str], **options: Any) -> Any:
-        """What a function returns, in a process of its own.
+        """Call a function in a fresh process and return its result.
 
         Raises:
             RuntimeError: if it fails.
@@ -46,5 +46,5 @@ class Parts:
         return json.loads(done.stdout.splitlines()[-1])
 
     def run(self, malloc: dict[str, str], quick: bool, **options: Any) -> Any:
-        """The one or the other: what is done quickly proves nothing, and needs no process of its own."""
+        """Call a function: in this process for a quick look, otherwise in a fresh one."""
         return self.here(**options) if quick else self.alone(malloc, **options)

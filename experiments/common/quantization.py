@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, Keyed, read_runs, run_all, spread, trained, write_runs
 from rich.console import Console
+
+from .runs import RESULT_MARK, ROOT, Keyed, read_runs, run_all, spread, trained, write_runs
 
 FLOAT = "float32"
 

@@ -18,8 +18,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _runs import RESULT_MARK, ROOT, Keyed, device_name, read_runs, run_all, spread, told, versions
 from rich.console import Console
+from scipy.stats import ttest_rel
+
+from .runs import RESULT_MARK, ROOT, Keyed, device_name, read_runs, run_all, spread, told, versions
 
 TEACHER, ALONE = "teacher", "no distillation"
 TEACHER_VARIABLE = "LIGHTNING_COMPRESS_TEACHERS"
@@ -235,25 +237,6 @@ def chosen(experiment: Experiment, kept: dict[str, Any], **common: Any) -> dict[
     return found
 
 
-def paired_t(differences: Sequence[float]) -> tuple[float, float]:
-    """Student's t of paired differences, and its two-sided p-value.
-
-    >>> [round(number, 4) for number in paired_t([1.0, 2.0, 3.0, 4.0, 5.0])]
-    [4.2426, 0.0132]
-    """
-    freedom = len(differences) - 1
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    if error == 0:
-        return math.inf, 0.0
-    t = statistics.mean(differences) / error
-    # With s = sqrt(freedom) * tan(angle), the density is a power of a cosine; Simpson's rule over a fine grid.
-    constant = math.gamma((freedom + 1) / 2) / (math.gamma(freedom / 2) * math.sqrt(math.pi))
-    steps, end = 2000, math.atan(abs(t) / math.sqrt(freedom))
-    weights = [1, *(4 if step % 2 else 2 for step in range(1, steps)), 1]
-    area = sum(weight * math.cos(end * step / steps) ** (freedom - 1) for step, weight in enumerate(weights))
-    return t, max(0.0, 1 - 2 * constant * area * end / steps / 3)
-
-
 # The tables --------------------------------------------------------------------------------------------------------
 
 
@@ -310,8 +293,7 @@ def _table(experiment: Experiment, best: dict[str, Candidate], groups: dict[str,
     alone = _scaled(experiment, groups[ALONE], "test_error")
     for arm, runs in groups.items():
         errors = _scaled(experiment, runs, "test_error")
-        differences = [ours - theirs for ours, theirs in zip(errors, alone, strict=True)]
-        cells = [arm, _words(best[arm]), spread(errors), *_compared(differences, arm)]
+        cells = [arm, _words(best[arm]), spread(errors), *_compared(errors, alone, arm)]
         lines.append("| " + " | ".join([*cells, spread(_scaled(experiment, runs, "val_error"))]) + " |")
     return lines
 
@@ -323,18 +305,23 @@ def _against_rival(experiment: Experiment, groups: dict[str, Any]) -> list[str]:
     theirs, lines = _scaled(experiment, groups[experiment.rival], "test_error"), []
     for arm in arms[arms.index(experiment.rival) + 1 :]:
         ours = _scaled(experiment, groups[arm], "test_error")
-        gain, t, p = _compared([mine - yours for mine, yours in zip(ours, theirs, strict=True)], arm)
+        gain, t, p = _compared(ours, theirs, arm)
         lines.append(f"{arm.capitalize()} minus {experiment.rival}, paired in the same way: {gain}, {t}, p = {p}.")
     return [*lines, ""]
 
 
-def _compared(differences: Sequence[float], arm: str) -> list[str]:
-    if arm == ALONE or len(differences) < 2:
+def _compared(errors: Sequence[float], others: Sequence[float], arm: str) -> list[str]:
+    """Mean difference of runs with the same seeds, Student's t of the pairs, and its two-sided p-value."""
+    if arm == ALONE or len(errors) < 2:
         return ["", "", ""]
-    t, p = paired_t(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    shown = [f"{statistics.mean(differences):+.3f} ± {error:.3f}", f"t({len(differences) - 1}) = {t:.2f}"]
-    return [*shown, f"{p:.3f}{'' if p < 0.05 else ', within the noise'}"]
+    differences = [error - other for error, other in zip(errors, others, strict=True)]
+    standard_error = statistics.stdev(differences) / math.sqrt(len(differences))
+    test = ttest_rel(errors, others)
+    return [
+        f"{statistics.mean(differences):+.3f} ± {standard_error:.3f}",
+        f"t({test.df}) = {test.statistic:.2f}",
+        f"{test.pvalue:.3f}{'' if test.pvalue < 0.05 else ', within the noise'}",
+    ]
 
 
 def _trials_table(
@@ -491,7 +478,7 @@ def _parser(words: str) -> argparse.ArgumentParser:
 
 def whole_mnist() -> str | None:
     """What is missing if there is no MNIST."""
-    from _runs import DATA_VARIABLE, data_folder
+    from .runs import DATA_VARIABLE, data_folder
 
     if data_folder() is None:
         return (

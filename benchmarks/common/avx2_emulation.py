@@ -1,9 +1,9 @@
-"""ONNX Runtime and torch with their kernels for AVX2 alone, on a CPU that has AVX-512 and VNNI.
+"""Run ONNX Runtime and torch with their AVX2 kernels on a CPU that has AVX-512 and VNNI.
 
-torch and oneDNN have variables for that. ONNX Runtime has none: it asks the CPU which registers are in use (the
-instruction `xgetbv`), and believes in AVX-512 or not by the answer. So a copy of its package, in a folder that is
-thrown away, is made to take the answer of a CPU without: `mov al, 7` in the place of that instruction. Whether it
-computes as such a CPU does is seen by a sum of products that saturates there, and nowhere else.
+torch and oneDNN have environment variables for that. ONNX Runtime has none: it asks the CPU which registers are in use
+(instruction `xgetbv`) and decides about AVX-512 by the answer. So a temporary copy of its package is patched: `mov al,
+7`, the answer of a CPU without AVX-512, replaces that instruction. `saturates()` checks that the copy really computes
+as such a CPU does, with a sum of products that saturates there and nowhere else.
 """
 
 import os
@@ -22,7 +22,7 @@ TORCHS_OWN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_
 
 
 def is_wider() -> bool:
-    """Whether this CPU has instructions to leave out, and runs a system on which we know how.
+    """Whether this is Linux on a CPU with AVX-512 VNNI, which this module can hide.
 
     AVX-VNNI (`avx_vnni`, in CPUs since 2021) uses the registers of AVX2, so that no answer of `xgetbv` hides it.
     """
@@ -33,7 +33,7 @@ def is_wider() -> bool:
 
 
 def environment_without_avx512(folder: Path) -> dict[str, str]:
-    """Variables with which a process computes with AVX2 at most; what it needs lies in the folder.
+    """Environment of a process that computes with AVX2 at most; the patched package is written to the folder.
 
     Raises:
         RuntimeError: if this build of ONNX Runtime asks in another way.

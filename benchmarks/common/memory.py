@@ -1,4 +1,4 @@
-"""Memory at its peak: of the process, as the system sees it, and of tensors alone, byte by byte."""
+"""Peak memory: the resident set of the process, as Linux reports it, and tensors alone, from torch's allocator."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -16,14 +16,14 @@ def resident_bytes(field: str) -> int:
 
 
 def reset_peak() -> None:
-    """Let the high-water mark begin anew."""
+    """Reset the high-water mark of the resident set."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_tensor_bytes(action: Callable[[], object]) -> int:
-    """The most that tensors on the CPU held at once, beyond what they held before: from torch's allocator, exactly."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+    """Largest number of bytes that tensors on the CPU took at once, above the start, from torch's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         action()
-    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in events), initial=0))

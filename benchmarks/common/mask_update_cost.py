@@ -1,11 +1,10 @@
-"""What one update of the masks takes: `Pruner.update`, global magnitude, 24 linear layers."""
+"""Time and memory of one mask update: `Pruner.update`, global magnitude, 24 linear layers."""
 
 import gc
 import statistics
 import time
 from collections.abc import Callable
 
-from _memory import peak_tensor_bytes, reset_peak, resident_bytes
 from torch import nn
 
 from lightning_compress.nn.selection import select
@@ -13,6 +12,8 @@ from lightning_compress.pruning.allocation import Layers
 from lightning_compress.pruning.functional import criteria, distributions
 from lightning_compress.pruning.granularity import parse
 from lightning_compress.pruning.pruner import Pruner
+
+from .memory import peak_tensor_bytes, reset_peak, resident_bytes
 
 LAYERS = 24
 

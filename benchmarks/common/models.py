@@ -1,49 +1,26 @@
-"""ResNets as plain Lightning runs: for images of 32 x 32, and the one of 50 layers for those of 224 x 224."""
-
-from itertools import pairwise
+"""ResNets as plain Lightning runs: ResNet-8 and ResNet-20 for 32 x 32 images, ResNet-50 for 224 x 224 images."""
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.recipes.cifar10 import ResNet
 
-class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which pads channels with zeros where they double."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.stride, self.padding = outputs // inputs, (outputs - inputs) // 2
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=self.stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-
-    def forward(self, features: Tensor) -> Tensor:
-        shortcut = features
-        if self.padding:
-            thinned = features[:, :, :: self.stride, :: self.stride]
-            shortcut = nn.functional.pad(thinned, (0, 0, 0, 0, self.padding, self.padding))
-        return (self.norm2(self.conv2(self.norm1(self.conv1(features)).relu())) + shortcut).relu()
+WIDTH = 32
 
 
-class ResNet20(pl.LightningModule):
-    """0.27 M parameters; He et al., 2015, section 4.2, https://arxiv.org/abs/1512.03385"""
+class ResNet20(ResNet):
+    """The recipe's ResNet with a constant learning rate, as runs need that have no planned length.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(widths)))
-        self.head = nn.Linear(64, 10)
+    Args:
+        depth: blocks in each of the three stages.
+        width: channels of the first stage.
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.blocks(self.norm(self.conv(images)).relu())
-        return self.head(features.mean((2, 3)))
+    Reference: He et al., 2015, section 4.2, https://arxiv.org/abs/1512.03385
+    """
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = nn.functional.cross_entropy(self(images), labels)
-        self.log("train_loss", loss)
-        return loss
+    def __init__(self, depth: int = 3, width: int = 16) -> None:
+        super().__init__(depth, width=width)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
@@ -53,8 +30,24 @@ class ResNet8(ResNet20):
     """0.08 M parameters: one block where ResNet-20 has three."""
 
     def __init__(self) -> None:
+        super().__init__(depth=1)
+
+
+class WideResNet20(ResNet20):
+    """ResNet-20 of twice the usual width: 1.07 M parameters."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__(depth, WIDTH)
+
+
+class Network(nn.Module):
+    """The layers of a ResNet without the LightningModule around them, which `torch.export` cannot trace."""
+
+    def __init__(self, model: ResNet20) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(Block(16, 16), Block(16, 32), Block(32, 64))
+        self.conv, self.norm, self.stages, self.head = model.conv, model.norm, model.stages, model.head
+
+    forward = ResNet.forward
 
 
 class Bottleneck(nn.Module):
@@ -76,11 +69,13 @@ class Bottleneck(nn.Module):
         return (self.norm3(self.conv3(changed)) + self.shortcut(features)).relu()
 
 
-class ResNet50(ResNet20):
+class ResNet50(pl.LightningModule):
     """25.6 M parameters; He et al., 2015, table 1, https://arxiv.org/abs/1512.03385"""
 
+    label_smoothing = 0.0
+
     def __init__(self) -> None:
-        pl.LightningModule.__init__(self)
+        super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.pool = nn.MaxPool2d(3, 2, 1)
         blocks, inputs = [], 64
@@ -94,3 +89,5 @@ class ResNet50(ResNet20):
     def forward(self, images: Tensor) -> Tensor:
         features = self.blocks(self.pool(self.norm(self.conv(images)).relu()))
         return self.head(features.mean((2, 3)))
+
+    training_step, configure_optimizers = ResNet20.training_step, ResNet20.configure_optimizers

@@ -1,4 +1,4 @@
-"""What every benchmark writes: its figures, and what they were taken on."""
+"""The command line and the JSON file of every benchmark, with the machine that the figures were measured on."""
 
 import argparse
 import json
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).resolve().parent / "results"
+FOLDER = Path(__file__).resolve().parents[1] / "results"
 
 
 def arguments(name: str, description: str | None, **extra: Any) -> argparse.Namespace:
-    """Read `--quick` and `--output`, and what else the caller adds: option name to keywords of `add_argument`."""
+    """Parse `--quick`, `--output` and `extra`: option name to keywords of `add_argument`."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; proves nothing")
     parser.add_argument("--output", type=Path, help=f"JSON file to write (default: benchmarks/results/{name}.json)")
@@ -32,13 +32,13 @@ def arguments(name: str, description: str | None, **extra: Any) -> argparse.Name
 
 
 def be_quiet() -> None:
-    """Leave the screen to the tables: a benchmark builds many Trainers, each with the same words to say."""
+    """Silence warnings and logs: a benchmark builds many Trainers that would repeat the same messages."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 
 
 def environment() -> dict[str, Any]:
-    """Versions, what the CPU can, and how busy it was: other work beside makes times longer and their spread wider."""
+    """Versions, the instruction sets of the CPU, and its load: other work makes times longer and their spread wider."""
     names = ("torch", "pytorch-lightning", "lightning-compress")
     return {
         **{name: version(name) for name in names},
@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name, family and model where Linux tells them: instructions alone do not say how wide they are computed."""
+    """Name, family and model of the CPU on Linux: instruction sets alone do not tell the width of its units."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return platform.processor()

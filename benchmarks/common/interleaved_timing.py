@@ -1,8 +1,8 @@
-"""Runs that train at the same time in one process and take turns of a few steps.
+"""Time several training runs in one process that take turns of a few steps.
 
-Whatever slows the machine slows all of them, so what is compared are ratios of the same round. A step is timed inside
-the training loop, from one `on_train_batch_start` to the next, the first of a turn and the ends of epochs left out; by
-the clock, and by the processor time of the thread that trains, which leaves out what other programs take.
+Whatever slows the machine slows all of them, so variants are compared by their ratio in the same round. A step is
+timed inside the training loop, from one `on_train_batch_start` to the next, without the first step of a turn and the
+ends of epochs; by the wall clock, and by the processor time of the training thread, which leaves out other programs.
 """
 
 import random
@@ -68,22 +68,22 @@ class Batches:
         return (self.batches[place % len(self.batches)] for place in range(len(self)))
 
 
-class Contestant:
-    """One variant, training in a thread of its own whenever it is its turn.
+class Variant:
+    """A run that trains in a thread of its own, and only when it is its turn.
 
     Args:
-        variant: its name.
+        name: of the variant.
         make: makes the module, under a seed that is the same for all.
-        added: makes the callback that is added to the run, if there is one.
-        batches: what it trains on.
-        turns: how it is timed.
-        warm: turns that are taken at once; by default an epoch and one more.
+        added: makes the callback that is added to the run; None adds none.
+        batches: the training data.
+        turns: the callback that times it.
+        warm: warm-up turns, taken at once; by default an epoch and one more.
         arguments: of the Trainer.
     """
 
     def __init__(
         self,
-        variant: str,
+        name: str,
         make: Callable[[], pl.LightningModule],
         added: Callable[[pl.LightningModule], pl.Callback] | None,
         batches: Any,
@@ -98,7 +98,7 @@ class Contestant:
         self.module = make()
         callbacks = [self.turns, *([added(self.module)] if added else [])]
         self.trainer = quiet_trainer(callbacks, **{"max_epochs": -1, "accelerator": "cpu", **arguments})
-        self.thread = threading.Thread(target=self._fit, args=(batches,), name=variant, daemon=True)
+        self.thread = threading.Thread(target=self._fit, args=(batches,), name=name, daemon=True)
         self.thread.start()
         self.turns.came.acquire()
         for _ in range(warm):
@@ -144,30 +144,30 @@ def quiet_trainer(callbacks: Sequence[pl.Callback], **arguments: Any) -> pl.Trai
     return pl.Trainer(devices=1, callbacks=list(callbacks), **silent, **arguments)
 
 
-def take_turns(contestants: Mapping[str, Contestant], rounds: int, shuffled: random.Random) -> dict[str, Seconds]:
-    """Rounds in which each has a turn, in random order, and the end of the runs.
+def take_turns(running: Mapping[str, Variant], rounds: int, shuffled: random.Random) -> dict[str, Seconds]:
+    """Give each variant a turn per round, in random order, then end the runs.
 
     Returns:
-        By each of `CLOCKS`, seconds of a step of each variant, round by round.
+        Seconds of a step by clock, variant and round.
     """
-    found: dict[str, Seconds] = {clock: {variant: [] for variant in contestants} for clock in CLOCKS}
-    order = list(contestants)
+    found: dict[str, Seconds] = {clock: {variant: [] for variant in running} for clock in CLOCKS}
+    order = list(running)
     for _ in range(rounds):
         shuffled.shuffle(order)
         for variant in order:
-            for clock, seconds in zip(CLOCKS, contestants[variant].take_all(), strict=True):
+            for clock, seconds in zip(CLOCKS, running[variant].take_all(), strict=True):
                 found[clock][variant].append(seconds)
-    for contestant in contestants.values():
-        contestant.end()
+    for variant in running.values():
+        variant.end()
     return found
 
 
 def paired(seconds: Seconds | Sequence[Seconds], base: str | Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Of each variant: its median step, and its ratio to its base in the same round.
+    """Median step of each variant, and the median of its ratio to its base in the same round.
 
     Args:
         seconds: as from `take_turns`, by one clock; of one process, or of several.
-        base: whom all are compared to, or to whom each is; a variant without one has no ratio.
+        base: the variant that all are compared with, or the base of each; a variant without one has no ratio.
     """
     processes = [seconds] if isinstance(seconds, dict) else list(seconds)
     bases = dict.fromkeys(processes[0], base) if isinstance(base, str) else base

@@ -1,4 +1,4 @@
-"""Float networks as ONNX files, and calls of such files, on one thread."""
+"""Write float networks as ONNX files, and call ONNX files on one thread."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def write_float(network: nn.Module, images: Tensor, path: Path) -> None:
-    """The ONNX file of a network in eval mode, for any number of images."""
+    """Write the ONNX file of a network in eval mode, for any batch size."""
     dynamic = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
         network.eval(), (images,), str(path), dynamo=True, external_data=False, verbose=False, dynamic_shapes=dynamic
@@ -16,7 +16,7 @@ def write_float(network: nn.Module, images: Tensor, path: Path) -> None:
 
 
 def session(path: Path, images: Tensor) -> Callable[[], object]:
-    """A call of the file with these images."""
+    """A function that runs the file on these images in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""What the benchmark of distillation trains: a student alone, with a teacher by hand, and with `Distillation`."""
+"""Variants for the distillation benchmark: a student alone, with a teacher by hand, and with `Distillation`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,14 +6,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _models import ResNet8, ResNet20
-from _turns import TURN_STEPS
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import Distillation
 from lightning_compress.recipes.mnist import LeNet5
+
+from .interleaved_timing import TURN_STEPS
+from .models import ResNet8, ResNet20
 
 PLAIN, BY_HAND = "plain, no teacher", "teacher by hand"
 LIVE, LOGGED, CACHED = (
@@ -45,7 +46,7 @@ TASKS = {
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantSpec:
     """A module, what is added to its run, and how often that logs."""
 
     make: Callable[[], pl.LightningModule]
@@ -53,11 +54,11 @@ class Variant:
     log_every_n_steps: int = 50
 
 
-def plain(task: Task, _folder: str) -> Variant:
-    return Variant(task.student)
+def plain(task: Task, _folder: str) -> VariantSpec:
+    return VariantSpec(task.student)
 
 
-def by_hand(task: Task, _folder: str) -> Variant:
+def by_hand(task: Task, _folder: str) -> VariantSpec:
     """The student's own training_step, with a teacher in it."""
     teacher = task.make_teacher().eval()
 
@@ -76,25 +77,25 @@ def by_hand(task: Task, _folder: str) -> Variant:
             divergence = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
             return (1 - ALPHA) * loss + ALPHA * TEMPERATURE**2 * divergence
 
-    return Variant(Taught)
+    return VariantSpec(Taught)
 
 
-def live(task: Task, _folder: str, **options: Any) -> Variant:
+def live(task: Task, _folder: str, **options: Any) -> VariantSpec:
     def added(_student: pl.LightningModule) -> Distillation:
         return Distillation(task.make_teacher(), temperature=TEMPERATURE, alpha=ALPHA, **options)
 
-    return Variant(task.student, added)
+    return VariantSpec(task.student, added)
 
 
-def logged(task: Task, _folder: str) -> Variant:
+def logged(task: Task, _folder: str) -> VariantSpec:
     return replace(live(task, _folder), log_every_n_steps=1)
 
 
-def cached(task: Task, folder: str) -> Variant:
+def cached(task: Task, folder: str) -> VariantSpec:
     return live(task, folder, cache=folder)
 
 
-VARIANTS: dict[str, Callable[[Task, str], Variant]] = {
+VARIANTS: dict[str, Callable[[Task, str], VariantSpec]] = {
     PLAIN: plain,
     BY_HAND: by_hand,
     LIVE: live,
