@@ -131,8 +131,8 @@ def _add_join(commands: Commands) -> None:
     _finish(parser, _join)
 
 
-def _add_recipe(parser: argparse.ArgumentParser, name: str = "recipe", **how: Any) -> None:
-    parser.add_argument(name, metavar="RECIPE", help="a YAML file, or the name of a ready recipe", **how)
+def _add_recipe(parser: argparse.ArgumentParser, name: str = "recipe", **options: Any) -> None:
+    parser.add_argument(name, metavar="RECIPE", help="a YAML file, or the name of a ready recipe", **options)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="pruning.final_sparsity=0.95")
     parser.add_argument("--allow", action="append", default=[], metavar="NAME", help="your own classes: my_package.*")
 
@@ -155,14 +155,14 @@ def _count(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from lightning_compress.recipe.environment import VARIABLE
-    from lightning_compress.recipe.run import run
+    from lightning_compress.recipe.run import run_recipe
 
     if also := os.environ.get(VARIABLE):
         raise ValueError(
             f"{VARIABLE}={also} would add its callbacks to this recipe's. Unset it: it is for your scripts."
         )
     recipe = _load(arguments)
-    run(recipe, data_dir=arguments.data_dir, output_dir=arguments.output_dir, ckpt_path=arguments.ckpt_path)
+    run_recipe(recipe, data_dir=arguments.data_dir, output_dir=arguments.output_dir, ckpt_path=arguments.ckpt_path)
 
 
 def _timeline(arguments: argparse.Namespace) -> None:
@@ -182,16 +182,16 @@ def _timeline(arguments: argparse.Namespace) -> None:
 
 
 def _list_recipes(arguments: argparse.Namespace) -> None:
-    from lightning_compress.recipe.builtin import purpose, shipped
+    from lightning_compress.recipe.builtin import builtin_recipes, recipe_purpose
 
-    for name, path in shipped().items():
-        print(f"{name:<16} {purpose(path)}")
+    for name, path in builtin_recipes().items():
+        print(f"{name:<16} {recipe_purpose(path)}")
 
 
 def _copy_recipe(arguments: argparse.Namespace) -> None:
-    from lightning_compress.recipe.builtin import copy
+    from lightning_compress.recipe.builtin import copy_recipe
 
-    print(f"Copied to {copy(arguments.name, arguments.target, force=arguments.force)}.")
+    print(f"Copied to {copy_recipe(arguments.name, arguments.target, force=arguments.force)}.")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -208,11 +208,11 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from lightning_compress.reporting.compare import compare, load_all
+    from lightning_compress.reporting.compare import compare, load_reports
 
     if arguments.output is not None and arguments.output.suffix != ".md":
         raise ValueError(f"--output writes a file that ends in .md, but is {arguments.output}.")
-    comparison = compare(load_all(arguments.reports))
+    comparison = compare(load_reports(arguments.reports))
     comparison.print()
     if arguments.output is not None:
         arguments.output.write_text(comparison.to_markdown(), encoding="utf-8")
@@ -220,36 +220,42 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from lightning_compress.recipe.builtin import locate
-    from lightning_compress.recipe.run_sweep import jobs, run_all, show
+    from lightning_compress.recipe.builtin import find_recipe
+    from lightning_compress.recipe.run_sweep import make_jobs, print_outcomes, run_jobs
     from lightning_compress.recipe.sweep import read_sweep
 
     _look_where_the_command_is_typed(arguments)
-    sweep = read_sweep(locate(arguments.sweep, "sweeps"))
+    sweep = read_sweep(find_recipe(arguments.sweep, "sweeps"))
     if sweep.unused:
         print(f"Left to W&B, and not done here: {', '.join(sweep.unused)}.")
     folder = arguments.output_dir or Path(f"sweep_{sweep.path.stem}")
     runs = sweep.settings(arguments.count, arguments.seed)
-    made = jobs(sweep, arguments.recipe, runs, folder, overrides=arguments.set, allow=arguments.allow)
-    outcomes = run_all(made, arguments.program)
-    show(outcomes, sweep, folder)
+    made = make_jobs(sweep, arguments.recipe, runs, folder, overrides=arguments.set, allow=arguments.allow)
+    outcomes = run_jobs(made, arguments.program)
+    print_outcomes(outcomes, sweep, folder)
     return int(any(outcome.code for outcome in outcomes))
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    from lightning_compress.recipe.subprocess_env import join, overrides_of, variables
+    from lightning_compress.recipe.subprocess_env import (
+        overrides_from_arguments,
+        run_program_with_recipe,
+        subprocess_environment,
+    )
 
     _look_where_the_command_is_typed(arguments)
-    overrides = [*arguments.set, *overrides_of(arguments.settings)]
-    return join(arguments.program, variables(arguments.recipe, overrides, arguments.allow, os.environ))
+    overrides = [*arguments.set, *overrides_from_arguments(arguments.settings)]
+    return run_program_with_recipe(
+        arguments.program, subprocess_environment(arguments.recipe, overrides, arguments.allow, os.environ)
+    )
 
 
 def _load(arguments: argparse.Namespace) -> "Recipe":
     from lightning_compress.recipe import Recipe
-    from lightning_compress.recipe.builtin import locate
+    from lightning_compress.recipe.builtin import find_recipe
 
     _look_where_the_command_is_typed(arguments)
-    return Recipe.load(locate(arguments.recipe), overrides=arguments.set, allow=arguments.allow)
+    return Recipe.load(find_recipe(arguments.recipe), overrides=arguments.set, allow=arguments.allow)
 
 
 def _look_where_the_command_is_typed(arguments: argparse.Namespace) -> None:

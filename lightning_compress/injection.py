@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from lightning_compress._lightning import rank_zero_info
-from lightning_compress.recipe.builtin import locate
+from lightning_compress.recipe.builtin import find_recipe
 from lightning_compress.recipe.environment import SETTINGS, VARIABLE, overrides_in_environment
 from lightning_compress.recipe.recipe import Recipe
 from lightning_compress.recipe.sections import JOINING
@@ -36,7 +36,7 @@ def callbacks_from_environment(lightning: str | None = None) -> list[Any]:
     if not name:
         return []
     try:
-        recipe = Recipe.load(locate(name), overrides=overrides, sections=JOINING)
+        recipe = Recipe.load(find_recipe(name), overrides=overrides, sections=JOINING)
         _say_once(name, recipe.left_out)
         return recipe.callbacks(lightning)
     except (ValueError, OSError) as error:

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileOpener
 
 from lightning_compress.core.conflicts import phase_windows
 from lightning_compress.core.phases import Run
-from lightning_compress.recipe.builtin import shipped
+from lightning_compress.recipe.builtin import builtin_recipes
 from lightning_compress.training.callback import CompressionCallback
 from tests.recipe.kinds import BATCHES, EPOCHS, STEPS, callbacks, kind_of, module_of
 
@@ -168,4 +168,4 @@ def bytes_of(tensor):
 
 
 def all_kills():
-    return [kill for name in shipped() for kill in kills(name)]
+    return [kill for name in builtin_recipes() for kill in kills(name)]

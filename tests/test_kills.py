@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_compress.recipe.builtin import shipped
+from lightning_compress.recipe.builtin import builtin_recipes
 from tests.kill_table import PATH, table
 from tests.kills import Kill, Killer, all_kills, bytes_of, kills, unlike
 
@@ -20,7 +20,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
 
 def test_the_table_for_readers_is_of_every_ready_recipe_and_all_of_it_went_well():
     found = [(kill, []) for kill in all_kills()]
-    assert {kill.recipe for kill, _ in found} == set(shipped())
+    assert {kill.recipe for kill, _ in found} == set(builtin_recipes())
     assert PATH.read_text(encoding="utf-8") == table(found), "write it anew: python -m tests.kill_table"
 
 

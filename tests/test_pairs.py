@@ -90,10 +90,10 @@ def weights_are_zero_as_masked_and_as_many_as_asked(pruning, module, seen):
 
 
 def half_of_the_channels_are_gone(channels, module, seen):
-    for name in channels.shrinker.originals:
-        if name in {group.name for group in channels.shrinker.free}:
+    for name in channels.pruner.originals:
+        if name in {group.name for group in channels.pruner.prunable_groups}:
             assert module.get_submodule(name).out_features == 8
-    assert channels.shrinker.sparsity == 0.5
+    assert channels.pruner.sparsity == 0.5
 
 
 def the_teacher_is_a_guest(distillation, module, seen):
@@ -106,12 +106,12 @@ def the_teacher_is_a_guest(distillation, module, seen):
 
 def weights_lie_on_grids(quantization, module, seen):
     known = quantization.quantized
-    assert known.mode.active
+    assert known.state.enabled
     assert known.weights
-    for name, held in known.held().items():
+    for name, held in known.quantized_weights().items():
         assert held.parameter is dict(module.named_parameters())[name]
         rows = known.weights[name](held.parameter.detach())
-        assert max(len(row.unique()) for row in rows) <= 2 ** known.weights[name].form.bits
+        assert max(len(row.unique()) for row in rows) <= 2 ** known.weights[name].fmt.bits
 
 
 def what_is_frozen_stood_still_and_what_was_rewound_came_back(finetuning, module, seen):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from torch import nn
 
 from lightning_compress.nn.selection import select
-from lightning_compress.pruning.allocation import Layers
+from lightning_compress.pruning.allocation import PrunableLayers
 from lightning_compress.pruning.functional import criteria, distributions
-from lightning_compress.pruning.granularity import parse
+from lightning_compress.pruning.granularity import parse_granularity
 from lightning_compress.pruning.pruner import Pruner
 
 from .memory import peak_tensor_bytes, reset_peak, resident_bytes
@@ -47,7 +47,7 @@ def update_cost(weights: int, updates: int) -> dict[str, float]:
 def _pruner(weights: int) -> Pruner:
     side = round((weights / LAYERS) ** 0.5)
     model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(LAYERS)))
-    layers = Layers({one.name: one for one in select(model).chosen}, parse("weight"))
+    layers = PrunableLayers({one.name: one for one in select(model).chosen}, parse_granularity("weight"))
     return Pruner(layers, criteria.magnitude, distributions.global_)
 
 

@@ -49,7 +49,7 @@ def distribution_of(distribution: str | Callable[..., Any]) -> Callable[..., Any
     return check_signature(find(distribution, distributions), OFFERED_TO_DISTRIBUTIONS)
 
 
-def check_rest(round_to: object, recalibrate: object, penalty: object, strength: object) -> None:
+def check_options(round_to: object, recalibrate: object, penalty: object, strength: object) -> None:
     """Refuse numbers and names that mean nothing.
 
     Raises:

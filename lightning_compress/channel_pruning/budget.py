@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.channel_pruning.cut_plan import cut_of, lost_channels
-from lightning_compress.channel_pruning.functional.groups import Gone, Group
+from lightning_compress.channel_pruning.cut_plan import lost_channels, plan_cut
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, PrunedUnits
 from lightning_compress.measure.latency import Latency, measure_latency
 from lightning_compress.measure.macs import count_macs
 from lightning_compress.measure.onnx_latency import measure_onnx_latency
@@ -40,12 +40,12 @@ class Costs:
 
     model: nn.Module
     example: Any
-    groups: Sequence[Group]
+    groups: Sequence[ChannelGroup]
     parameters: int = 0
     macs: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any, groups: Sequence[Group]) -> "Costs":
+    def measure(cls, model: nn.Module, example: Any, groups: Sequence[ChannelGroup]) -> "Costs":
         """Measured now."""
         macs = {name: one.dense for name, one in count_macs(model, example).items()}
         return cls(model, example, groups, sum(one.numel() for one in model.parameters()), macs)
@@ -54,9 +54,9 @@ class Costs:
         """Of the whole module."""
         return sum(self.macs.values())
 
-    def parameters_after(self, gone: Gone) -> int:
+    def parameters_after(self, pruned: PrunedUnits) -> int:
         """Exactly counted."""
-        cut = cut_of(self.groups, gone)
+        cut = plan_cut(self.groups, pruned)
         left = self.parameters
         for name, tensor in tensors_by_name(self.model, cut.kept).items():
             if isinstance(tensor, nn.Parameter):
@@ -66,25 +66,25 @@ class Costs:
                 left -= tensor.numel() - size
         return left
 
-    def macs_after(self, gone: Gone) -> int:
+    def macs_after(self, pruned: PrunedUnits) -> int:
         """Reckoned from what each layer costs now: in proportion to the channels that it takes and gives."""
         ratios: dict[str, float] = {}
-        for place, lost in lost_channels(self.groups, gone).items():
+        for place, lost in lost_channels(self.groups, pruned).items():
             ratios[place.module] = ratios.get(place.module, 1.0) * (1 - len(lost) / place.size)
         for group in self.groups:
             for attribute in group.attributes:  # attention: heads work side by side, without a layer of their own
                 if attribute.repeat == 1 and attribute.module not in ratios:
-                    ratios[attribute.module] = 1 - len(gone.get(group.name, ())) / group.units
+                    ratios[attribute.module] = 1 - len(pruned.get(group.name, ())) / group.units
         return round(sum(macs * ratios.get(name, 1.0) for name, macs in self.macs.items()))
 
-    def latency_after(self, gone: Gone, runtime: str) -> float:
+    def latency_after(self, pruned: PrunedUnits, runtime: str) -> float:
         """Median milliseconds of the example on one thread of the CPU, measured on the module as it would be."""
-        cut, example = cut_of(self.groups, gone), copy_example(self.example, torch.device("cpu"))
+        cut, example = plan_cut(self.groups, pruned), copy_example(self.example, torch.device("cpu"))
         with temporarily_cut(self.model, cut), on_cpu(self.model):
             return RUNTIMES[runtime](self.model, example, 1, runs=LATENCY_RUNS, seconds=1.0).median_ms
 
 
-def fraction_for(reached: Callable[[float], bool], steps: int = STEPS) -> float | None:
+def fraction_for_budget(reached: Callable[[float], bool], steps: int = STEPS) -> float | None:
     """The smallest fraction of units at which a budget is met, by bisection; None if none is small enough."""
     if reached(0.0):
         return 0.0

@@ -15,18 +15,18 @@ from lightning_compress._lightning import (
     rank_zero_info,
     rewrap_ddp,
 )
-from lightning_compress.channel_pruning.arguments import budget_of, check_rest, criterion_of, distribution_of
-from lightning_compress.channel_pruning.compensation import refit
+from lightning_compress.channel_pruning.arguments import budget_of, check_options, criterion_of, distribution_of
+from lightning_compress.channel_pruning.compensation import compensate
 from lightning_compress.channel_pruning.constant_folding import fold_constants
-from lightning_compress.channel_pruning.cut_plan import cut_of
-from lightning_compress.channel_pruning.dependency.call_check import Calls, refuse_other_calls
-from lightning_compress.channel_pruning.dependency.verification import problem, small_example
-from lightning_compress.channel_pruning.distributed import mean_scores, refuse_different, same_units
-from lightning_compress.channel_pruning.functional.groups import Gone
-from lightning_compress.channel_pruning.penalties import penalize
-from lightning_compress.channel_pruning.pruner import How, Shrinker, frozen_in, inside
-from lightning_compress.channel_pruning.soft_pruning import soften
-from lightning_compress.channel_pruning.statistics import SEEN, Gathered
+from lightning_compress.channel_pruning.cut_plan import plan_cut
+from lightning_compress.channel_pruning.dependency.call_check import CallRecorder, refuse_other_calls
+from lightning_compress.channel_pruning.dependency.verification import small_example, verify_cut
+from lightning_compress.channel_pruning.distributed import all_reduce_mean_scores, broadcast_units, check_equal_groups
+from lightning_compress.channel_pruning.functional.groups import PrunedUnits
+from lightning_compress.channel_pruning.penalties import add_penalty_gradients
+from lightning_compress.channel_pruning.pruner import ChannelPruner, ChannelPruningConfig, frozen_parameters, is_inside
+from lightning_compress.channel_pruning.soft_pruning import zero_channels_
+from lightning_compress.channel_pruning.statistics import SEEN, ChannelStatistics
 from lightning_compress.core.arguments import as_schedule, check_fraction
 from lightning_compress.core.conflicts import ExclusiveClaim
 from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_window
@@ -99,7 +99,7 @@ class ChannelPruning(StructuralCallback):
         latency_ms: float | None = None,
         latency_in: str = "torch",
         criterion: str | Callable[..., Tensor] = "l2",
-        distribution: str | Callable[..., Gone] = "uniform",
+        distribution: str | Callable[..., PrunedUnits] = "uniform",
         schedule: str | Callable[[float], float] = "linear",
         begin: Duration = "20%",
         end: Duration = "60%",
@@ -125,30 +125,28 @@ class ChannelPruning(StructuralCallback):
         self.criterion = criterion_of(criterion)
         self.distribution = distribution_of(distribution)
         self.schedule = as_schedule(schedule)
-        check_rest(round_to, recalibrate, penalty, penalty_strength)
+        check_options(round_to, recalibrate, penalty, penalty_strength)
         self.min_density, self.round_to, self.soft = check_fraction("min_density", min_density), round_to, soft
         self.penalty, self.penalty_strength = penalty, penalty_strength
         self.remove_blocks, self.targets, self.ignore = remove_blocks, targets, ignore
         as_patterns(targets), as_patterns(ignore)
         self.example_input, self.recalibrate, self.seed, self.gate_best = example_input, recalibrate, seed, gate_best
         self.first: dict[str, Any] | None = None
-        self.shrinker: Shrinker | None = None
+        self.pruner: ChannelPruner | None = None
         self.part, self.frozen = "", set[str]()
-        self.gathered = Gathered(nn.Module(), ())
-        self.seen: InputRecorder | None = None
-        self.calls: Calls | None = None
+        self.statistics = ChannelStatistics(nn.Module(), ())
+        self.input_recorder: InputRecorder | None = None
+        self.calls: CallRecorder | None = None
         self.recalibration = BatchNormRecalibration()
         self.recalibrated_from: int | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = resolve_window(self.begin, self.end, self.every, run)
-        return [
-            (moment, f"{self.budget.kind} {self._progress(moment, window):.0%} of the way") for moment in window.times()
-        ]
+        return [(time, f"{self.budget.kind} {self._progress(time, window):.0%} of the way") for time in window.times()]
 
-    def _progress(self, moment: int, window: PhaseWindow) -> float:
-        return min(self.schedule(window.progress(moment)), 1.0)
+    def _progress(self, time: int, window: PhaseWindow) -> float:
+        return min(self.schedule(window.progress(time)), 1.0)
 
     # Before training ------------------------------------------------------------------------------------------------
 
@@ -156,7 +154,7 @@ class ChannelPruning(StructuralCallback):
         self._allowed(trainer, pl_module)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.shrinker = None
+        self.pruner = None
         if self.saved is not None:
             self.first = self.saved["first"]
         elif self._module() is not pl_module or self.restored:
@@ -164,14 +162,14 @@ class ChannelPruning(StructuralCallback):
         self._module = ref(pl_module)
         self.recalibrated_from, self.recalibration.begun = (self.saved or {}).get("recalibrating", (None, False))
         self.undo.callback(self.recalibration.end)
-        self.gathered = Gathered(pl_module, required_args(self.criterion))
-        for handle in self.gathered.hooks():
+        self.statistics = ChannelStatistics(pl_module, required_args(self.criterion))
+        for handle in self.statistics.hooks():
             self.undo.callback(handle.remove)
-        self.calls = Calls(pl_module, features_only=True)
+        self.calls = CallRecorder(pl_module, features_only=True)
         self.undo.callback(self.calls.close)
         if self._given(pl_module) is None:
-            self.seen = InputRecorder(pl_module, is_redirected_forward)
-            self.undo.callback(self.seen.close)
+            self.input_recorder = InputRecorder(pl_module, is_redirected_forward)
+            self.undo.callback(self.input_recorder.close)
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
         mend = "Give each layer to one of them by targets and ignore; for several phases use one schedule."
@@ -180,7 +178,7 @@ class ChannelPruning(StructuralCallback):
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unknown_state(trainer.optimizers)
         # Later another callback may hold parameters still for a while, and a resumed run must not take them for frozen.
-        self.frozen = frozen_in(pl_module)
+        self.frozen = frozen_parameters(pl_module)
         if self.reached:  # nothing is left to be cut, and hooks of later phases would learn from a look at the module
             self._close()
         elif (given := self._given(pl_module)) is not None:
@@ -193,31 +191,36 @@ class ChannelPruning(StructuralCallback):
         """Find the groups, and refuse what cannot be done before anything is cut."""
         model = pl_module.get_submodule(part)
         prefix = f"{part}." if part else ""
-        allowed, frozen, whole = (
+        allowed, frozen, protected = (
             {name.removeprefix(prefix) for name in names}
-            for names in (self._allowed(trainer, pl_module), self.frozen, _whole(trainer, pl_module))
+            for names in (self._allowed(trainer, pl_module), self.frozen, _protected(trainer, pl_module))
         )
-        how = How(self.criterion, self.distribution, self.min_density, self.round_to, self.seed, self.remove_blocks)
-        shrinker = Shrinker(model, small_example(model, example), self.budget, how, allowed, self.first, frozen, whole)
+        config = ChannelPruningConfig(
+            self.criterion, self.distribution, self.min_density, self.round_to, self.seed, self.remove_blocks
+        )
+        shrinker = ChannelPruner(
+            model, small_example(model, example), self.budget, config, allowed, self.first, frozen, protected
+        )
         if self.first is None:
             shrinker.check()
-        refuse_different(shrinker.groups, pl_module.device)
-        self.part, self.shrinker, self.first = part, shrinker, shrinker.state()
-        self.gathered.within(part)
+        check_equal_groups(shrinker.groups, pl_module.device)
+        self.part, self.pruner, self.first = part, shrinker, shrinker.state_dict()
+        self.statistics.restrict_to(part)
+        units = sum(group.units for group in shrinker.prunable_groups)
+        removable = f" Removable blocks: {', '.join(shrinker.removable_blocks)}." if shrinker.removable_blocks else ""
         rank_zero_info(
-            f"'{self.name}' may cut {sum(group.units for group in shrinker.free)} channels or heads of "
-            f"{len(shrinker.free)} groups of layers. Left whole: {shrinker.left_whole() or 'nothing'}."
-            f"{' May vanish: ' + ', '.join(shrinker.vanishing) + '.' if shrinker.vanishing else ''}"
+            f"'{self.name}' may cut {units} channels or heads of {len(shrinker.prunable_groups)} groups of layers. Not "
+            f"pruned: {shrinker.unprunable_report() or 'nothing'}.{removable}"
         )
 
     def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
-        whole = _whole(trainer, pl_module)
+        protected = _protected(trainer, pl_module)
         chosen = select(pl_module, self.targets, self.ignore).chosen
         vanished = {name for name, one in pl_module.named_parameters(remove_duplicate=False) if not one.numel()}
-        return {name for one in chosen for name in one.names if not inside(name, whole)} | vanished
+        return {name for one in chosen for name in one.names if not is_inside(name, protected)} | vanished
 
     def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
-        if self.shrinker is None or self.reached:
+        if self.pruner is None or self.reached:
             return
         if self.cut.kept:
             raise ValueError(
@@ -225,15 +228,15 @@ class ChannelPruning(StructuralCallback):
                 f"first one. Let replacements end before '{self.name}' begins, or begin when it has ended."
             )
         self.first = None
-        self.gathered = Gathered(pl_module, required_args(self.criterion))
-        for handle in self.gathered.hooks():
+        self.statistics = ChannelStatistics(pl_module, required_args(self.criterion))
+        for handle in self.statistics.hooks():
             self.undo.callback(handle.remove)
-        self._prepare(trainer, pl_module, self.part, self.shrinker.example)
+        self._prepare(trainer, pl_module, self.part, self.pruner.example)
 
     # At each step ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.gathered.listening = self._acts_in_this_batch(trainer)
+        self.statistics.listening = self._acts_in_this_batch(trainer)
         if self.calls is not None:
             self.calls.listening = True
         if self.recalibrated_from is not None:
@@ -244,25 +247,29 @@ class ChannelPruning(StructuralCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.reached or not self.is_open(trainer):
             return
-        if self.gathered.listening or not self.gathered.asked & SEEN:  # else nothing was seen: the next batch will do
-            moment = self.due_time(trainer)
-            self.due = self.due if moment is None else moment
-        if self.shrinker is not None:
+        if (
+            self.statistics.listening or not self.statistics.asked & SEEN
+        ):  # else nothing was seen: the next batch will do
+            time = self.due_time(trainer)
+            self.due = self.due if time is None else time
+        if self.pruner is not None:
             if self.due is not None:
-                self.gathered.take_gradients(self.shrinker.free)
+                self.statistics.take_gradients(self.pruner.prunable_groups)
             if self.penalty is not None:
                 stepping = {one for group in optimizer.param_groups for one in group["params"]}
-                penalize(self.shrinker.model, self.shrinker.free, self.penalty, self.penalty_strength, stepping)
+                add_penalty_gradients(
+                    self.pruner.model, self.pruner.prunable_groups, self.penalty, self.penalty_strength, stepping
+                )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.gathered.listening = False
+        self.statistics.listening = False
         if self.reached:
             return
-        if self.shrinker is None:
-            self._prepare(trainer, pl_module, *_called(self.seen))
-            self.gathered.take_gradients(self._shrinker.free)
+        if self.pruner is None:
+            self._prepare(trainer, pl_module, *_called(self.input_recorder))
+            self.statistics.take_gradients(self._shrinker.prunable_groups)
         if self.calls is not None:
             self._end_first_step()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -277,58 +284,60 @@ class ChannelPruning(StructuralCallback):
 
     def _close(self) -> None:
         """Watch the module's calls no longer."""
-        for one in (self.seen, self.calls):
+        for one in (self.input_recorder, self.calls):
             if one is not None:
                 one.close()
-        self.seen = self.calls = None
+        self.input_recorder = self.calls = None
 
     def _acts_in_this_batch(self, trainer: Trainer) -> bool:
         """Whether a moment is due at a step of this batch; in manual optimization each optimizer may take one."""
         if self.window is None or self.reached:
             return False
         more = len(trainer.optimizers) - 1 if self.window.unit == "steps" else 0
-        moments = [self.window.last_time(step_after(trainer, self.window.unit) + step) for step in range(more + 1)]
-        return any(one is not None and one != self.last_time for one in moments)
+        times = [self.window.last_time(step_after(trainer, self.window.unit) + step) for step in range(more + 1)]
+        return any(one is not None and one != self.last_time for one in times)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.shrinker is not None:
+        if self.pruner is not None:
             self._log(trainer)
         elif self.history:  # resumed behind the last cut
             self.log_metrics(trainer, {"macs": self.history[-1][1]})
 
     # A cut ----------------------------------------------------------------------------------------------------------
 
-    def change_structure(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
+    def change_structure(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
         shrinker, window = self._shrinker, self._window
-        scores = mean_scores(shrinker.scores(self.gathered), pl_module.device)
-        chosen = same_units(shrinker.choose(scores, self._progress(moment, window)), shrinker.free, pl_module.device)
-        gone = {name: units for name, units in chosen.items() if units}
-        if gone and self.soft and moment < window.end:
-            soften(shrinker.model, shrinker.free, gone)
+        scores = all_reduce_mean_scores(shrinker.scores(self.statistics), pl_module.device)
+        chosen = broadcast_units(
+            shrinker.select_units(scores, self._progress(time, window)), shrinker.prunable_groups, pl_module.device
+        )
+        pruned = {name: units for name, units in chosen.items() if units}
+        if pruned and self.soft and time < window.end:
+            zero_channels_(shrinker.model, shrinker.prunable_groups, pruned)
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
                     other.on_weights_replaced()
-        elif gone:
-            self._cut(trainer, pl_module, gone)
+        elif pruned:
+            self._cut(trainer, pl_module, pruned)
             self._log(trainer)
-        self.gathered.forget()
+        self.statistics.reset()
 
-    def _cut(self, trainer: Trainer, pl_module: LightningModule, gone: Gone) -> None:
+    def _cut(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedUnits) -> None:
         shrinker = self._shrinker
-        if (why := problem(shrinker.model, shrinker.small, shrinker.groups, gone)) is not None:
-            raise ValueError(f"Cutting {', '.join(gone)} fails: {why}. Nothing was changed; ignore these layers.")
+        if (why := verify_cut(shrinker.model, shrinker.small, shrinker.groups, pruned)) is not None:
+            raise ValueError(f"Cutting {', '.join(pruned)} fails: {why}. Nothing was changed; ignore these layers.")
         refuse_unknown_state(trainer.optimizers)
-        fold_constants(shrinker.model, shrinker.small, shrinker.groups, gone)
-        if "patches" in self.gathered.asked:
-            refit(self.gathered, shrinker.free, gone)
-        cut = cut_of(shrinker.groups, gone).prefixed(self.part)
+        fold_constants(shrinker.model, shrinker.small, shrinker.groups, pruned)
+        if "patches" in self.statistics.asked:
+            compensate(self.statistics, shrinker.prunable_groups, pruned)
+        cut = plan_cut(shrinker.groups, pruned).prefixed(self.part)
         cut_in_training(pl_module, cut, trainer.optimizers, list(averaged_copies(pl_module, kept_averages(trainer))))
         for other in trainer.callbacks:
             if isinstance(other, CompressionCallback) and other is not self:
                 other.on_channels_pruned(cut)
         rewrap_ddp(trainer)
         self.cut = cut.composed_with(self.cut)
-        shrinker.went(gone)
+        shrinker.apply(pruned)
         if self.recalibrate:
             self.recalibrated_from = step_after(trainer, "batches") + 1
             self.recalibration.restart()
@@ -344,14 +353,14 @@ class ChannelPruning(StructuralCallback):
         }
 
     def _log(self, trainer: Trainer) -> None:
-        metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.measured()}
+        metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.metrics()}
         self.log_metrics(trainer, metrics)
 
     @property
-    def _shrinker(self) -> Shrinker:
-        if self.shrinker is None:
+    def _shrinker(self) -> ChannelPruner:
+        if self.pruner is None:
             raise RuntimeError(f"'{self.name}' has not seen the module at work yet.")
-        return self.shrinker
+        return self.pruner
 
 
 def _called(seen: InputRecorder | None) -> tuple[str, Any]:
@@ -363,6 +372,6 @@ def _called(seen: InputRecorder | None) -> tuple[str, Any]:
     return seen.call.part, seen.call.example
 
 
-def _whole(trainer: Trainer, pl_module: LightningModule) -> set[str]:
+def _protected(trainer: Trainer, pl_module: LightningModule) -> set[str]:
     """Names of modules that other callbacks count on."""
     return {name for other in compression_callbacks(trainer) for name in other.protected_modules(pl_module)}

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channel_pruning.functional.groups import Gone, Group, Member
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, GroupMember, PrunedUnits
 from lightning_compress.channel_pruning.functional.reconstruction import least_squares
-from lightning_compress.channel_pruning.statistics import Gathered, patches_of, unit_order
+from lightning_compress.channel_pruning.statistics import ChannelStatistics, input_patches, unit_order
 from lightning_compress.core.distributed import broadcast_, is_distributed
 
 
 @torch.no_grad()
-def refit(gathered: Gathered, groups: Sequence[Group], gone: Gone) -> None:
+def compensate(gathered: ChannelStatistics, groups: Sequence[ChannelGroup], pruned: PrunedUnits) -> None:
     """Set the weights of what stays by least squares on the patches that were seen; call it before the cut.
 
     Ranks have seen other patches: all get the weights of rank 0.
@@ -20,16 +20,16 @@ def refit(gathered: Gathered, groups: Sequence[Group], gone: Gone) -> None:
     Reference: He et al., 2017, section 3.1, https://arxiv.org/abs/1707.06168
     """
     for group in groups:
-        stay = [unit for unit in range(group.units) if unit not in set(gone.get(group.name, ()))]
-        for member in group.readers if len(stay) < group.units else ():
-            if seen := gathered.inputs.get(member.place.module):
-                module = gathered.model.get_submodule(member.place.module)
-                _refit(module, *patches_of(module, seen, member, group.units), member, stay)
+        stay = [unit for unit in range(group.units) if unit not in set(pruned.get(group.name, ()))]
+        for member in group.consumers if len(stay) < group.units else ():
+            if seen := gathered.inputs.get(member.axis.module):
+                module = gathered.model.get_submodule(member.axis.module)
+                _refit(module, *input_patches(module, seen, member, group.units), member, stay)
                 if is_distributed():
                     broadcast_([module.weight])  # type: ignore[list-item]
 
 
-def _refit(module: nn.Module, patches: Tensor, weight: Tensor, member: Member, stay: list[int]) -> None:
+def _refit(module: nn.Module, patches: Tensor, weight: Tensor, member: GroupMember, stay: list[int]) -> None:
     targets = torch.einsum("sut,uto->so", patches.double(), weight.double())
     new = weight.clone()
     new[stay] = least_squares(patches[:, stay], targets.to(patches), weight[stay]).to(weight)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channel_pruning.dependency.layer_types import channel_dim
-from lightning_compress.channel_pruning.functional.groups import Gone, Group, Member
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, GroupMember, PrunedUnits
 from lightning_compress.channel_pruning.functional.reconstruction import constant_units
-from lightning_compress.channel_pruning.statistics import by_unit
+from lightning_compress.channel_pruning.statistics import sum_by_unit
 from lightning_compress.nn.example_inputs import call_model, copy_example, map_tensors
 from lightning_compress.nn.forward_capture import preserved_random_state
 from lightning_compress.nn.isolation import isolated_eval
 
 
-def fold_constants(model: nn.Module, example: Any, groups: Sequence[Group], gone: Gone) -> int:
+def fold_constants(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], pruned: PrunedUnits) -> int:
     """Add what constant units among those that go give to each layer that reads them to its bias, where that is exact.
 
     It is exact for linear layers and for convolutions without padding that have a bias. Call it before the cut.
@@ -23,17 +23,17 @@ def fold_constants(model: nn.Module, example: Any, groups: Sequence[Group], gone
     Returns:
         How many units of how many layers were folded, all counted.
     """
-    readers = [(group, member) for group in groups if gone.get(group.name) for member in group.readers]
-    readers = [(group, member) for group, member in readers if _can_fold(model.get_submodule(member.place.module))]
+    readers = [(group, member) for group in groups if pruned.get(group.name) for member in group.consumers]
+    readers = [(group, member) for group, member in readers if _can_fold(model.get_submodule(member.axis.module))]
     if not readers:
         return 0
-    seen = _inputs(model, example, {member.place.module for _, member in readers})
+    seen = _inputs(model, example, {member.axis.module for _, member in readers})
     return sum(
         _fold(
-            model.get_submodule(member.place.module), seen[member.place.module], member, group.units, gone[group.name]
+            model.get_submodule(member.axis.module), seen[member.axis.module], member, group.units, pruned[group.name]
         )
         for group, member in readers
-        if member.place.module in seen
+        if member.axis.module in seen
     )
 
 
@@ -75,16 +75,16 @@ def _drawn(value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fold(module: Any, given: Tensor, member: Member, units: int, gone: Sequence[int]) -> int:
-    dim = channel_dim(module, given, member.place)
-    apart = by_unit(given, member, units, dim)  # (units, channels of a unit, *others)
+def _fold(module: Any, given: Tensor, member: GroupMember, units: int, pruned: Sequence[int]) -> int:
+    dim = channel_dim(module, given, member.axis)
+    apart = sum_by_unit(given, member, units, dim)  # (units, channels of a unit, *others)
     if all(bool(constant_units(one.reshape(1, apart.shape[1], -1))[0].all()) for one in apart):
         return 0  # the example tells nothing
     folded = 0
-    for unit in gone:
+    for unit in pruned:
         constant, values = constant_units(apart[unit].reshape(1, apart.shape[1], -1))
         if bool(constant.all()) and bool((values != 0).any()):
-            weight = by_unit(module.weight, member, units, 1)[unit]
+            weight = sum_by_unit(module.weight, member, units, 1)[unit]
             weight = weight.reshape(*weight.shape[:2], -1).sum(2)  # (channels, outputs)
             module.bias += (values.to(weight) @ weight).to(module.bias)
             folded += 1

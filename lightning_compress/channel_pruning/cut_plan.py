@@ -5,11 +5,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_compress.channel_pruning.functional.groups import Gone, Group, Place, Slice, gone_channels
+from lightning_compress.channel_pruning.functional.groups import (
+    ChannelAxis,
+    ChannelGroup,
+    PrunedUnits,
+    TensorSlice,
+    pruned_channels,
+)
 from lightning_compress.nn.channel_cut import Attributes, Cut
 
 
-def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
+def plan_cut(groups: Iterable[ChannelGroup], pruned: PrunedUnits) -> Cut:
     """What the removal of these units leaves of every tensor, and what modules then remember.
 
     Raises:
@@ -18,9 +24,9 @@ def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
     kept: dict[str, dict[int, Tensor]] = {}
     attributes: Attributes = {}
     before: Attributes = {}
-    groups = [group for group in groups if gone.get(group.name)]
-    vanishing = {member.place for group in groups if group.may_vanish for member in group.members}
-    for place, lost in lost_channels(groups, gone).items():
+    groups = [group for group in groups if pruned.get(group.name)]
+    vanishing = {member.axis for group in groups if group.removable for member in group.members}
+    for place, lost in lost_channels(groups, pruned).items():
         if len(lost) == place.size and place not in vanishing:
             raise ValueError(
                 f"All {place.size} channels of {place} would go. At least one must stay: raise `min_density`."
@@ -34,22 +40,22 @@ def cut_of(groups: Iterable[Group], gone: Gone) -> Cut:
     for group in groups:
         for attribute in group.attributes:
             before.setdefault(attribute.module, {})[attribute.name] = attribute.value(group.units)
-            value = attribute.value(group.units - len(gone[group.name]))
+            value = attribute.value(group.units - len(pruned[group.name]))
             attributes.setdefault(attribute.module, {})[attribute.name] = value
     return Cut(kept, attributes, before)
 
 
-def lost_channels(groups: Iterable[Group], gone: Gone) -> dict[Place, set[int]]:
+def lost_channels(groups: Iterable[ChannelGroup], pruned: PrunedUnits) -> dict[ChannelAxis, set[int]]:
     """The channels that each place loses, in whichever groups it is."""
-    lost: dict[Place, set[int]] = {}
+    lost: dict[ChannelAxis, set[int]] = {}
     for group in groups:
         for member in group.members:
-            if channels := gone_channels(member, gone.get(group.name, ())):
-                lost.setdefault(member.place, set()).update(channels)
+            if channels := pruned_channels(member, pruned.get(group.name, ())):
+                lost.setdefault(member.axis, set()).update(channels)
     return lost
 
 
-def indices_of(place: Place, one: Slice, channels: Iterable[int]) -> Tensor:
+def indices_of(place: ChannelAxis, one: TensorSlice, channels: Iterable[int]) -> Tensor:
     """The indices of a tensor that belong to these channels of a place; sections of a grouped layer share theirs."""
     wanted = torch.zeros(place.size, dtype=torch.bool)
     wanted[list(channels)] = True
@@ -57,5 +63,5 @@ def indices_of(place: Place, one: Slice, channels: Iterable[int]) -> Tensor:
     return index[wanted[index // one.repeat]]
 
 
-def _kept_indices(place: Place, one: Slice, lost: set[int]) -> Tensor:
+def _kept_indices(place: ChannelAxis, one: TensorSlice, lost: set[int]) -> Tensor:
     return indices_of(place, one, set(range(place.size)) - lost)

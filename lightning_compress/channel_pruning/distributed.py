@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.channel_pruning.functional.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, PrunedUnits
 from lightning_compress.core.distributed import (
     all_ranks_equal,
     all_reduce_sum_,
@@ -15,7 +15,7 @@ from lightning_compress.core.distributed import (
 )
 
 
-def mean_scores(scores: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def all_reduce_mean_scores(scores: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The mean over all ranks."""
     if not is_distributed():
         return dict(scores)
@@ -24,23 +24,23 @@ def mean_scores(scores: Mapping[str, Tensor], device: torch.device) -> dict[str,
     return {name: one.cpu() for name, one in moved.items()}
 
 
-def same_units(gone: Gone, groups: Sequence[Group], device: torch.device) -> Gone:
+def broadcast_units(pruned: PrunedUnits, groups: Sequence[ChannelGroup], device: torch.device) -> PrunedUnits:
     """What rank 0 has chosen: sums and times may differ in their last bits."""
     if not is_distributed():
-        return gone
+        return pruned
     chosen = {group.name: torch.zeros(group.units, dtype=torch.uint8, device=device) for group in groups}
-    for name, units in gone.items():
+    for name, units in pruned.items():
         chosen[name][list(units)] = 1
     broadcast_(chosen.values())
     return {name: tuple(one.nonzero()[:, 0].tolist()) for name, one in chosen.items()}
 
 
-def refuse_different(groups: Sequence[Group], device: torch.device) -> None:
+def check_equal_groups(groups: Sequence[ChannelGroup], device: torch.device) -> None:
     """Refuse ranks whose modules differ.
 
     Raises:
         ValueError: on every rank.
     """
-    told = repr([(group.name, group.units, group.whole is None) for group in groups]).encode()
-    if is_distributed() and not all_ranks_equal(tensor_hash([torch.tensor(list(told), dtype=torch.uint8)]), device):
+    reported = repr([(group.name, group.units, group.unprunable_reason is None) for group in groups]).encode()
+    if is_distributed() and not all_ranks_equal(tensor_hash([torch.tensor(list(reported), dtype=torch.uint8)]), device):
         raise ValueError("The ranks have different modules: their layers or widths differ. Build the same on each.")

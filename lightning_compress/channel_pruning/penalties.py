@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channel_pruning.dependency.layer_types import is_norm
-from lightning_compress.channel_pruning.functional.groups import Group, Member, Slice
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, GroupMember, TensorSlice
 from lightning_compress.channel_pruning.functional.penalties import group_lasso_gradient, slimming_gradient
 from lightning_compress.nn.surgery import tensors_by_name
 
 
 @torch.no_grad()
-def penalize(
-    model: nn.Module, groups: Sequence[Group], penalty: str, strength: float, stepping: Collection[Tensor]
+def add_penalty_gradients(
+    model: nn.Module, groups: Sequence[ChannelGroup], penalty: str, strength: float, stepping: Collection[Tensor]
 ) -> None:
     """Add a penalty's gradient to every weight that it is about: scales of norms, or rows of weights.
 
@@ -37,17 +37,17 @@ def penalize(
             _add(tensor, gradient.movedim(0, one.dim), stepping)
 
 
-def _weights(group: Group) -> Iterator[tuple[Member, Slice]]:
+def _weights(group: ChannelGroup) -> Iterator[tuple[GroupMember, TensorSlice]]:
     """The weights that make units."""
-    for member in group.makers:
-        yield member, member.place.slices[0]
+    for member in group.producers:
+        yield member, member.axis.slices[0]
 
 
-def _scales(model: nn.Module, group: Group) -> Iterator[tuple[Member, Slice]]:
+def _scales(model: nn.Module, group: ChannelGroup) -> Iterator[tuple[GroupMember, TensorSlice]]:
     """The scales of the normalisation layers that units go through."""
     for member in group.members:
-        if member.place.side == "channels" and is_norm(model.get_submodule(member.place.module)):
-            for one in member.place.slices:
+        if member.axis.side == "channels" and is_norm(model.get_submodule(member.axis.module)):
+            for one in member.axis.slices:
                 if one.tensor.endswith(".weight"):
                     yield member, one
 

@@ -8,30 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channel_pruning.budget import Budget, Costs, fraction_for
-from lightning_compress.channel_pruning.dependency.removable_blocks import with_vanishing
+from lightning_compress.channel_pruning.budget import Budget, Costs, fraction_for_budget
+from lightning_compress.channel_pruning.dependency.removable_blocks import mark_removable
 from lightning_compress.channel_pruning.dependency.search import find_groups
 from lightning_compress.channel_pruning.functional.group_scores import group_scores
-from lightning_compress.channel_pruning.functional.groups import Gone, Group, remaining
-from lightning_compress.channel_pruning.functional.unit_selection import most_that_may_go, rounded
-from lightning_compress.channel_pruning.statistics import Gathered, offers
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, PrunedUnits, remaining_group
+from lightning_compress.channel_pruning.functional.unit_selection import max_prunable_units, round_units
+from lightning_compress.channel_pruning.statistics import ChannelStatistics, criterion_inputs
 
 LATENCY_STEPS = 6
 
 
 @dataclass(frozen=True)
-class How:
+class ChannelPruningConfig:
     """What decides which units go, apart from the budget."""
 
     criterion: Callable[..., Tensor]
-    distribution: Callable[..., Gone]
+    distribution: Callable[..., PrunedUnits]
     min_density: float = 0.0
     round_to: int = 1
     seed: int = 0
     remove_blocks: bool = False
 
 
-class Shrinker:
+class ChannelPruner:
     """The groups of a module, what it cost at first, and the choice of what goes next.
 
     Args:
@@ -47,21 +47,21 @@ class Shrinker:
         model: nn.Module,
         example: Any,
         budget: Budget,
-        how: How,
+        config: ChannelPruningConfig,
         allowed: Collection[str],
         first: Mapping[str, Any] | None = None,
         frozen: Collection[str] | None = None,
-        whole: Collection[str] = (),
+        protected: Collection[str] = (),
     ) -> None:
-        self.model, self.example, self.budget, self.how = model, example, budget, how
+        self.model, self.example, self.budget, self.config = model, example, budget, config
         found, self.small = find_groups(model, example)
-        frozen = frozen_in(model) if frozen is None else frozen
-        self.groups = [_if_allowed(_if_not_passed_on(group, whole), allowed, frozen) for group in found]
-        if how.remove_blocks:
+        frozen = frozen_parameters(model) if frozen is None else frozen
+        self.groups = [_if_allowed(_if_not_passed_on(group, protected), allowed, frozen) for group in found]
+        if config.remove_blocks:
             known = None if first is None else first["vanishing"]
-            self.groups = with_vanishing(model, self.small, self.groups, known)
-        self.vanishing = (
-            [group.name for group in self.groups if group.may_vanish] if first is None else first["vanishing"]
+            self.groups = mark_removable(model, self.small, self.groups, known)
+        self.removable_blocks = (
+            [group.name for group in self.groups if group.removable] if first is None else first["vanishing"]
         )
         self._counted: Costs | None = None
         costs = self._costs()
@@ -74,20 +74,24 @@ class Shrinker:
             self.initial = {name: float(value) for name, value in first["initial"].items()}
 
     @property
-    def free(self) -> list[Group]:
+    def prunable_groups(self) -> list[ChannelGroup]:
         """The groups that may lose units."""
-        return [group for group in self.groups if group.whole is None and group.units]
+        return [group for group in self.groups if group.unprunable_reason is None and group.units]
 
     @property
     def sparsity(self) -> float:
         """Fraction of the units of all free groups that is gone."""
-        free = [group for group in self.groups if group.whole is None or group.units < self.originals[group.name]]
+        free = [
+            group
+            for group in self.groups
+            if group.unprunable_reason is None or group.units < self.originals[group.name]
+        ]
         total = sum(self.originals[group.name] for group in free)
         return 1 - sum(group.units for group in free) / total if total else 0.0
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What was there at first."""
-        return {"originals": dict(self.originals), "initial": dict(self.initial), "vanishing": self.vanishing}
+        return {"originals": dict(self.originals), "initial": dict(self.initial), "vanishing": self.removable_blocks}
 
     def check(self) -> None:
         """Refuse a budget that cannot be met.
@@ -95,9 +99,9 @@ class Shrinker:
         Raises:
             ValueError: with the nearest one that can, and with what is left whole.
         """
-        if not self.free:
-            raise ValueError(f"There are no channels that could go. Left whole: {self.left_whole()}.")
-        flat = {group.name: torch.arange(group.units, 0, -1).float() for group in self.free}
+        if not self.prunable_groups:
+            raise ValueError(f"There are no channels that could go. Left whole: {self.unprunable_report()}.")
+        flat = {group.name: torch.arange(group.units, 0, -1).float() for group in self.prunable_groups}
         costs = self._costs()
         nearest = self._left(costs, self._chosen(flat, 1.0))
         wanted, kind = self.budget.target, self.budget.kind
@@ -106,30 +110,32 @@ class Shrinker:
             # Four digits, so that what is named can be met.
             shown = Context(4, ROUND_FLOOR if kind == "sparsity" else ROUND_CEILING).create_decimal(str(nearest))
             raise ValueError(
-                f"{kind}={wanted} cannot be met: with min_density={self.how.min_density} the nearest is "
-                f"{kind}={shown}. Left whole: {self.left_whole() or 'nothing'}."
+                f"{kind}={wanted} cannot be met: with min_density={self.config.min_density} the nearest is "
+                f"{kind}={shown}. Left whole: {self.unprunable_report() or 'nothing'}."
             )
 
-    def left_whole(self) -> str:
+    def unprunable_report(self) -> str:
         """Which layers keep all of their channels, and why."""
-        return "; ".join(f"{group.name} ({group.whole})" for group in self.groups if group.whole is not None)
+        return "; ".join(
+            f"{group.name} ({group.unprunable_reason})" for group in self.groups if group.unprunable_reason is not None
+        )
 
-    def scores(self, gathered: Gathered) -> dict[str, Tensor]:
+    def scores(self, gathered: ChannelStatistics) -> dict[str, Tensor]:
         """One tensor for each free group."""
-        generator = torch.Generator().manual_seed(self.how.seed)
+        generator = torch.Generator().manual_seed(self.config.seed)
         return {
-            group.name: group_scores(self.how.criterion, offers(gathered, group, generator), group.units)
-            for group in self.free
+            group.name: group_scores(self.config.criterion, criterion_inputs(gathered, group, generator), group.units)
+            for group in self.prunable_groups
         }
 
-    def choose(self, scores: Mapping[str, Tensor], progress: float) -> Gone:
+    def select_units(self, scores: Mapping[str, Tensor], progress: float) -> PrunedUnits:
         """The units that go now, if `progress` of the way to the budget is to be gone."""
         target, kind = self.target_at(progress), self.budget.kind
         if kind == "sparsity":
             return self._chosen(scores, target)
         costs = self._costs()
         steps = {"steps": LATENCY_STEPS} if kind == "latency_ms" else {}
-        fraction = fraction_for(lambda one: self._left(costs, self._chosen(scores, one)) <= target, **steps)
+        fraction = fraction_for_budget(lambda one: self._left(costs, self._chosen(scores, one)) <= target, **steps)
         return self._chosen(scores, 1.0 if fraction is None else fraction)
 
     def target_at(self, progress: float) -> float:
@@ -137,11 +143,11 @@ class Shrinker:
         start = {"sparsity": 0.0, "latency_ms": self.initial.get("latency_ms", 0.0)}.get(self.budget.kind, 1.0)
         return start + (self.budget.target - start) * progress
 
-    def went(self, gone: Gone) -> None:
+    def apply(self, pruned: PrunedUnits) -> None:
         """Those units are gone."""
-        self.groups, self._counted = remaining(self.groups, gone), None
+        self.groups, self._counted = remaining_group(self.groups, pruned), None
 
-    def measured(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the module costs now: parameters and MACs as fractions of those at first."""
         costs = self._costs()
         return {
@@ -151,55 +157,59 @@ class Shrinker:
 
     def _costs(self) -> Costs:
         if self._counted is None:
-            self._counted = Costs.of(self.model, self.example, self.groups)
+            self._counted = Costs.measure(self.model, self.example, self.groups)
         return self._counted
 
-    def _left(self, costs: Costs, gone: Gone) -> float:
+    def _left(self, costs: Costs, pruned: PrunedUnits) -> float:
         if self.budget.kind == "parameters":
-            return costs.parameters_after(gone) / self.initial["parameters"]
+            return costs.parameters_after(pruned) / self.initial["parameters"]
         if self.budget.kind == "macs":
-            return costs.macs_after(gone) / max(self.initial["macs"], 1.0)
+            return costs.macs_after(pruned) / max(self.initial["macs"], 1.0)
         if self.budget.kind == "latency_ms":
-            return costs.latency_after(gone, self.budget.runtime)
-        total = sum(self.originals[group.name] for group in self.free)
-        return (total - sum(group.units for group in self.free) + sum(map(len, gone.values()))) / total
+            return costs.latency_after(pruned, self.budget.runtime)
+        total = sum(self.originals[group.name] for group in self.prunable_groups)
+        return (total - sum(group.units for group in self.prunable_groups) + sum(map(len, pruned.values()))) / total
 
-    def _chosen(self, scores: Mapping[str, Tensor], fraction: float) -> Gone:
-        how, free = self.how, self.free
-        gone = how.distribution(free, scores, self.originals, fraction, how.min_density)
+    def _chosen(self, scores: Mapping[str, Tensor], fraction: float) -> PrunedUnits:
+        config, free = self.config, self.prunable_groups
+        pruned = config.distribution(free, scores, self.originals, fraction, config.min_density)
         floors = {
-            group.name: group.units - most_that_may_go(group, self.originals[group.name], how.min_density)
+            group.name: group.units - max_prunable_units(group, self.originals[group.name], config.min_density)
             for group in free
         }
-        return rounded(free, gone, scores, how.round_to, floors)
+        return round_units(free, pruned, scores, config.round_to, floors)
 
 
-def frozen_in(model: nn.Module) -> set[str]:
+def frozen_parameters(model: nn.Module) -> set[str]:
     """All names of the parameters that do not train now."""
     return {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
 
 
-def inside(name: str, modules: Collection[str]) -> bool:
+def is_inside(name: str, modules: Collection[str]) -> bool:
     """Whether a tensor or module is one of these modules, or lies in one."""
     return any(name == one or name.startswith(f"{one}.") for one in modules)
 
 
-def _if_not_passed_on(group: Group, whole: Collection[str]) -> Group:
+def _if_not_passed_on(group: ChannelGroup, protected: Collection[str]) -> ChannelGroup:
     """Left whole if a module that must give all that it gives passes the group's channels on, as a norm does."""
-    passing = [one.place.module for one in group.members if one.place.side == "channels"]
-    kept = next((one for one in passing if inside(one, whole)), None)
-    return group if kept is None or group.whole is not None else replace(group, whole=f"'{kept}' must stay as it is")
+    passing = [one.axis.module for one in group.members if one.axis.side == "channels"]
+    kept = next((one for one in passing if is_inside(one, protected)), None)
+    return (
+        group
+        if kept is None or group.unprunable_reason is not None
+        else replace(group, unprunable_reason=f"'{kept}' must stay as it is")
+    )
 
 
-def _if_allowed(group: Group, allowed: Collection[str], frozen: Collection[str]) -> Group:
+def _if_allowed(group: ChannelGroup, allowed: Collection[str], frozen: Collection[str]) -> ChannelGroup:
     """Left whole if one of the layers that make its channels is not among the targets, or anything of it is frozen."""
-    if group.whole is not None:
+    if group.unprunable_reason is not None:
         return group
-    for member in group.makers:
-        if member.place.slices[0].tensor not in allowed:
-            return replace(group, whole=f"'{member.place.module}' is not among the targets")
+    for member in group.producers:
+        if member.axis.slices[0].tensor not in allowed:
+            return replace(group, unprunable_reason=f"'{member.axis.module}' is not among the targets")
     for member in group.members:
-        for one in member.place.slices:
+        for one in member.axis.slices:
             if one.tensor in frozen:
-                return replace(group, whole=f"'{one.tensor}' is frozen")
+                return replace(group, unprunable_reason=f"'{one.tensor}' is frozen")
     return group

@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.channel_pruning.dependency.layer_types import channel_dim, is_norm
-from lightning_compress.channel_pruning.dependency.probe import name_of
-from lightning_compress.channel_pruning.functional.groups import Group, Member
+from lightning_compress.channel_pruning.dependency.probe import module_name
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, GroupMember
 from lightning_compress.nn.surgery import get_tensor, tensors_by_name
 
 SEEN = frozenset({"activations", "activation_grads", "feature_maps", "patches"})
@@ -19,7 +19,7 @@ PATCHES = 2000  # sampled positions of one layer, as many as the papers take
 SAMPLES = 64  # of a batch of images that patches are cut from
 
 
-class Gathered:
+class ChannelStatistics:
     """What the layers that read units are given, and its gradients, while `listening`.
 
     The hooks are there from the start and idle outside: one that comes after the first call of a compiled module never
@@ -39,7 +39,7 @@ class Gathered:
         if not self.asked & SEEN:
             return []
         weighted = [
-            (name_of(name), module)
+            (module_name(name), module)
             for name, module in self.model.named_modules()
             if isinstance(getattr(module, "weight", None), Tensor)
         ]
@@ -50,7 +50,7 @@ class Gathered:
             handles += [module.register_forward_hook(self._output_listener(name)) for name, module in weighted]
         return handles
 
-    def within(self, part: str) -> None:
+    def restrict_to(self, part: str) -> None:
         """From now on the submodule `part` is the model; what was seen goes by its names."""
         self.model, self.prefix = self.model.get_submodule(part), f"{part}." if part else ""
         known: tuple[dict[str, Any], ...] = (self.inputs, self.outputs, self.input_grads)
@@ -58,14 +58,14 @@ class Gathered:
             for name in list(seen):
                 seen[name.removeprefix(self.prefix)] = seen.pop(name)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Free all that was seen."""
         self.inputs, self.outputs, self.input_grads, self.weight_grads = {}, {}, {}, {}
 
-    def take_gradients(self, groups: Sequence[Group]) -> None:
+    def take_gradients(self, groups: Sequence[ChannelGroup]) -> None:
         """Keep the gradients of the weights that make units, and of the scales behind them, that are there now."""
         if {"grad", "gamma_grad"} & self.asked:
-            names = {one.tensor for group in groups for member in group.members for one in member.place.slices}
+            names = {one.tensor for group in groups for member in group.members for one in member.axis.slices}
             for name, tensor in tensors_by_name(self.model, sorted(names)).items():
                 if tensor.grad is not None:
                     self.weight_grads[name] = tensor.grad.detach().clone()
@@ -94,7 +94,9 @@ class Gathered:
         return listen
 
 
-def offers(gathered: Gathered, group: Group, generator: torch.Generator) -> list[dict[str, Any]]:
+def criterion_inputs(
+    gathered: ChannelStatistics, group: ChannelGroup, generator: torch.Generator
+) -> list[dict[str, Any]]:
     """What a criterion is offered about a group: once for each layer that makes its units, or that reads them."""
     needs, model = gathered.asked, gathered.model
     common: dict[str, Any] = {"generator": generator}
@@ -103,57 +105,58 @@ def offers(gathered: Gathered, group: Group, generator: torch.Generator) -> list
     if "feature_maps" in needs:
         return [common | {"feature_maps": _maps(gathered, group)}]
     if needs & SEEN:
-        readers = [one for one in group.readers if gathered.inputs.get(one.place.module)]
-        seen = [_seen(gathered, model.get_submodule(one.place.module), one, group.units) for one in readers]
+        readers = [one for one in group.consumers if gathered.inputs.get(one.axis.module)]
+        seen = [_seen(gathered, model.get_submodule(one.axis.module), one, group.units) for one in readers]
         return [common | one for one in seen] or [common | dict.fromkeys((*SEEN, "consumer_weight"))]
     if needs & {"weight", "grad"}:
-        return [common | _made(gathered, one, group.units) for one in group.makers]
+        return [common | _made(gathered, one, group.units) for one in group.producers]
     return [common]
 
 
-def unit_order(member: Member) -> Tensor:
+def unit_order(member: GroupMember) -> Tensor:
     """The channels of a place that belong to its group, sorted by unit."""
     return torch.tensor(
         [channel for _, channel in sorted((unit, channel) for channel, unit in enumerate(member.units) if unit >= 0)]
     )
 
 
-def by_unit(tensor: Tensor, member: Member, units: int, dim: int = 0) -> Tensor:
+def sum_by_unit(tensor: Tensor, member: GroupMember, units: int, dim: int = 0) -> Tensor:
     """Channels of a place along `dim` sorted by unit: shape (units, channels of one unit, *the other dimensions)."""
     chosen = tensor.movedim(dim, 0).index_select(0, unit_order(member).to(tensor.device))
     return chosen.reshape(units, -1, *chosen.shape[1:])
 
 
-def _made(gathered: Gathered, member: Member, units: int) -> dict[str, Any]:
-    weight = member.place.slices[0]
+def _made(gathered: ChannelStatistics, member: GroupMember, units: int) -> dict[str, Any]:
+    weight = member.axis.slices[0]
     tensor = get_tensor(gathered.model, weight.tensor).detach()
     grad = gathered.weight_grads.get(weight.tensor)
     rows = {"weight": tensor, "grad": grad}
-    sections = member.place.size // weight.size  # of a grouped transposed convolution, which share indices
-    first = Member(member.place, member.units[: weight.size] if sections > 1 else member.units)
+    sections = member.axis.size // weight.size  # of a grouped transposed convolution, which share indices
+    first = GroupMember(member.axis, member.units[: weight.size] if sections > 1 else member.units)
     return {
-        name: None if one is None else by_unit(one, first, units, weight.dim).flatten(1) for name, one in rows.items()
+        name: None if one is None else sum_by_unit(one, first, units, weight.dim).flatten(1)
+        for name, one in rows.items()
     }
 
 
-def _gamma(gathered: Gathered, group: Group) -> dict[str, Any]:
+def _gamma(gathered: ChannelStatistics, group: ChannelGroup) -> dict[str, Any]:
     """The mean size of the scales of all normalisation layers behind the units."""
     scales, grads = [], []
     for member in group.members:
-        if member.place.side != "channels" or not is_norm(gathered.model.get_submodule(member.place.module)):
+        if member.axis.side != "channels" or not is_norm(gathered.model.get_submodule(member.axis.module)):
             continue
-        for one in member.place.slices:
+        for one in member.axis.slices:
             if one.tensor.endswith(".weight"):
                 tensor = get_tensor(gathered.model, one.tensor).detach()
-                scales.append(by_unit(tensor.abs(), member, group.units).flatten(1).mean(1))
+                scales.append(sum_by_unit(tensor.abs(), member, group.units).flatten(1).mean(1))
                 if (grad := gathered.weight_grads.get(one.tensor)) is not None:
-                    grads.append(by_unit(grad, member, group.units).flatten(1).mean(1))
+                    grads.append(sum_by_unit(grad, member, group.units).flatten(1).mean(1))
     mean = [torch.stack(several).mean(0) if several else None for several in (scales, grads)]
     return {"gamma": mean[0], "gamma_grad": mean[1]}
 
 
-def _seen(gathered: Gathered, module: nn.Module, member: Member, units: int) -> dict[str, Any]:
-    name = member.place.module
+def _seen(gathered: ChannelStatistics, module: nn.Module, member: GroupMember, units: int) -> dict[str, Any]:
+    name = member.axis.module
     found: dict[str, Any] = {}
     calls, grads = gathered.inputs[name], gathered.input_grads.get(name, {})
     numbers = sorted(grads) or range(len(calls))  # a call without a gradient has nothing to be multiplied with
@@ -162,30 +165,30 @@ def _seen(gathered: Gathered, module: nn.Module, member: Member, units: int) -> 
             apart = [_samples_first(module, values[one], member, units) for one in numbers] if values else []
             found[key] = torch.cat(apart) if apart else None
     if "patches" in gathered.asked:
-        found["patches"], found["consumer_weight"] = patches_of(module, gathered.inputs[name], member, units)
+        found["patches"], found["consumer_weight"] = input_patches(module, gathered.inputs[name], member, units)
     return found
 
 
-def _maps(gathered: Gathered, group: Group) -> Tensor | None:
+def _maps(gathered: ChannelStatistics, group: ChannelGroup) -> Tensor | None:
     """What a convolution that reads the units is given; else what the last layer gives that has them as maps."""
-    last = [member for member in group.members if member.place.side == "channels"]
-    for seen, members in ((gathered.inputs, group.readers), (gathered.outputs, (*reversed(last), *group.makers))):
+    last = [member for member in group.members if member.axis.side == "channels"]
+    for seen, members in ((gathered.inputs, group.consumers), (gathered.outputs, (*reversed(last), *group.producers))):
         for member in members:
-            calls = seen.get(member.place.module, [])
-            module = gathered.model.get_submodule(member.place.module)
+            calls = seen.get(member.axis.module, [])
+            module = gathered.model.get_submodule(member.axis.module)
             if calls and calls[0].ndim == 4:
                 return torch.cat([_samples_first(module, one, member, group.units) for one in calls])
     return None
 
 
-def _samples_first(module: nn.Module, given: Tensor, member: Member, units: int) -> Tensor:
+def _samples_first(module: nn.Module, given: Tensor, member: GroupMember, units: int) -> Tensor:
     """Shape (samples, units, *positions); channels of one unit are positions too, unless there is one of each."""
-    apart = by_unit(given, member, units, channel_dim(module, given, member.place))
+    apart = sum_by_unit(given, member, units, channel_dim(module, given, member.axis))
     apart = apart.squeeze(1) if apart.shape[1] == 1 else apart.movedim(1, -1)
     return apart.movedim(1, 0) if apart.ndim > 1 else apart.unsqueeze(0)
 
 
-def patches_of(module: nn.Module, calls: Sequence[Tensor], member: Member, units: int) -> tuple[Tensor, Tensor]:
+def input_patches(module: nn.Module, calls: Sequence[Tensor], member: GroupMember, units: int) -> tuple[Tensor, Tensor]:
     """Sampled inputs of a reading layer, shape (samples, units, taps), and its weight, shape (units, taps, outputs).
 
     Raises:
@@ -194,20 +197,20 @@ def patches_of(module: nn.Module, calls: Sequence[Tensor], member: Member, units
     if isinstance(module, nn.Linear):
         rows = torch.cat([one.reshape(-1, one.shape[-1]) for one in calls])
         rows = rows[_sampled(len(rows))]
-        apart = by_unit(rows, member, units, 1).permute(2, 0, 1)
-        weight = by_unit(module.weight.detach(), member, units, 1)
+        apart = sum_by_unit(rows, member, units, 1).permute(2, 0, 1)
+        weight = sum_by_unit(module.weight.detach(), member, units, 1)
         return apart, weight
     is_plain = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
     if isinstance(module, nn.Conv2d) and is_plain and not isinstance(module.padding, str):
         columns = [_columns(module, one) for one in calls]
         rows = torch.cat(columns)  # (positions, channels, taps)
         rows = rows[_sampled(len(rows))]
-        apart = by_unit(rows, member, units, 1).permute(2, 0, 1, 3).flatten(2)
-        weight = by_unit(module.weight.detach().flatten(2), member, units, 1).permute(0, 1, 3, 2).flatten(1, 2)
+        apart = sum_by_unit(rows, member, units, 1).permute(2, 0, 1, 3).flatten(2)
+        weight = sum_by_unit(module.weight.detach().flatten(2), member, units, 1).permute(0, 1, 3, 2).flatten(1, 2)
         return apart, weight
     raise ValueError(
         f"Patches are taken of linear layers and of ungrouped Conv2d with a number of zeros as padding, but "
-        f"'{member.place.module}' is {module}. Choose another criterion, or ignore the layers before it."
+        f"'{member.axis.module}' is {module}. Choose another criterion, or ignore the layers before it."
     )
 
 

@@ -61,8 +61,8 @@ def phase_windows(callbacks: Sequence[PhaseOwner], run: Run) -> dict[str, PhaseW
     windows = {one.name: one.restored_window(run) for one in callbacks}
     cuts = {(windows[one.name].unit, windows[one.name].end) for one in callbacks if one.changes_shapes()}
     for one in callbacks:
-        window, whole = windows[one.name], one.fixed_shapes()
-        if whole is not None and whole.from_ == "begin" and (window.unit, window.begin) in cuts:
+        window, fixed = windows[one.name], one.fixed_shapes()
+        if fixed is not None and fixed.from_ == "begin" and (window.unit, window.begin) in cuts:
             windows[one.name] = replace(window, begin=window.begin + 1, end=max(window.end, window.begin + 2))
     return windows
 
@@ -75,8 +75,8 @@ def allowed_shift(other: PhaseOwner, callbacks: Iterable[PhaseOwner], since: flo
         callbacks: all of the run.
         since, by: moments on the hand of its window.
     """
-    window, whole = other.window, other.fixed_shapes()
-    if window is None or whole is None:
+    window, fixed = other.window, other.fixed_shapes()
+    if window is None or fixed is None:
         return by
     ends = [
         one.window.end
@@ -86,7 +86,7 @@ def allowed_shift(other: PhaseOwner, callbacks: Iterable[PhaseOwner], since: flo
         and one.window.unit == window.unit
         and one.window.begin < since
     ]
-    return int(max(0, min([by, *(whole.since(window) - end - 1 for end in ends)])))
+    return int(max(0, min([by, *(fixed.since(window) - end - 1 for end in ends)])))
 
 
 def refuse_outside(name: str, begin: object, window: PhaseWindow, run: Run) -> None:
@@ -103,11 +103,11 @@ def refuse_outside(name: str, begin: object, window: PhaseWindow, run: Run) -> N
         )
 
 
-def total_length(run: Run, hand: str) -> int | None:
+def total_length(run: Run, unit: str) -> int | None:
     """How much there is of a hand of the clock in a whole run; None if that is not known."""
     known = run.epochs is not None and run.batches_per_epoch is not None and run.max_steps is None
     batches = run.epochs * run.batches_per_epoch if known else None  # type: ignore[operator]
-    return {"steps": run.steps, "epochs": run.epochs, "batches": batches}[hand]
+    return {"steps": run.steps, "epochs": run.epochs, "batches": batches}[unit]
 
 
 def refuse_late_cuts(callbacks: Sequence[PhaseOwner], windows: Windows) -> None:
@@ -118,15 +118,15 @@ def refuse_late_cuts(callbacks: Sequence[PhaseOwner], windows: Windows) -> None:
     """
     for mine in (one for one in callbacks if one.changes_shapes()):
         for other in callbacks:
-            whole = other.fixed_shapes()
-            if whole is not None and other is not mine:
-                _refuse_late_cut(mine, other, whole, windows)
+            fixed = other.fixed_shapes()
+            if fixed is not None and other is not mine:
+                _refuse_late_cut(mine, other, fixed, windows)
 
 
-def _refuse_late_cut(mine: PhaseOwner, other: PhaseOwner, whole: FixedShapes, windows: Windows) -> None:
+def _refuse_late_cut(mine: PhaseOwner, other: PhaseOwner, fixed: FixedShapes, windows: Windows) -> None:
     cut, window = windows[mine.name], windows[other.name]
-    since = whole.since(window)
-    written = f"{whole.from_}={getattr(other, whole.from_)!r}"
+    since = fixed.since(window)
+    written = f"{fixed.from_}={getattr(other, fixed.from_)!r}"
     if cut.unit != window.unit and since > 0:
         raise ValueError(
             f"It cannot be told whether '{mine.name}', which cuts until end={mine.end!r}, is done before "
@@ -135,8 +135,8 @@ def _refuse_late_cut(mine: PhaseOwner, other: PhaseOwner, whole: FixedShapes, wi
         )
     if cut.end >= since:
         raise ValueError(
-            f"'{other.name}' needs shapes that stay from {written} on ({whole.reason}), but '{mine.name}' changes "
-            f"shapes until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' {whole.from_}s."
+            f"'{other.name}' needs shapes that stay from {written} on ({fixed.reason}), but '{mine.name}' changes "
+            f"shapes until end={mine.end!r}. Let '{mine.name}' end before '{other.name}' {fixed.from_}s."
         )
 
 

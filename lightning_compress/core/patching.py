@@ -37,7 +37,7 @@ def _with_wrappers(original: Callable[..., Any], own: Callable[..., Any] | None)
         return call(*args, **kwargs)
 
     method: Any = call_through
-    method.wrappers, method.own, method.itself = wrappers, own, method
+    method.wrappers, method.own, method.wrapper = wrappers, own, method
     return method
 
 

@@ -150,12 +150,12 @@ def resolve_window(begin: Duration, end: Duration, every: Duration | None, run: 
     lengths = {"begin": parse_duration(begin), "end": parse_duration(end)} | (
         {} if every is None else {"every": parse_duration(every)}
     )
-    for hand, convert in _HANDS.items():
+    for unit, convert in _CLOCKS.items():
         values = {name: 0.0 if length.value == 0 else convert(length, run) for name, length in lengths.items()}
         if values["end"] is None and lengths["end"] == ParsedDuration(1.0, "fraction"):
             values["end"] = math.inf
         if all(value is not None for value in values.values()):
-            return _window(hand, values, begin, end, run)  # type: ignore[arg-type]
+            return _window(unit, values, begin, end, run)  # type: ignore[arg-type]
     raise ValueError(_unknown(begin, end, every, run))
 
 
@@ -187,7 +187,7 @@ def clip_to(window: PhaseWindow, end: Duration, run: Run) -> PhaseWindow:
     >>> clip_to(resolve_window("60%", "80%", None, run), "80%", run), resolve_window("80%", "100%", None, run)
     (PhaseWindow(unit='steps', begin=14, end=19, every=1), PhaseWindow(unit='steps', begin=19, end=24, every=1))
     """
-    value = _HANDS[window.unit](parse_duration(end), run)
+    value = _CLOCKS[window.unit](parse_duration(end), run)
     return window if value is None else replace(window, end=math.floor(round(value, 6)))
 
 
@@ -213,12 +213,12 @@ def shift_window(window: PhaseWindow, since: float, by: int, to_the_end: bool) -
     return replace(window, begin=window.begin - by, end=window.end - (0 if to_the_end else by))
 
 
-def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration, run: Run) -> PhaseWindow:
+def _window(unit: str, values: dict[str, float], begin: Duration, end: Duration, run: Run) -> PhaseWindow:
     # Half-way between two whole numbers a phase begins early and ends late, so that a run of one step has one too;
     # rounding first keeps 0.7 * 10 from becoming 8.
     first = math.floor(round(values["begin"], 6))
     last = values["end"] if math.isinf(values["end"]) else math.ceil(round(values["end"], 6))
-    if hand == "epochs" and not math.isinf(last):
+    if unit == "epochs" and not math.isinf(last):
         # The last moment that training sees on this hand is the start of its last epoch.
         last = max(math.floor(round(values["end"], 6)), first + 1)
         if run.epochs is not None and first + 1 > run.epochs - 1 and not run.dry_run:
@@ -230,10 +230,10 @@ def _window(hand: str, values: dict[str, float], begin: Duration, end: Duration,
         last = first + 1
     if first >= last:
         raise ValueError(
-            f"begin={begin!r} is moment {first} and end={end!r} is moment {last} of this run, counted in {hand}: begin "
+            f"begin={begin!r} is moment {first} and end={end!r} is moment {last} of this run, counted in {unit}: begin "
             f"must come before end."
         )
-    return PhaseWindow(hand, first, last, max(1, round(values.get("every", 1))))
+    return PhaseWindow(unit, first, last, max(1, round(values.get("every", 1))))
 
 
 def _in_steps(length: ParsedDuration, run: Run) -> float | None:
@@ -242,10 +242,10 @@ def _in_steps(length: ParsedDuration, run: Run) -> float | None:
 
 def _in_batches(length: ParsedDuration, run: Run) -> float | None:
     if run.epochs is None or run.batches_per_epoch is None or run.max_steps is not None:
-        whole = None
+        fixed = None
     else:
-        whole = run.epochs * run.batches_per_epoch
-    return _product(length, {"epochs": run.batches_per_epoch, "fraction": whole})
+        fixed = run.epochs * run.batches_per_epoch
+    return _product(length, {"epochs": run.batches_per_epoch, "fraction": fixed})
 
 
 def _in_epochs(length: ParsedDuration, run: Run) -> float | None:
@@ -257,7 +257,7 @@ def _product(length: ParsedDuration, per_unit: dict[str, int | None]) -> float |
     return None if factor is None else length.value * factor
 
 
-_HANDS: dict[str, Callable[[ParsedDuration, Run], float | None]] = {
+_CLOCKS: dict[str, Callable[[ParsedDuration, Run], float | None]] = {
     "steps": _in_steps,
     "batches": _in_batches,
     "epochs": _in_epochs,

@@ -8,17 +8,17 @@ from torch import nn
 
 from lightning_compress.core.registry import find
 from lightning_compress.distillation import losses
-from lightning_compress.distillation.objective import Tutor
+from lightning_compress.distillation.objective import WeightedTeacher
+from lightning_compress.distillation.snapshots import is_self_teacher
 from lightning_compress.distillation.teachers.cached import CachedTeacher
 from lightning_compress.distillation.teachers.network import (
     PRECISIONS,
     FunctionTeacher,
     NetworkTeacher,
     Teacher,
-    load_checkpoint,
+    load_teacher,
 )
 from lightning_compress.distillation.teachers.self_teachers import SnapshotTeacher
-from lightning_compress.distillation.teachers.snapshots import is_itself
 
 
 def check_share(name: str, value: Any) -> float | None:
@@ -78,7 +78,7 @@ def check_several(teacher: Any, weights: Sequence[float] | None, classes: Sequen
         raise ValueError(f"teacher_weights are at least 0 and not all 0, but are {list(weights)}.")
 
 
-def as_class(teacher_class: str | type | None) -> Any:
+def as_teacher_class(teacher_class: str | type | None) -> Any:
     """The class, or what a dotted path leads to; found at construction, where a recipe says what may be imported.
 
     Raises:
@@ -91,7 +91,7 @@ def as_class(teacher_class: str | type | None) -> Any:
     return find(teacher_class, losses)
 
 
-def as_tutors(distillation: Any) -> list[Tutor]:
+def as_weighted_teachers(distillation: Any) -> list[WeightedTeacher]:
     """The teachers that a `Distillation` was given, read from their checkpoints where they are paths.
 
     Raises:
@@ -102,7 +102,9 @@ def as_tutors(distillation: Any) -> list[Tutor]:
     weights = distillation.teacher_weights or [1.0] * len(several)
     classes = distillation.teacher_classes or [None] * len(several)
     return [
-        Tutor(_cached(_teacher(one, distillation), place, distillation), weight / sum(weights), own and tuple(own))
+        WeightedTeacher(
+            _cached(_teacher(one, distillation), place, distillation), weight / sum(weights), own and tuple(own)
+        )
         for place, (one, weight, own) in enumerate(zip(several, weights, classes, strict=True))
     ]
 
@@ -113,7 +115,7 @@ def _teacher(given: Any, distillation: Any) -> Teacher:
         return given
     if isinstance(given, nn.Module):
         return NetworkTeacher(given, **network)
-    if isinstance(given, str) and is_itself(given):
+    if isinstance(given, str) and is_self_teacher(given):
         return SnapshotTeacher()
     if isinstance(given, str | Path):
         return NetworkTeacher(_loaded(Path(given), distillation.teacher_class), **network)
@@ -132,7 +134,7 @@ def _loaded(path: Path, teacher_class: Any) -> nn.Module:
         raise ValueError(f"There is no teacher at '{path}'.{there} Train it first, or correct the path.")
     if teacher_class is None:
         raise ValueError(f"The teacher '{path}' is a checkpoint: say of which class it is, teacher_class=MyModule.")
-    return load_checkpoint(str(path), teacher_class)
+    return load_teacher(str(path), teacher_class)
 
 
 def _cached(teacher: Teacher, place: int, distillation: Any) -> Teacher:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_compress.core.distributed import is_distributed
 
 
-class Companion:
+class AuxiliaryOptimizer:
     """Trains a module as `followed` trains the model: the same class and settings, its learning rate at every step.
 
     It has an optimizer of its own, so that the user's keeps its groups, its schedulers and its part of a checkpoint.
@@ -21,7 +21,7 @@ class Companion:
     def __init__(self, module: nn.Module, followed: Optimizer) -> None:
         self.module, self.followed = module, followed
         self.parameters = [one for one in module.parameters() if one.requires_grad]
-        self.optimizer = like(followed, self.parameters) if self.parameters else None
+        self.optimizer = clone_optimizer(followed, self.parameters) if self.parameters else None
 
     def step(self, scale: float = 1.0) -> None:
         """Take the step that `followed` has just taken.
@@ -42,13 +42,13 @@ class Companion:
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "module": {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()},
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         if self.optimizer is not None and state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -57,7 +57,7 @@ class Companion:
         return [one.grad for one in self.parameters if one.grad is not None]
 
 
-def like(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def clone_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """A new optimizer of the same class and settings; AdamW where that class cannot be made of these alone."""
     kind: Any = type(optimizer)
     taken = signature(kind.__init__).parameters
@@ -70,7 +70,7 @@ def like(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
     return made
 
 
-def owner_of(optimizers: Iterable[Optimizer], module: nn.Module) -> Optimizer | None:
+def optimizer_of(optimizers: Iterable[Optimizer], module: nn.Module) -> Optimizer | None:
     """The optimizer that holds a parameter of `module`."""
     wanted = {id(one) for one in module.parameters()}
     for optimizer in optimizers:

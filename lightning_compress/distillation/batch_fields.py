@@ -15,7 +15,7 @@ TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 IGNORED = -100
 
 
-def tensor_of(output: Any, key: Key | None = None) -> Tensor:
+def select_tensor(output: Any, key: Key | None = None) -> Tensor:
     """The tensor that a module's output is about: itself, its `logits`, or the first one in a sequence.
 
     Args:
@@ -35,7 +35,7 @@ def tensor_of(output: Any, key: Key | None = None) -> Tensor:
     return found
 
 
-def target_of(batch: Any, key: Key | None = None) -> Tensor | None:
+def select_target(batch: Any, key: Key | None = None) -> Tensor | None:
     """What a batch says is to be predicted: `batch[1]`, or its `labels` and the like; None if there is none."""
     if key is not None:
         found = _picked(batch, key)
@@ -48,7 +48,7 @@ def target_of(batch: Any, key: Key | None = None) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def mask_of(output: Any, target: Tensor | None) -> Tensor | None:
+def select_mask(output: Any, target: Tensor | None) -> Tensor | None:
     """Which tokens count: those with a label other than -100.
 
     An output with `.logits` is Hugging Face's, whose labels are not shifted: the logits at a position predict the label
@@ -65,14 +65,14 @@ def labels_of(student: Tensor, target: Tensor | None) -> Tensor | None:
     return target if fits and target is not None and target.dtype in (torch.int64, torch.int32) else None
 
 
-def detached(value: Any) -> Any:
+def detach_tensors(value: Any) -> Any:
     """The same without gradients, at any depth of sequences and dicts."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(detached(one) for one in value)
+        return type(value)(detach_tensors(one) for one in value)
     if isinstance(value, dict) and type(value) is dict:
-        return {key: detached(one) for key, one in value.items()}
+        return {key: detach_tensors(one) for key, one in value.items()}
     return value
 
 

@@ -17,8 +17,8 @@ from lightning_compress.core.arguments import as_schedule
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Duration, PhaseWindow, Run
 from lightning_compress.distillation.arguments import (
-    as_class,
-    as_tutors,
+    as_teacher_class,
+    as_weighted_teachers,
     check_precision,
     check_several,
     check_share,
@@ -26,15 +26,15 @@ from lightning_compress.distillation.arguments import (
 )
 from lightning_compress.distillation.batch_fields import Key
 from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.loss_terms import OUTPUT, Spec, read
-from lightning_compress.distillation.metrics import Tracker, use_teacher
-from lightning_compress.distillation.nan_guard import Finite
-from lightning_compress.distillation.objective import Objective
+from lightning_compress.distillation.loss_terms import OUTPUT, LossSpec, parse_losses
+from lightning_compress.distillation.metrics import TeacherMetrics, use_teacher
+from lightning_compress.distillation.nan_guard import NanGuard
+from lightning_compress.distillation.objective import DistillationObjective
+from lightning_compress.distillation.snapshots import SelfTeachers
 from lightning_compress.distillation.step_output import gradient_cosine as cosine_of
-from lightning_compress.distillation.step_output import loss_in, with_loss
+from lightning_compress.distillation.step_output import loss_of, replace_loss
 from lightning_compress.distillation.teachers.cached import CachedTeacher
-from lightning_compress.distillation.teachers.network import BranchTeacher, Step, Teacher
-from lightning_compress.distillation.teachers.snapshots import Snapshots
+from lightning_compress.distillation.teachers.network import BranchTeacher, Teacher, TeacherStep
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.forward_capture import ForwardCall, get_submodule
 from lightning_compress.training.callback import CompressionCallback
@@ -97,7 +97,7 @@ class Distillation(CompressionCallback):
         *,
         temperature: float = 4.0,
         alpha: float = 0.9,
-        losses: Spec = "kl_divergence",
+        losses: LossSpec = "kl_divergence",
         student: str | None = None,
         teacher_class: str | type | None = None,
         cache: str | Path | None = None,
@@ -126,33 +126,33 @@ class Distillation(CompressionCallback):
         self.alpha = check_share("alpha", alpha) or 0.0
         self.final_alpha = check_share("final_alpha", final_alpha)
         self.schedule = as_schedule(schedule)
-        self.losses, self.terms = losses, read(losses)
+        self.losses, self.terms = losses, parse_losses(losses)
         check_several(teacher, teacher_weights, teacher_classes)
         check_precision(teacher_precision)
-        self.snapshots = Snapshots(teacher, end)
-        self.teacher, self.teacher_class, self.student = teacher, as_class(teacher_class), student
+        self.self_teachers = SelfTeachers(teacher, end)
+        self.teacher, self.teacher_class, self.student = teacher, as_teacher_class(teacher_class), student
         self.teacher_weights, self.teacher_classes = teacher_weights, teacher_classes
         self.teacher_precision, self.teacher_device = teacher_precision, teacher_device
         self.cache, self.cache_form = cache, cache_form
         self.output, self.target, self.mask = output, target, mask
         self.backward, self.gradient_cosine, self.seed = backward, gradient_cosine, seed
         self.distiller: Distiller | None = None
-        self.finite, self.tracker = Finite(), Tracker()
+        self.finite, self.tracker = NanGuard(), TeacherMetrics()
         self._batch, self._backwards, self._answered = 0, 0, False
         self._module: Callable[[], nn.Module | None] = lambda: None
 
     def scheduled_window(self, run: Run) -> PhaseWindow:
-        return self.snapshots.all_there(self.end, super().scheduled_window(run), run)
+        return self.self_teachers.ready(self.end, super().scheduled_window(run), run)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        moments = self.snapshots.counted(self.end, self.scheduled_window(run), run)
-        remembered = [(one, "the module as it is becomes a teacher") for one in moments if one is not None]
+        times = self.self_teachers.resolve_times(self.end, self.scheduled_window(run), run)
+        remembered = [(one, "the module as it is becomes a teacher") for one in times if one is not None]
         return [*remembered, *super().timeline(run)]
 
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        objective = Objective(self.terms, as_tutors(self), self.output, self.seed)
+        objective = DistillationObjective(self.terms, as_weighted_teachers(self), self.output, self.seed)
         self.distiller = Distiller(objective, self.student, self.target, self.mask)
         _refuse_peers(self, trainer)
         _refuse_replaced_copies(self, trainer, pl_module)
@@ -161,11 +161,11 @@ class Distillation(CompressionCallback):
         distiller = self._distiller
         distiller.attach(pl_module, self.undo)
         if self.saved is not None:
-            distiller.load(self.saved["distiller"])
+            distiller.load_state_dict(self.saved["distiller"])
         elif self._module() is pl_module and trainer.global_step and not self.restored:
-            self.snapshots.carry(distiller.objective.tutors)
+            self.self_teachers.carry(distiller.objective.tutors)
         self._module = ref(pl_module)
-        self.finite, self.tracker = Finite(), Tracker()
+        self.finite, self.tracker = NanGuard(), TeacherMetrics()
         self.undo.enter_context(wrapped_method(pl_module, "training_step", partial(self._step, trainer, pl_module)))
         if not pl_module.automatic_optimization:
             heard = partial(self._on_backward, trainer, pl_module)
@@ -175,8 +175,8 @@ class Distillation(CompressionCallback):
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_unnamed_backward(self, trainer, pl_module)
         tutors, window = self._distiller.objective.tutors, self._window
-        moments = self.snapshots.counted(self.end, window, describe_run(trainer, pl_module))
-        self.snapshots.start(tutors, moments, self._now(trainer), window.begin)
+        times = self.self_teachers.resolve_times(self.end, window, describe_run(trainer, pl_module))
+        self.self_teachers.start(tutors, times, self._now(trainer), window.begin)
         for optimizer in trainer.optimizers:
             after = lambda stepped, *_: self._distiller.after_step(stepped, _scale(trainer))
             self.undo.callback(optimizer.register_step_post_hook(after).remove)
@@ -196,7 +196,7 @@ class Distillation(CompressionCallback):
 
     def on_channels_pruned(self, cut: Cut) -> None:
         for tutor in self._distiller.objective.tutors:
-            tutor.teacher.cut(cut)
+            tutor.teacher.on_channels_pruned(cut)
 
     # At each step -----------------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Distillation(CompressionCallback):
             self.log_metrics(trainer, metrics)
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"distiller": self._distiller.state()}
+        return {"distiller": self._distiller.state_dict()}
 
     def alpha_at(self, progress: float) -> float:
         """The share of the distillation losses when the phase has come this far."""
@@ -244,18 +244,18 @@ class Distillation(CompressionCallback):
     def _step(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        self.snapshots.remember(self._now(trainer), self._window.begin)
+        self.self_teachers.snapshot_if_due(self._now(trainer), self._window.begin)
         if self._distiller.ready and not self._is_due(trainer):
             return original(*args, **kwargs)
         self._backwards, self._answered = 0, False
-        self._arguments = Step(args, kwargs, pl_module.device, trainer.global_step)
+        self._arguments = TeacherStep(args, kwargs, pl_module.device, trainer.global_step)
         with self._distiller.listening():
             output = original(*args, **kwargs)
             if not pl_module.automatic_optimization:
                 _refuse_unheard(self)
                 return output
-            loss = loss_in(output)
-            return output if loss is None else with_loss(output, self._combined(trainer, pl_module, loss))
+            loss = loss_of(output)
+            return output if loss is None else replace_loss(output, self._combined(trainer, pl_module, loss))
 
     def _on_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> Tensor:
         mine = self.backward is None or self.backward == self._backwards
@@ -279,12 +279,12 @@ class Distillation(CompressionCallback):
         if not distiller.ready:
             distiller.prepare(calls[0], step, trainer.optimizers, lambda *of: self._fill(trainer, *of))
         if not self._is_due(trainer):
-            distiller.rehearse(calls, step, self.temperature)
+            distiller.check_shapes(calls, step, self.temperature)
             return task
         progress = self._window.progress(self._now(trainer))
         alpha = self.alpha_at(progress)
         taught = distiller.teach(calls, step, self.temperature_at(progress))
-        self.finite.watch(taught.loss, taught.answers, self._batch)
+        self.finite.record(taught.loss, taught.answers, self._batch)
         distiller.teach_peers(taught, alpha, 1.0 / trainer.accumulate_grad_batches)
         if is_logged(trainer):
             self.tracker.see(taught, distiller.objective, float(task.detach()), alpha)
@@ -320,8 +320,8 @@ class Distillation(CompressionCallback):
     @property
     def _files(self) -> list[str]:
         several = self.teacher if isinstance(self.teacher, list | tuple) else [self.teacher]
-        pairs = zip(several, self.snapshots.written, strict=True)
-        return [str(one) for one, moment in pairs if isinstance(one, str | Path) and moment is None]
+        pairs = zip(several, self.self_teachers.written, strict=True)
+        return [str(one) for one, time in pairs if isinstance(one, str | Path) and time is None]
 
 
 def _between(first: float, last: float | None, share: float) -> float:

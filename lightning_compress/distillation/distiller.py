@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.distillation.auxiliary_optimizer import Companion, owner_of
-from lightning_compress.distillation.batch_fields import Key, detached, mask_of, target_of, tensor_of
+from lightning_compress.distillation.auxiliary_optimizer import AuxiliaryOptimizer, optimizer_of
+from lightning_compress.distillation.batch_fields import Key, detach_tensors, select_mask, select_target, select_tensor
 from lightning_compress.distillation.loss_terms import OUTPUT
-from lightning_compress.distillation.objective import Lesson, Objective, seen, total
+from lightning_compress.distillation.objective import DistillationObjective, LossContext, recorded_outputs, weighted_sum
 from lightning_compress.distillation.teachers.cached import CachedTeacher
-from lightning_compress.distillation.teachers.network import Step
+from lightning_compress.distillation.teachers.network import TeacherStep
 from lightning_compress.nn.forward_capture import (
     ForwardCall,
     ForwardCapture,
@@ -25,14 +25,14 @@ from lightning_compress.nn.forward_capture import (
 
 
 @dataclass(frozen=True)
-class Taught:
+class DistillationOutput:
     """What came of one step: each term's value, their sum, and who said what in the last call."""
 
     values: dict[str, Tensor]
     loss: Tensor
     call: ForwardCall
     answers: Sequence[Mapping[str, Any]]
-    lesson: Lesson
+    context: LossContext
 
 
 class Distiller:
@@ -44,11 +44,13 @@ class Distiller:
         target, mask: where a batch has them, see `values`.
     """
 
-    def __init__(self, objective: Objective, student: str | None, target: Key | None, mask: Key | None) -> None:
+    def __init__(
+        self, objective: DistillationObjective, student: str | None, target: Key | None, mask: Key | None
+    ) -> None:
         self.objective, self.student, self.target, self.mask = objective, student, target, mask
         self.ready, self.attached = False, False
         self.followed: Optimizer | None = None
-        self.companion: Companion | None = None
+        self.companion: AuxiliaryOptimizer | None = None
         self._saved: dict[str, Any] = {}
 
     def attach(self, model: nn.Module, undo: ExitStack) -> None:
@@ -104,7 +106,9 @@ class Distiller:
         for call in (*self.capture.calls, *found):
             call.older = True
 
-    def prepare(self, call: ForwardCall, step: Step, optimizers: Sequence[Optimizer], fill: Callable[..., Any]) -> None:
+    def prepare(
+        self, call: ForwardCall, step: TeacherStep, optimizers: Sequence[Optimizer], fill: Callable[..., Any]
+    ) -> None:
         """Get ready with the first call: caches, modules of losses that learn, and what a checkpoint held.
 
         Args:
@@ -113,18 +117,20 @@ class Distiller:
         for tutor in self.objective.tutors:
             if isinstance(tutor.teacher, CachedTeacher):
                 fill(tutor.teacher, call)
-        self.followed = owner_of(optimizers, self._root) or owner_of(optimizers, self.model)
+        self.followed = optimizer_of(optimizers, self._root) or optimizer_of(optimizers, self.model)
         if any(term.learns for term in self.objective.terms):
-            answers = [tutor.teacher.teach(call, step.rehearsed()) for tutor in self.objective.tutors]
+            answers = [tutor.teacher.teach(call, step.as_dry_run()) for tutor in self.objective.tutors]
             self.objective.build(call, answers, step.device)
-            self.companion = Companion(self.objective.learned, self._optimizer("losses with parameters of their own"))
+            self.companion = AuxiliaryOptimizer(
+                self.objective.learned, self._optimizer("losses with parameters of their own")
+            )
         for tutor in self.objective.tutors:
             if tutor.teacher.learns:
                 tutor.teacher.start(self._optimizer("a peer"))
         self._take_what_learns(self._saved)
         self.ready = True
 
-    def teach(self, calls: Sequence[ForwardCall], step: Step, temperature: float) -> Taught:
+    def teach(self, calls: Sequence[ForwardCall], step: TeacherStep, temperature: float) -> DistillationOutput:
         """The loss of these calls of the student, the mean over them.
 
         Raises:
@@ -135,25 +141,25 @@ class Distiller:
             return found[0]
         last = found[-1]
         values = {name: sum(one.values[name] for one in found) / len(found) for name in last.values}
-        return Taught(values, total(values), last.call, last.answers, last.lesson)  # type: ignore[arg-type]
+        return DistillationOutput(values, weighted_sum(values), last.call, last.answers, last.context)  # type: ignore[arg-type]
 
-    def rehearse(self, calls: Sequence[ForwardCall], step: Step, temperature: float) -> None:
+    def check_shapes(self, calls: Sequence[ForwardCall], step: TeacherStep, temperature: float) -> None:
         """Compute the loss once for nothing, so that what does not fit is known before training time is spent.
 
         Raises:
             ValueError: if student and teacher do not fit.
         """
         self.objective.learned.eval()  # no running statistics, no queue
-        self.teach(calls, step.rehearsed(), temperature)
+        self.teach(calls, step.as_dry_run(), temperature)
         self.objective.learned.train()
 
-    def teach_peers(self, taught: Taught, alpha: float, share: float) -> None:
+    def teach_peers(self, taught: DistillationOutput, alpha: float, share: float) -> None:
         """Let the peers learn from the student's answers in turn; `share` is that of a batch in an optimizer step."""
-        ours = {name: detached(value) for name, value in seen(taught.call).items()}
+        ours = {name: detach_tensors(value) for name, value in recorded_outputs(taught.call).items()}
         for tutor in self.objective.tutors:
             if tutor.teacher.learns:
-                alone = Objective(self.objective.terms, [tutor], self.objective.output)
-                tutor.teacher.learn(partial(_distance, alone, ours, taught.lesson), alpha, share)
+                alone = DistillationObjective(self.objective.terms, [tutor], self.objective.output)
+                tutor.teacher.learn(partial(_distance, alone, ours, taught.context), alpha, share)
 
     def after_step(self, optimizer: Optimizer | None, scale: float = 1.0) -> None:
         """The optimizer has stepped: what trains along follows."""
@@ -169,19 +175,19 @@ class Distiller:
         if self.companion is not None and optimizer is self.followed:
             self.companion.forget()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         if not self.attached:
             return self._saved
-        learned = {} if self.companion is None else self.companion.state()
-        teachers = [tutor.teacher.state() for tutor in self.objective.tutors]
+        learned = {} if self.companion is None else self.companion.state_dict()
+        teachers = [tutor.teacher.state_dict() for tutor in self.objective.tutors]
         if not self.ready and self._saved:  # what learns has not taken its part yet
             several = zip(self.objective.tutors, teachers, self._saved["teachers"], strict=True)
             learned = self._saved["learned"]
             teachers = [saved if tutor.teacher.learns else now for tutor, now, saved in several]
         return {"learned": learned, "teachers": teachers}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state` gave: at once, but for what learns, which is only there with the first call.
 
         Raises:
@@ -196,27 +202,27 @@ class Distiller:
 
     def _take_what_learns(self, state: dict[str, Any]) -> None:
         if state and state["learned"] and self.companion is not None:
-            self.companion.load(state["learned"])
+            self.companion.load_state_dict(state["learned"])
         self._take(state, learns=True)
 
     def _take(self, state: dict[str, Any], learns: bool) -> None:
         for tutor, saved in zip(self.objective.tutors, state.get("teachers", ()), strict=bool(state)):
             if tutor.teacher.learns == learns:
-                tutor.teacher.load(saved)
+                tutor.teacher.load_state_dict(saved)
 
-    def _taught(self, call: ForwardCall, step: Step, temperature: float) -> Taught:
-        target = target_of(step.args[0] if step.args else None, self.target)
-        mask = mask_of(call.output, target) if self.mask is None else target_of(step.args[0], self.mask)
-        lesson = Lesson(temperature, target, mask if self.objective.asks_for("mask") else None)
+    def _taught(self, call: ForwardCall, step: TeacherStep, temperature: float) -> DistillationOutput:
+        target = select_target(step.args[0] if step.args else None, self.target)
+        mask = select_mask(call.output, target) if self.mask is None else select_target(step.args[0], self.mask)
+        lesson = LossContext(temperature, target, mask if self.objective.asks_for("mask") else None)
         answers = [tutor.teacher.teach(call, step) for tutor in self.objective.tutors]
-        values = self.objective(seen(call), answers, lesson)
-        return Taught(values, total(values), call, answers, lesson)
+        values = self.objective(recorded_outputs(call), answers, lesson)
+        return DistillationOutput(values, weighted_sum(values), call, answers, lesson)
 
     def _follow(self, root: nn.Module) -> None:
         self._root = root
         self.capture.record_calls_of(root)
         for tutor in self.objective.tutors:
-            tutor.teacher.follow(root)
+            tutor.teacher.on_student_changed(root)
 
     def _optimizer(self, who: str) -> Optimizer:
         if self.followed is None:
@@ -227,15 +233,17 @@ class Distiller:
         return self.followed
 
 
-def _distance(objective: Objective, theirs: Mapping[str, Any], lesson: Lesson, own: Mapping[str, Any]) -> Tensor:
-    return total(objective(own, [theirs], lesson))
+def _distance(
+    objective: DistillationObjective, theirs: Mapping[str, Any], lesson: LossContext, own: Mapping[str, Any]
+) -> Tensor:
+    return weighted_sum(objective(own, [theirs], lesson))
 
 
-def logits_of(taught: Taught, objective: Objective) -> tuple[Tensor, Tensor] | None:
+def select_logits(taught: DistillationOutput, objective: DistillationObjective) -> tuple[Tensor, Tensor] | None:
     """The logits of student and first teacher, if they are of one shape."""
-    ours = tensor_of(taught.call.output, objective.output)
+    ours = select_tensor(taught.call.output, objective.output)
     theirs = taught.answers[0].get(OUTPUT)
     if theirs is None:
         return None
-    theirs = tensor_of(theirs, objective.output)
+    theirs = select_tensor(theirs, objective.output)
     return (ours.detach(), theirs) if ours.shape == theirs.shape and ours.ndim > 1 else None

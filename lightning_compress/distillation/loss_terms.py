@@ -15,11 +15,11 @@ OUTPUT = "output"
 MADE_OF = ("student_shape", "teacher_shape")
 
 Names = tuple[str, ...]
-Spec = Any  # a name, a function or a mapping of "loss", "weight" and options; or a mapping of layers to these
+LossSpec = Any  # a name, a function or a mapping of "loss", "weight" and options; or a mapping of layers to these
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One part of a distillation loss: layers of the student, layers of the teacher, and how they are compared.
 
     Args:
@@ -48,7 +48,7 @@ class Term:
         return {name: one.default is one.empty for name, one in signature(called).parameters.items()}
 
 
-def read(losses: Spec) -> list[Term]:
+def parse_losses(losses: LossSpec) -> list[LossTerm]:
     """The terms that `losses` describes.
 
     Args:
@@ -70,11 +70,11 @@ def read(losses: Spec) -> list[Term]:
     return terms
 
 
-def _several(spec: Spec) -> list[Spec]:
+def _several(spec: LossSpec) -> list[LossSpec]:
     return list(spec) if isinstance(spec, list) else [spec]
 
 
-def _term(place: Any, spec: Spec) -> Term:
+def _term(place: Any, spec: LossSpec) -> LossTerm:
     options = dict(spec) if isinstance(spec, Mapping) else {"loss": spec}
     if "loss" not in options:
         raise ValueError(
@@ -86,12 +86,12 @@ def _term(place: Any, spec: Spec) -> Term:
     student, teacher = _names(place)
     name = in_snake_case(getattr(loss, "__name__", type(loss).__name__))
     label = name if student == (OUTPUT,) else f"{'+'.join(student)}/{name}"
-    term = Term(label, student, teacher, loss, float(weight), options)
+    term = LossTerm(label, student, teacher, loss, float(weight), options)
     _check(term, name)
     return term
 
 
-def _check(term: Term, name: str) -> None:
+def _check(term: LossTerm, name: str) -> None:
     if isclass(term.loss) and not issubclass(term.loss, nn.Module):
         raise ValueError(f"{name} is a class but no torch.nn.Module: a loss is a function, or a module of two shapes.")
     called: Any = term.loss.__init__ if term.learns else term.loss

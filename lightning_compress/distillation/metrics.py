@@ -5,15 +5,15 @@ from typing import Any
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_compress.distillation.cache.sample_keys import fingerprint
-from lightning_compress.distillation.distiller import Taught, logits_of
-from lightning_compress.distillation.objective import Objective, Tutor
+from lightning_compress.distillation.cache.sample_keys import data_fingerprint
+from lightning_compress.distillation.distiller import DistillationOutput, select_logits
+from lightning_compress.distillation.objective import DistillationObjective, WeightedTeacher
 from lightning_compress.distillation.teachers.network import FunctionTeacher
 from lightning_compress.measure.metrics import Agreement
 from lightning_compress.training.loggers import wandb_runs
 
 
-class Tracker:
+class TeacherMetrics:
     """Metrics over the steps that are logged, and over an epoch of them."""
 
     def __init__(self) -> None:
@@ -21,23 +21,23 @@ class Tracker:
         self.accuracy: MulticlassAccuracy | None = None
         self.metrics: dict[str, float] = {}
 
-    def see(self, taught: Taught, objective: Objective, task: float, alpha: float) -> None:
+    def see(self, taught: DistillationOutput, objective: DistillationObjective, task: float, alpha: float) -> None:
         """Take in one step; `metrics` then has its values."""
         found = {"loss/task": task, "loss/distillation": float(taught.loss.detach()), "alpha": alpha}
         found |= {f"loss/{name}": float(value.detach()) for name, value in taught.values.items()}
-        pair = logits_of(taught, objective)
+        pair = select_logits(taught, objective)
         if pair is not None:
             student, teacher = pair
             self.agreement = (self.agreement or Agreement()).to(student.device)
             found["agreement"] = float(self.agreement(student, teacher))
-            target = taught.lesson.target
+            target = taught.context.target
             if target is not None and target.shape == teacher.shape[:-1] and not target.is_floating_point():
                 if self.accuracy is None:
                     classes = teacher.shape[-1]
                     self.accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=-100)
                 accuracy = self.accuracy.to(teacher.device)
                 found["teacher_accuracy"] = float(accuracy(teacher.flatten(0, -2), target.flatten()))
-        self.metrics = {**found, "temperature": taught.lesson.temperature}
+        self.metrics = {**found, "temperature": taught.context.temperature}
 
     def epoch(self) -> dict[str, float]:
         """The means of an epoch's logged steps, over all ranks; they begin anew."""
@@ -50,7 +50,7 @@ class Tracker:
         return found
 
 
-def use_teacher(trainer: Any, name: str, tutors: list[Tutor], files: list[str]) -> None:
+def use_teacher(trainer: Any, name: str, tutors: list[WeightedTeacher], files: list[str]) -> None:
     """Tell each W&B run who teaches: fingerprints in its config, and the checkpoint as an artifact that it uses.
 
     A run that is offline cannot declare what it uses; there the config has to do.
@@ -68,16 +68,16 @@ def use_teacher(trainer: Any, name: str, tutors: list[Tutor], files: list[str]) 
             run.use_artifact(artifact)
 
 
-def _fingerprint(tutor: Tutor) -> str:
+def _fingerprint(tutor: WeightedTeacher) -> str:
     teacher: Any = getattr(tutor.teacher, "teacher", tutor.teacher)
     if isinstance(teacher, FunctionTeacher):
         return _of_function(teacher)
     module = getattr(teacher, "module", None)
-    return fingerprint(module) if isinstance(module, nn.Module) and teacher.there else type(teacher).__name__
+    return data_fingerprint(module) if isinstance(module, nn.Module) and teacher.there else type(teacher).__name__
 
 
 def _of_function(teacher: FunctionTeacher) -> str:
     try:
-        return fingerprint(teacher.function)
+        return data_fingerprint(teacher.function)
     except ValueError:  # a partial, or an object with __call__: it has no code to be known by
         return repr(teacher.function)

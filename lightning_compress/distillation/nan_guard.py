@@ -19,7 +19,7 @@ class _Watched:
     batch: int
 
 
-class Finite:
+class NanGuard:
     """Watches the distillation loss, and asks the teachers if it is not finite.
 
     On a GPU the answer is fetched while the backward pass runs, and looked at before the optimizer's step.
@@ -28,7 +28,7 @@ class Finite:
     def __init__(self) -> None:
         self._watched: list[_Watched] = []
 
-    def watch(self, loss: Tensor, taught: Sequence[Mapping[str, Any]], batch: int) -> None:
+    def record(self, loss: Tensor, taught: Sequence[Mapping[str, Any]], batch: int) -> None:
         """Remember to look at this loss, and at what the teachers said.
 
         Raises:

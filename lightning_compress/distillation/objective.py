@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.distillation.batch_fields import Key, tensor_of
-from lightning_compress.distillation.loss_terms import OUTPUT, Names, Term
+from lightning_compress.distillation.batch_fields import Key, select_tensor
+from lightning_compress.distillation.loss_terms import OUTPUT, LossTerm, Names
 from lightning_compress.distillation.teachers.network import Teacher
 from lightning_compress.nn.forward_capture import ForwardCall, preserved_random_state
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LossContext:
     """What all losses of one call of the student are offered beside the two outputs."""
 
     temperature: float
@@ -23,7 +23,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Tutor:
+class WeightedTeacher:
     """A teacher, how much it counts, and what it is asked about.
 
     Args:
@@ -34,12 +34,12 @@ class Tutor:
     weight: float = 1.0
     classes: tuple[int, ...] | None = None
 
-    def names(self, term: Term) -> Names:
+    def names(self, term: LossTerm) -> Names:
         """The teacher's layers of a term."""
         return self.teacher.names_for(term.student) if term.teacher is None else term.teacher
 
 
-class Objective:
+class DistillationObjective:
     """Every term of every teacher.
 
     Args:
@@ -49,7 +49,7 @@ class Objective:
     """
 
     def __init__(
-        self, terms: Sequence[Term], tutors: Sequence[Tutor], output: Key | None = None, seed: int = 0
+        self, terms: Sequence[LossTerm], tutors: Sequence[WeightedTeacher], output: Key | None = None, seed: int = 0
     ) -> None:
         self.terms, self.tutors, self.output, self.seed = list(terms), list(tutors), output, seed
         self.learned = nn.ModuleDict()
@@ -61,7 +61,7 @@ class Objective:
             names += [name for term in self.terms for name in tutor.teacher.student_layers(tutor.names(term))]
         return [name for name in dict.fromkeys(names) if name != OUTPUT]
 
-    def teacher_layers(self, tutor: Tutor) -> list[str]:
+    def teacher_layers(self, tutor: WeightedTeacher) -> list[str]:
         """The names that a teacher is asked for."""
         return list(dict.fromkeys(name for term in self.terms for name in tutor.names(term)))
 
@@ -77,12 +77,12 @@ class Objective:
             for place, (tutor, outputs) in enumerate(zip(self.tutors, taught, strict=True)):
                 for number, term in enumerate(self.terms):
                     if term.learns:
-                        student, teacher = self._pair(term, tutor, seen(call), outputs)
+                        student, teacher = self._pair(term, tutor, recorded_outputs(call), outputs)
                         module = term.loss(_shape(student), _shape(teacher), **term.options)
                         self.learned[f"{place}_{number}"] = module.to(device)
 
     def __call__(
-        self, student: Mapping[str, Any], taught: Sequence[Mapping[str, Any]], lesson: Lesson
+        self, student: Mapping[str, Any], taught: Sequence[Mapping[str, Any]], lesson: LossContext
     ) -> dict[str, Tensor]:
         """Each term's value, already multiplied by its own weight and its teacher's."""
         values: dict[str, Tensor] = {}
@@ -96,12 +96,18 @@ class Objective:
         return values
 
     def _value(
-        self, term: Term, tutor: Tutor, key: str, student: Mapping[str, Any], taught: Mapping[str, Any], lesson: Lesson
+        self,
+        term: LossTerm,
+        tutor: WeightedTeacher,
+        key: str,
+        student: Mapping[str, Any],
+        taught: Mapping[str, Any],
+        lesson: LossContext,
     ) -> Tensor:
         ours, theirs = self._pair(term, tutor, student, taught)
         target = lesson.target
         if tutor.classes is not None and term.student == (OUTPUT,):
-            ours, theirs, target = of_classes(ours, theirs, target, tutor.classes)
+            ours, theirs, target = select_classes(ours, theirs, target, tutor.classes)
             if not len(ours):
                 return ours.sum()  # no sample of this teacher's: nothing to learn, but a place in the graph
         offered = {"temperature": lesson.temperature, "target": target, "mask": lesson.mask}
@@ -115,7 +121,9 @@ class Objective:
         offered = {"student": ours, "teacher": theirs, **present, **options}
         return _scalar(called(**{name: offered[name] for name in term.parameters if name in offered}), term)
 
-    def _pair(self, term: Term, tutor: Tutor, student: Mapping[str, Any], taught: Mapping[str, Any]) -> tuple[Any, Any]:
+    def _pair(
+        self, term: LossTerm, tutor: WeightedTeacher, student: Mapping[str, Any], taught: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
         names = tutor.names(term)
         ours = [self._tensor(name, student, "student") for name in term.student]
         theirs = [self._tensor(name, taught, "teacher") for name in names]
@@ -127,16 +135,16 @@ class Objective:
                 f"The {who}'s layer '{name}' gave nothing: it was not called in the forward pass, or not as a module. "
                 f"Choose a layer that is called, such as one of those inside it."
             )
-        found = tensor_of(outputs[name], self.output if name == OUTPUT else None)
+        found = select_tensor(outputs[name], self.output if name == OUTPUT else None)
         return found if who == "student" else found.detach()
 
 
-def seen(call: ForwardCall) -> dict[str, Any]:
+def recorded_outputs(call: ForwardCall) -> dict[str, Any]:
     """What a student gave in one call, by name."""
     return {OUTPUT: call.output, **call.layers}
 
 
-def total(values: Mapping[str, Tensor]) -> Tensor:
+def weighted_sum(values: Mapping[str, Tensor]) -> Tensor:
     """The sum of all terms."""
     first, *others = values.values()
     for value in others:
@@ -144,7 +152,7 @@ def total(values: Mapping[str, Tensor]) -> Tensor:
     return first
 
 
-def of_classes(
+def select_classes(
     student: Tensor, teacher: Tensor, target: Tensor | None, classes: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Restrict logits to the classes that a teacher knows, and to the samples that belong to them.
@@ -164,7 +172,7 @@ def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else [tuple(one.shape) for one in value]
 
 
-def _scalar(value: Any, term: Term) -> Tensor:
+def _scalar(value: Any, term: LossTerm) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim:
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(f"The loss '{term.label}' returned {shown}, but a loss is a scalar tensor: take its mean.")

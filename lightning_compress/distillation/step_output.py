@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def loss_in(output: Any) -> Tensor | None:
+def loss_of(output: Any) -> Tensor | None:
     """The loss in what a training step returned: a tensor, or a mapping's "loss"; None if it returned nothing.
 
     Raises:
@@ -23,7 +23,7 @@ def loss_in(output: Any) -> Tensor | None:
     )
 
 
-def with_loss(output: Any, loss: Tensor) -> Any:
+def replace_loss(output: Any, loss: Tensor) -> Any:
     """What a training step returned, with `loss` in the place of its own; a mapping is copied."""
     if not isinstance(output, Mapping):
         return loss

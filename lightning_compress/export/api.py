@@ -12,10 +12,10 @@ from lightning_compress.export.onnx.write_float import FloatReport, write_float_
 from lightning_compress.export.packed.write import PackedReport, write_packed
 from lightning_compress.export.pt2.write import Pt2Report, write_pt2
 from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
-from lightning_compress.quantization.lowering.equivalence import refuse_unfaithful
-from lightning_compress.quantization.lowering.lower import deployable, is_float, known, on_grids
-from lightning_compress.quantization.quantized_model import is_awaited, owner_of, quantized_of
-from lightning_compress.quantization.restore import restored, within
+from lightning_compress.quantization.lowering.equivalence import check_equivalence
+from lightning_compress.quantization.lowering.lower import is_float, lower, quantized_tensors, require_quantized
+from lightning_compress.quantization.quantized_model import is_quantization_pending, quantized_of, quantized_owner
+from lightning_compress.quantization.restore import restore_quantization, restrict_state
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
@@ -66,14 +66,14 @@ def export(
             f"'{path.name}' is none. Leave it out."
         )
     if path.suffix == ".safetensors":
-        found = on_grids(model)
+        found = quantized_tensors(model)
         return write_packed(path, found.state, found.weights, {"made_by": __version__}, casts=found.casts)
     if example_input is None:
         raise ValueError(f"{path.suffix} needs an example_input, such as a batch that the model is called with.")
     if path.suffix == ".onnx" and not in_integers:
         return write_float_onnx(model, path, example_input, dynamic_batch=dynamic_batch)
-    made = deployable(model)
-    refuse_unfaithful(model, made, example_input)
+    made = lower(model)
+    check_equivalence(model, made, example_input)
     if path.suffix == ".pt2":
         return write_pt2(made, path, example_input, dynamic_batch=dynamic_batch)
     return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch, weight_type=weight_type)
@@ -86,15 +86,15 @@ def _as_known(model: nn.Module) -> nn.Module:
         ValueError: if it is a part whose grids are not there yet, or that holds some of the quantized layers only.
     """
     model = getattr(model, "_orig_mod", model)
-    owner = None if quantized_of(model) is not None or is_awaited(model) else owner_of(model)
+    owner = None if quantized_of(model) is not None or is_quantization_pending(model) else quantized_owner(model)
     if owner is None:
         return model
-    whole, prefix = owner
-    quantized = known(whole)
+    entire, prefix = owner
+    quantized = require_quantized(entire)
     if not any(f"{layer}.".startswith(prefix) for layer in quantized.layers):
         return model  # such as a teacher beside what is quantized
     part = unwrap_compiled(copy_without_hooks(model))
-    restored(part, within(prefix, quantized.state()))
+    restore_quantization(part, restrict_state(prefix, quantized.state_dict()))
     return part
 
 

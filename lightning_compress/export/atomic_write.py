@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replace_on_success(path: str | Path) -> Iterator[Path]:
     """Give the path of a file to write, which then takes the place of `path`; if an error comes, nothing changes.
 
     Raises:

@@ -11,8 +11,8 @@ from lightning_compress.core.checkpoint import load_checkpoint, saved_entries, s
 from lightning_compress.nn.selection import canonical_name
 from lightning_compress.nn.structure import rebuild, saved_structure, structure_prefix
 from lightning_compress.pruning.masks import MaskedParameters
-from lightning_compress.quantization.quantized_model import await_quantized
-from lightning_compress.quantization.restore import restored, within
+from lightning_compress.quantization.quantized_model import mark_quantization_pending
+from lightning_compress.quantization.restore import restore_quantization, restrict_state
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,7 +42,7 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
         if entry.get("model") is not None:
             _quantize(module, entry["model"], canonical_name(prefix), checkpoint)
         elif "model" in entry:
-            await_quantized(module)
+            mark_quantization_pending(module)
     return module
 
 
@@ -107,7 +107,7 @@ def _mask(module: nn.Module, entry: Mapping[str, Any], prefix: str, checkpoint: 
     }
     masked = MaskedParameters({canonical_name(name): one for name, one in module.named_parameters()})
     try:
-        masked.load(masks)
+        masked.load_state_dict(masks)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{checkpoint} has damaged masks: {type(error).__name__} {error}.") from error
     masked.apply()
@@ -115,6 +115,6 @@ def _mask(module: nn.Module, entry: Mapping[str, Any], prefix: str, checkpoint: 
 
 def _quantize(module: nn.Module, state: Mapping[str, Any], prefix: str, checkpoint: str | Path) -> None:
     try:
-        restored(module, within(prefix, state))
+        restore_quantization(module, restrict_state(prefix, state))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{checkpoint} has damaged grids: {type(error).__name__} {error}.") from error

@@ -12,7 +12,7 @@ EFFECTS = ("freeze", "unfreeze", "learning_rate", "warmup", "lr_multipliers", "l
 
 
 @dataclass(frozen=True)
-class Rate:
+class LearningRateSpec:
     """A learning rate or weight decay as it was asked for.
 
     Args:
@@ -23,10 +23,10 @@ class Rate:
 
     kind: str
     value: float = 1.0
-    moment: Duration | None = None
+    time: Duration | None = None
 
 
-def as_learning_rate(value: float | str | None, rewind: Duration | None) -> Rate:
+def as_learning_rate(value: float | str | None, rewind: Duration | None) -> LearningRateSpec:
     """Read `learning_rate`.
 
     Args:
@@ -37,20 +37,20 @@ def as_learning_rate(value: float | str | None, rewind: Duration | None) -> Rate
         ValueError: if it is none of these, or not above 0.
     """
     if isinstance(value, str) and value.split()[:1] == ["rewind"]:
-        moment: Duration | None = value.strip().removeprefix("rewind").strip() or rewind
-        if moment is None:
+        time: Duration | None = value.strip().removeprefix("rewind").strip() or rewind
+        if time is None:
             raise ValueError(
                 "learning_rate='rewind' needs a moment. Write learning_rate='rewind 5%', or give rewind='5%', which "
                 "takes the weights back too."
             )
-        parse_duration(moment)
-        return Rate("rewind", moment=moment)
+        parse_duration(time)
+        return LearningRateSpec("rewind", time=time)
     if value == "restart":
-        return Rate("restart")
+        return LearningRateSpec("restart")
     return _as_rate("learning_rate", value, smallest=math.ulp(0.0), others=", 'restart', 'rewind' or 'rewind 5%'")
 
 
-def as_weight_decay(value: float | str | None) -> Rate:
+def as_weight_decay(value: float | str | None) -> LearningRateSpec:
     """Read `weight_decay`: a number, or "x0.1" for a factor.
 
     Raises:
@@ -70,7 +70,7 @@ def check_positive(name: str, value: object) -> float:
     return float(value)
 
 
-def check_factors(lr_multipliers: Mapping[str, float] | None) -> dict[Any, float]:
+def check_lr_multipliers(lr_multipliers: Mapping[str, float] | None) -> dict[Any, float]:
     """Return the lr_multipliers by pattern.
 
     Raises:
@@ -87,21 +87,21 @@ def check_factors(lr_multipliers: Mapping[str, float] | None) -> dict[Any, float
     }
 
 
-def check_before(name: str, moment: Duration, begin: Duration) -> None:
+def check_before(name: str, time: Duration, begin: Duration) -> None:
     """Refuse a moment to go back to that is seen not to come before the phase.
 
     Raises:
         ValueError: if it is no duration, or not before `begin` in the same unit.
     """
-    to, first = parse_duration(moment), parse_duration(begin)
+    to, first = parse_duration(time), parse_duration(begin)
     if first.value == 0 or (to.unit == first.unit and to.value >= first.value):
         raise ValueError(
-            f"{name}={moment!r} is not before begin={begin!r}: what is rewound is put back at begin to what it was at "
+            f"{name}={time!r} is not before begin={begin!r}: what is rewound is put back at begin to what it was at "
             f"an earlier moment."
         )
 
 
-def check_asked(asked: Mapping[str, Any]) -> None:
+def check_has_effect(asked: Mapping[str, Any]) -> None:
     """Refuse arguments that ask for nothing, or only for how to do what is not asked for.
 
     Raises:
@@ -136,15 +136,15 @@ def _refuse_long_warmup(asked: Mapping[str, Any], warmup: float, phase: float) -
         )
 
 
-def _as_rate(name: str, value: float | str | None, smallest: float, others: str) -> Rate:
+def _as_rate(name: str, value: float | str | None, smallest: float, others: str) -> LearningRateSpec:
     if value is None:
-        return Rate("same")
+        return LearningRateSpec("same")
     match = re.fullmatch(r"\s*x\s*(\S+)\s*", value) if isinstance(value, str) else None
     number = _number(match[1] if match else value)
     if number is None or not smallest <= number < math.inf:
         limit = "above 0" if smallest else "of at least 0"
         raise ValueError(f"{name} is a number {limit}, a factor such as 'x0.1'{others}, but is {value!r}.")
-    return Rate("scaled" if match else "fixed", number)
+    return LearningRateSpec("scaled" if match else "fixed", number)
 
 
 def _number(value: object) -> float | None:

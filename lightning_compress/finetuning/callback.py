@@ -16,19 +16,30 @@ from lightning_compress.core.phases import Duration, PhaseWindow, Run, clip_to
 from lightning_compress.finetuning.arguments import (
     as_learning_rate,
     as_weight_decay,
-    check_asked,
     check_before,
-    check_factors,
+    check_has_effect,
+    check_lr_multipliers,
     check_positive,
 )
-from lightning_compress.finetuning.freezing import Thawed, frozen_by_layer, layers_of, thawed
-from lightning_compress.finetuning.functional.layers import thaw_moments
-from lightning_compress.finetuning.layout import Asked, Layout, laid_out
-from lightning_compress.finetuning.lr_overrides import Start, Tuning, check_optimizers, source_of, together
-from lightning_compress.finetuning.phase_times import Moments, Written, moments_of
+from lightning_compress.finetuning.freezing import (
+    UnfrozenParameters,
+    frozen_by_layer,
+    split_layers,
+    unfreeze_parameters,
+)
+from lightning_compress.finetuning.functional.layers import unfreeze_times
+from lightning_compress.finetuning.layout import FreezeSpec, ResolvedPhase, resolve_phase
+from lightning_compress.finetuning.lr_overrides import (
+    HyperparameterOverrides,
+    OptimizerSnapshot,
+    check_optimizers,
+    combined_source,
+    make_lr_source,
+)
+from lightning_compress.finetuning.phase_times import PhaseTimes, WrittenTimes, resolve_times
 from lightning_compress.finetuning.rewinding import Rewinding
-from lightning_compress.finetuning.step_overrides import Values, around_step
-from lightning_compress.finetuning.stopping import as_until, value_of
+from lightning_compress.finetuning.step_overrides import Values, override_param_groups
+from lightning_compress.finetuning.stopping import as_stop_criterion, monitored_value
 from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration, has_batchnorm
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Patterns, as_patterns
@@ -102,21 +113,21 @@ class FineTuning(CompressionCallback):
         self.freeze, self.unfreeze, self.gradual, self.layers = freeze, unfreeze, gradual, layers
         self.rate, self.decay = as_learning_rate(learning_rate, rewind), as_weight_decay(weight_decay)
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
-        self.lr_multipliers = check_factors(lr_multipliers)
+        self.lr_multipliers = check_lr_multipliers(lr_multipliers)
         self.layer_decay = None if layer_decay is None else check_positive("layer_decay", layer_decay)
         self.rewind, self.reset_moments = rewind, reset_moments
         self.recalibrate_bn, self.recalibrate_over = recalibrate_bn, recalibrate_over
         self.until = until
         as_patterns(freeze), as_patterns(unfreeze)
-        check_asked(self.settings())
-        for written, moment in (("rewind", rewind), ("learning_rate='rewind'", self.rate.moment)):
-            if moment is not None:
-                check_before(written, moment, begin)
+        check_has_effect(self.settings())
+        for written, time in (("rewind", rewind), ("learning_rate='rewind'", self.rate.time)):
+            if time is not None:
+                check_before(written, time, begin)
         self._module: Callable[[], nn.Module | None] = lambda: None
         self._forget()
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        window, since = self.scheduled_window(run), self._moments(run).weights_from
+        window, since = self.scheduled_window(run), self._times(run).weights_from
         ends = [] if window.end == float("inf") else [(int(window.end), "ends")]
         if since is None:
             return [(window.begin, "begins"), *ends]
@@ -128,7 +139,7 @@ class FineTuning(CompressionCallback):
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lay_out(pl_module)
+        self._resolve(pl_module)
         if self.recalibrate_bn is not None and not has_batchnorm(pl_module):
             raise ValueError(f"recalibrate_bn={self.recalibrate_bn!r}, but the module has no BatchNorm. Leave it out.")
 
@@ -136,24 +147,24 @@ class FineTuning(CompressionCallback):
         if self.restored or self._module() is not pl_module or not trainer.global_step:
             self._forget()
         self._module = ref(pl_module)
-        self._lay_out(pl_module)
-        self.thawed = thawed(pl_module, self.unfreeze, trainer.optimizers, is_distributed())
-        check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.tuning.lr_multipliers))
+        self._resolve(pl_module)
+        self.unfrozen = unfreeze_parameters(pl_module, self.unfreeze, trainer.optimizers, is_distributed())
+        check_optimizers(trainer.optimizers, self.decay.kind != "same", bool(self.overrides.lr_multipliers))
         replays = self.rate.kind == "restart" and pl_module.automatic_optimization
         configs = trainer.lr_scheduler_configs
-        self.starts = [Start.of(one, configs, pl_module, copy=replays) for one in trainer.optimizers]
-        for still in self.layout.stills:
+        self.starts = [OptimizerSnapshot.capture(one, configs, pl_module, copy=replays) for one in trainer.optimizers]
+        for still in self.phase.frozen:
             self.undo.callback(still.release)
-        self.undo.callback(self.thawed.release)
+        self.undo.callback(self.unfrozen.release)
         self.undo.callback(self.recalibration.end)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run, window = describe_run(trainer, pl_module), self._window
-        self.moments = self._moments(run)
-        self.tuning.warmup = self.moments.warmup
-        if not self.tuning.sources:  # there are some if one Trainer goes on
-            since = self.moments.rates_from or 0
-            self.tuning.sources = [source_of(self.rate, one, since, window, run) for one in self.starts]
+        self.times = self._times(run)
+        self.overrides.warmup = self.times.warmup
+        if not self.overrides.sources:  # there are some if one Trainer goes on
+            since = self.times.rates_from or 0
+            self.overrides.sources = [make_lr_source(self.rate, one, since, window, run) for one in self.starts]
         if self.saved is not None:
             self._load(self.saved)
         self._refuse_to_come_late(step_before(trainer, window.unit))
@@ -162,12 +173,12 @@ class FineTuning(CompressionCallback):
         if all(one.window is not None for one in phases):  # the last one to start acts for all
             for place, optimizer in enumerate(trainer.optimizers):
                 prepare = partial(_together, phases, trainer, place, optimizer)
-                still = lambda: [parameter for one in phases for parameter in one.standing]
-                self.undo.enter_context(around_step(optimizer, prepare, still))
+                still = lambda: [parameter for one in phases for parameter in one.frozen_names]
+                self.undo.enter_context(override_param_groups(optimizer, prepare, still))
 
     def protected_modules(self, pl_module: LightningModule) -> list[str]:
         """What is frozen for a while is left whole for all of the run."""
-        frozen = frozen_by_layer(pl_module, self.freeze, self.unfreeze, layers_of(pl_module, self.layers))
+        frozen = frozen_by_layer(pl_module, self.freeze, self.unfreeze, split_layers(pl_module, self.layers))
         return [name.rpartition(".")[0] for layer in frozen for one in layer for name in one.names]
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
@@ -178,26 +189,26 @@ class FineTuning(CompressionCallback):
         return self.rate.kind in ("fixed", "restart", "rewind")
 
     def current_learning_rate(self) -> float | None:
-        return self.tuning.rates.get("learning_rate")
+        return self.overrides.rates.get("learning_rate")
 
     def on_channels_pruned(self, cut: Cut) -> None:
-        self.rewinding.follow(cut)
+        self.rewinding.on_channels_pruned(cut)
 
     def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
-        for still in self.layout.stills:
+        for still in self.phase.frozen:
             still.release()  # they are held again before the next batch
-        self._lay_out(pl_module)
-        for still in self.layout.stills:
+        self._resolve(pl_module)
+        for still in self.phase.frozen:
             self.undo.callback(still.release)
 
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        window, moments = self._window, self.moments
+        window, times = self._window, self.times
         now = step_before(trainer, window.unit)
         others = (one.rewinding for one in _alike(self, trainer))
-        if moments.weights_from is not None and self.rewinding.at(
-            now, moments.weights_from, window.begin, pl_module, trainer.optimizers, others
+        if times.weights_from is not None and self.rewinding.update(
+            now, times.weights_from, window.begin, pl_module, trainer.optimizers, others
         ):
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
@@ -205,10 +216,10 @@ class FineTuning(CompressionCallback):
         self._hold_still(now)
         if self.recalibrate_bn is not None:
             begin = window.begin if self.recalibrate_bn == "begin" else window.end
-            self.recalibration.update(now, begin, moments.calibrated_for, pl_module)
+            self.recalibration.update(now, begin, times.calibrated_for, pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for still in self.layout.stills:
+        for still in self.phase.frozen:
             still.drop_gradients()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -216,37 +227,37 @@ class FineTuning(CompressionCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_if_enough(trainer)
-        if not self.tuning.rates and not self.standing:
+        if not self.overrides.rates and not self.frozen_names:
             return
-        frozen, total = (sum(one.numel() for one in each) for each in (self.standing, pl_module.parameters()))
-        self.log_metrics(trainer, {"frozen": frozen / total, **self.tuning.rates})
+        frozen, total = (sum(one.numel() for one in each) for each in (self.frozen_names, pl_module.parameters()))
+        self.log_metrics(trainer, {"frozen": frozen / total, **self.overrides.rates})
 
     def has_begun(self, trainer: Trainer) -> bool:
         return step_before(trainer, self._window.unit) >= self._window.begin
 
     @property
-    def standing(self) -> list[nn.Parameter]:
+    def frozen_names(self) -> list[nn.Parameter]:
         """The parameters that stand still now."""
-        return [parameter for still in self.layout.stills if still.holds for parameter in still.parameters]
+        return [parameter for still in self.phase.frozen if still.holds for parameter in still.parameters]
 
     def shift_earlier(self, since: float, by: int) -> None:
         before = self._window.begin
         super().shift_earlier(since, by)
-        for source in self.tuning.sources:
+        for source in self.overrides.sources:
             source.begins_earlier(before - self._window.begin)
 
     def _end_if_enough(self, trainer: Trainer) -> None:
-        hand, window = self._window.unit, self._window
-        at = step_before(trainer, hand) + (hand != "steps")  # at the end of an epoch its last batch is done
+        unit, window = self._window.unit, self._window
+        at = step_before(trainer, unit) + (unit != "steps")  # at the end of an epoch its last batch is done
         there = (
             (one, one.window) for one in compression_callbacks(trainer) if one is not self and one.window is not None
         )
-        others = [(one, its) for one, its in there if its.unit == hand]
+        others = [(one, its) for one, its in there if its.unit == unit]
         # The masks of a round are made in the step that reaches its moment, and those who rewind then come after it.
         at += any(bool(its.offsets) and window.end in its.times() for _, its in others)
         if self.enough is None or not window.begin < at < window.end:
             return
-        enough = self.enough(value_of(self.enough.metric, trainer.callback_metrics))
+        enough = self.enough(monitored_value(self.enough.metric, trainer.callback_metrics))
         if not trainer.strategy.reduce_boolean_decision(enough, all=True):
             return
         self.set_window(replace(window, end=at))
@@ -254,59 +265,64 @@ class FineTuning(CompressionCallback):
         moves = [allowed_shift(one, compression_callbacks(trainer), window.end, int(window.end) - at) for one in later]
         for other, by in zip(later, moves, strict=True):
             other.shift_earlier(window.end, by)
-        rank_zero_info(f"'{self.name}' ends at {at} {hand}, not {window.end}: {self.enough}.")
+        rank_zero_info(f"'{self.name}' ends at {at} {unit}, not {window.end}: {self.enough}.")
 
     # What is kept -----------------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        enough = None if self.enough is None else self.enough.state()
+        enough = None if self.enough is None else self.enough.state_dict()
         own = {
-            "rewinding": self.rewinding.state(),
+            "rewinding": self.rewinding.state_dict(),
             "recalibrated": self.recalibration.begun,
-            "sources": self.tuning.state(),
+            "sources": self.overrides.state_dict(),
         }
         return {**own, "enough": enough}
 
     def _load(self, saved: dict[str, Any]) -> None:
-        self.rewinding.load(saved["rewinding"])
+        self.rewinding.load_state_dict(saved["rewinding"])
         self.recalibration.begun = saved["recalibrated"]
         if self.enough is not None and saved["enough"] is not None:
-            self.enough.load(saved["enough"])
-        self.tuning.load(saved["sources"], f"'{self.name}'")
+            self.enough.load_state_dict(saved["enough"])
+        self.overrides.load_state_dict(saved["sources"], f"'{self.name}'")
 
     def _forget(self) -> None:
         self.rewinding, self.recalibration = Rewinding(not self.reset_moments), BatchNormRecalibration()
-        self.layout, self.thawed, self.tuning, self.moments = Layout(), Thawed(), Tuning(), Moments()
-        self.enough = as_until(self.until)
-        self.starts, self.touched = list[Start](), frozenset[str]()
+        self.phase, self.unfrozen, self.overrides, self.times = (
+            ResolvedPhase(),
+            UnfrozenParameters(),
+            HyperparameterOverrides(),
+            PhaseTimes(),
+        )
+        self.enough = as_stop_criterion(self.until)
+        self.starts, self.touched = list[OptimizerSnapshot](), frozenset[str]()
 
-    def _lay_out(self, pl_module: LightningModule) -> None:
-        asked = Asked(self.freeze, self.unfreeze, self.gradual, self.layers, self.lr_multipliers, self.layer_decay)
+    def _resolve(self, pl_module: LightningModule) -> None:
+        asked = FreezeSpec(self.freeze, self.unfreeze, self.gradual, self.layers, self.lr_multipliers, self.layer_decay)
         alone = pl_module.automatic_optimization and not is_distributed()
-        self.layout = laid_out(pl_module, asked, without_graph=alone)
-        self.tuning.lr_multipliers, self.tuning.weight_decay = self.layout.lr_multipliers, self.decay
+        self.phase = resolve_phase(pl_module, asked, without_graph=alone)
+        self.overrides.lr_multipliers, self.overrides.weight_decay = self.phase.lr_multipliers, self.decay
         tunes_all = self.rate.kind != "same" or self.decay.kind != "same" or self.warmup or self.layer_decay
-        self.touched = self.layout.everything if tunes_all else self.layout.touched
+        self.touched = self.phase.everything if tunes_all else self.phase.touched
 
     def _hold_still(self, now: int) -> None:
         begin, end = self._window.begin, self._window.end
-        (self.thawed.hold if begin <= now < end else self.thawed.release)()
-        ends = thaw_moments(begin, int(end), len(self.layout.stills)) if self.gradual else [end]
-        for still, until in zip(reversed(self.layout.stills), ends, strict=True):
+        (self.unfrozen.hold if begin <= now < end else self.unfrozen.release)()
+        ends = unfreeze_times(begin, int(end), len(self.phase.frozen)) if self.gradual else [end]
+        for still, until in zip(reversed(self.phase.frozen), ends, strict=True):
             if begin <= now < until:
                 still.hold()
             elif still.holds:
                 still.release()
 
-    def _moments(self, run: Run) -> Moments:
+    def _times(self, run: Run) -> PhaseTimes:
         calibrated = None if self.recalibrate_bn is None else self.recalibrate_over
-        written = Written(self.begin, self.end, self.warmup, self.rewind, self.rate.moment, calibrated)
-        return moments_of(written, super().scheduled_window(run), run)
+        written = WrittenTimes(self.begin, self.end, self.warmup, self.rewind, self.rate.time, calibrated)
+        return resolve_times(written, super().scheduled_window(run), run)
 
     def _refuse_to_come_late(self, now: int) -> None:
-        begin, since = self._window.begin, self.moments.weights_from
+        begin, since = self._window.begin, self.times.weights_from
         weights = since is not None and since < now and not (self.rewinding.weights or self.rewinding.done)
-        rates = any(source.lacks(now - begin) for source in self.tuning.sources) and now < self._window.end
+        rates = any(source.lacks(now - begin) for source in self.overrides.sources) and now < self._window.end
         if weights or rates:
             raise ValueError(
                 f"'{self.name}' goes back to what was before moment {now} of this run, but the checkpoint that "
@@ -314,7 +330,7 @@ class FineTuning(CompressionCallback):
             )
 
     def _refuse_rounds_by_epochs(self, trainer: Trainer) -> None:
-        if self.moments.weights_from is None or self._window.unit != "epochs":
+        if self.times.weights_from is None or self._window.unit != "epochs":
             return
         for other in compression_callbacks(trainer):
             if other.window is not None and other.window.offsets:
@@ -337,7 +353,7 @@ def _together(phases: Sequence[FineTuning], trainer: Trainer, place: int, optimi
     found = []
     for phase in phases:
         window = phase.window
-        if window is not None and not phase.tuning.idle:
+        if window is not None and not phase.overrides.idle:
             step = step_before(trainer, window.unit) - window.begin
-            found.append(phase.tuning.values(place, optimizer, step, window.end - window.begin))
-    return together(found)
+            found.append(phase.overrides.values(place, optimizer, step, window.end - window.begin))
+    return combined_source(found)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_compress.finetuning.functional.layers import in_layers
+from lightning_compress.finetuning.functional.layers import group_by_layer
 from lightning_compress.nn.batchnorm import BatchNormFreezer
 from lightning_compress.nn.selection import (
     Candidate,
@@ -20,7 +20,7 @@ from lightning_compress.nn.selection import (
 )
 
 
-class Still:
+class FrozenParameters:
     """Parameters that do not move, nor do the statistics of their BatchNorms.
 
     An optimizer leaves a parameter without a gradient alone, its momentum and weight decay too.
@@ -68,7 +68,7 @@ class Still:
             parameter.grad = None
 
 
-class Thawed:
+class UnfrozenParameters:
     """Parameters that the user has frozen, and that are trained for a while."""
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
@@ -89,7 +89,7 @@ class Thawed:
         self.holds = False
 
 
-def layers_of(model: nn.Module, layers: Sequence[Patterns] | None = None) -> list[list[str]]:
+def split_layers(model: nn.Module, layers: Sequence[Patterns] | None = None) -> list[list[str]]:
     """The names of the model's parameters by layer, from the input to the head.
 
     Args:
@@ -102,7 +102,7 @@ def layers_of(model: nn.Module, layers: Sequence[Patterns] | None = None) -> lis
     """
     entries = _entries(model)
     if layers is None:
-        return in_layers(entry.name for entry in entries)
+        return group_by_layer(entry.name for entry in entries)
     patterns = [as_patterns(layer) for layer in layers]
     for layer in patterns:
         select_matching(model, layer, "layers")
@@ -137,7 +137,9 @@ def frozen_by_layer(
     return [layer for layer in [rest, *by_layer] if layer]
 
 
-def thawed(model: nn.Module, unfreeze: Patterns, optimizers: Iterable[Optimizer], several: bool) -> Thawed:
+def unfreeze_parameters(
+    model: nn.Module, unfreeze: Patterns, optimizers: Iterable[Optimizer], several: bool
+) -> UnfrozenParameters:
     """Those of the named parameters that the user has frozen.
 
     Args:
@@ -162,15 +164,15 @@ def thawed(model: nn.Module, unfreeze: Patterns, optimizers: Iterable[Optimizer]
             f"agree before training on what they exchange. Leave requires_grad=True, and freeze by "
             "FineTuning(freeze=...)."
         )
-    return Thawed(one.parameter for one in found)
+    return UnfrozenParameters(one.parameter for one in found)
 
 
-def stills(layers: Iterable[Iterable[Candidate]], without_graph: bool) -> list[Still]:
+def freeze_layers(layers: Iterable[Iterable[Candidate]], without_graph: bool) -> list[FrozenParameters]:
     """One `Still` for each layer."""
     made = []
     for entries in map(list, layers):
         norms = {id(one.owner): one.owner for one in entries if isinstance(one.owner, _BatchNorm)}
-        made.append(Still([one.parameter for one in entries], norms.values(), without_graph))
+        made.append(FrozenParameters([one.parameter for one in entries], norms.values(), without_graph))
     return made
 
 

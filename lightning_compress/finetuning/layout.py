@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.finetuning.freezing import Still, frozen_by_layer, layers_of, stills
-from lightning_compress.finetuning.functional.layers import decayed
-from lightning_compress.finetuning.lr_overrides import factors_of
+from lightning_compress.finetuning.freezing import FrozenParameters, freeze_layers, frozen_by_layer, split_layers
+from lightning_compress.finetuning.functional.layers import layer_decay_multipliers
+from lightning_compress.finetuning.lr_overrides import parameter_lr_multipliers
 from lightning_compress.nn.selection import Patterns, candidates, select_matching
 
 
 @dataclass(frozen=True)
-class Asked:
+class FreezeSpec:
     """The arguments that name parameters."""
 
     freeze: Patterns
@@ -25,7 +25,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ResolvedPhase:
     """What was found.
 
     Args:
@@ -35,26 +35,26 @@ class Layout:
         everything: names of all.
     """
 
-    stills: list[Still] = field(default_factory=list)
+    frozen: list[FrozenParameters] = field(default_factory=list)
     lr_multipliers: dict[nn.Parameter, float] = field(default_factory=dict)
     touched: frozenset[str] = frozenset()
     everything: frozenset[str] = frozenset()
 
 
-def laid_out(model: nn.Module, asked: Asked, without_graph: bool) -> Layout:
+def resolve_phase(model: nn.Module, asked: FreezeSpec, without_graph: bool) -> ResolvedPhase:
     """Find the parameters of each part, and check whatever can be checked about them.
 
     Raises:
         ValueError: if a pattern matches nothing, nothing is left to train, or a parameter belongs to no layer.
     """
-    layers = layers_of(model, asked.layers)
+    layers = split_layers(model, asked.layers)
     frozen = frozen_by_layer(model, asked.freeze, asked.unfreeze, layers)
     pieces = frozen if asked.gradual else [[one for layer in frozen for one in layer]]
     slower = [one.name for pattern in asked.lr_multipliers for one in select_matching(model, pattern, "lr_multipliers")]
-    by_layer = {} if asked.layer_decay is None else decayed(layers, asked.layer_decay)
-    return Layout(
-        stills(pieces, without_graph),
-        factors_of(candidates(model), asked.lr_multipliers, by_layer),
+    by_layer = {} if asked.layer_decay is None else layer_decay_multipliers(layers, asked.layer_decay)
+    return ResolvedPhase(
+        freeze_layers(pieces, without_graph),
+        parameter_lr_multipliers(candidates(model), asked.lr_multipliers, by_layer),
         frozenset([*slower, *(one.name for layer in frozen for one in layer)]),
         frozenset(one.name for one in candidates(model)),
     )

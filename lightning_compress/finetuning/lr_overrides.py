@@ -9,15 +9,22 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_compress.core.phases import PhaseWindow, Run
-from lightning_compress.finetuning.arguments import Rate
+from lightning_compress.finetuning.arguments import LearningRateSpec
 from lightning_compress.finetuning.functional.layers import warm_up
-from lightning_compress.finetuning.lr_sources import Copied, Delayed, Fixed, Relative, Replay, Source
+from lightning_compress.finetuning.lr_sources import (
+    DelayedSchedule,
+    FixedRate,
+    LearningRateSource,
+    RelativeRate,
+    RestartedSchedule,
+    RewoundSchedule,
+)
 from lightning_compress.finetuning.step_overrides import Values
 from lightning_compress.nn.selection import Candidate, pattern_matches
 
 
 @dataclass
-class Tuning:
+class HyperparameterOverrides:
     """What a phase does to learning rates and weight decays.
 
     Args:
@@ -28,16 +35,16 @@ class Tuning:
         rates: the rate of the first group in the latest step, for the logs.
     """
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[LearningRateSource] = field(default_factory=list)
     lr_multipliers: Mapping[nn.Parameter, float] = field(default_factory=dict)
-    weight_decay: Rate = field(default_factory=lambda: Rate("same"))
+    weight_decay: LearningRateSpec = field(default_factory=lambda: LearningRateSpec("same"))
     warmup: int = 0
     rates: dict[str, float] = field(default_factory=dict)
 
     @property
     def idle(self) -> bool:
         """Whether it leaves all as it is."""
-        plain = all(type(source) is Source and source.factor == 1.0 for source in self.sources)
+        plain = all(type(source) is LearningRateSource and source.factor == 1.0 for source in self.sources)
         return plain and not self.lr_multipliers and not self.warmup and self.weight_decay.kind == "same"
 
     def values(self, place: int, optimizer: Optimizer, step: int, length: float) -> Values | None:
@@ -71,26 +78,26 @@ class Tuning:
 
         return of
 
-    def state(self) -> list[dict[str, Any]]:
-        return [source.state() for source in self.sources]
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [source.state_dict() for source in self.sources]
 
-    def load(self, states: Sequence[dict[str, Any]], whose: str) -> None:
+    def load_state_dict(self, states: Sequence[dict[str, Any]], whose: str) -> None:
         """Go on from a state.
 
         Raises:
             ValueError: if it is that of other sources.
         """
-        if [state.keys() for state in states] != [state.keys() for state in self.state()]:
+        if [state.keys() for state in states] != [state.keys() for state in self.state_dict()]:
             raise ValueError(
                 f"{whose} cannot go on from this checkpoint: the checkpoint was written with another learning_rate, or "
                 f"other optimizers. Give it the same arguments, or another name."
             )
         for source, state in zip(self.sources, states, strict=True):
-            source.load(state)
+            source.load_state_dict(state)
 
 
 @dataclass(frozen=True)
-class Start:
+class OptimizerSnapshot:
     """An optimizer and its schedules at the beginning of the run.
 
     Args:
@@ -101,18 +108,22 @@ class Start:
 
     rates: list[float]
     configs: list[Any]
-    copied: Copied | None = None
+    copied: RestartedSchedule | None = None
 
     @classmethod
-    def of(cls, optimizer: Optimizer, configs: Sequence[Any], module: nn.Module, copy: bool) -> "Start":
+    def capture(
+        cls, optimizer: Optimizer, configs: Sequence[Any], module: nn.Module, copy: bool
+    ) -> "OptimizerSnapshot":
         """What is there now; with a copy of the schedule if that is wanted and there is one."""
         own = [one for one in configs if _optimizer_of(one.scheduler) is optimizer]
         planned = copy and len(own) == 1 and not own[0].reduce_on_plateau
-        copied = Copied(own[0].scheduler, optimizer, [module]) if planned else None
+        copied = RestartedSchedule(own[0].scheduler, optimizer, [module]) if planned else None
         return cls([float(group["lr"]) for group in optimizer.param_groups], own, copied)
 
 
-def source_of(rate: Rate, start: Start, since: int, window: PhaseWindow, run: Run) -> Source:
+def make_lr_source(
+    rate: LearningRateSpec, start: OptimizerSnapshot, since: int, window: PhaseWindow, run: Run
+) -> LearningRateSource:
     """Where the learning rates of one optimizer come from.
 
     Args:
@@ -123,31 +134,31 @@ def source_of(rate: Rate, start: Start, since: int, window: PhaseWindow, run: Ru
         run: how long all is.
     """
     if rate.kind == "rewind":
-        return Delayed(since - window.begin)
+        return DelayedSchedule(since - window.begin)
     if rate.kind == "restart":
         return _restarted(start, window, run)
-    return Fixed(rate.value) if rate.kind == "fixed" else Source(rate.value)
+    return FixedRate(rate.value) if rate.kind == "fixed" else LearningRateSource(rate.value)
 
 
-def _restarted(start: Start, window: PhaseWindow, run: Run) -> Source:
+def _restarted(start: OptimizerSnapshot, window: PhaseWindow, run: Run) -> LearningRateSource:
     """The user's schedule begun anew.
 
     What follows no plan (a plateau), or is not there, begins with the initial rates; what follows one is replayed over
     the phase; and where nobody knows how often it will be stepped, the rates are those of the run's first steps.
     """
     if not start.configs or any(config.reduce_on_plateau for config in start.configs):
-        return Relative(start.rates)
+        return RelativeRate(start.rates)
     config = start.configs[0]
     ticks = _ticks(config, run)
     if start.copied is None or ticks is None or window.end == float("inf"):
-        return Delayed(-window.begin)
+        return DelayedSchedule(-window.begin)
     frequency = config.frequency
     if config.interval == "step":  # Lightning counts batches, and makes a step only where an accumulation ends
         frequency = lcm(frequency, run.accumulate) // run.accumulate
-    return Replay(start.copied, ticks, frequency)
+    return RewoundSchedule(start.copied, ticks, frequency)
 
 
-def together(several: Sequence[Values | None]) -> Values | None:
+def combined_source(several: Sequence[Values | None]) -> Values | None:
     """What several phases ask for, of which none changes what another one does."""
     there = [values for values in several if values is not None]
     if not there:
@@ -163,7 +174,7 @@ def together(several: Sequence[Values | None]) -> Values | None:
     return of
 
 
-def factors_of(
+def parameter_lr_multipliers(
     entries: Sequence[Candidate], by_pattern: Mapping[Any, float], by_layer: Mapping[str, float]
 ) -> dict[nn.Parameter, float]:
     """The factor of each parameter's learning rate where it is not 1: that of the first pattern times its layer's."""
@@ -192,7 +203,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], decays: bool, lr_multiplie
         )
 
 
-def _decay(asked: Rate, given: float) -> float:
+def _decay(asked: LearningRateSpec, given: float) -> float:
     return {"same": given, "fixed": asked.value, "scaled": given * asked.value}[asked.kind]
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 Rates = list[float]
 
 
-class Source:
+class LearningRateSource:
     """What the user's schedule gives, times a factor."""
 
     remembers = False  # whether it must be called before the phase too
@@ -28,10 +28,10 @@ class Source:
     def __call__(self, rates: Rates, step: int, length: float) -> Rates:
         return [rate * self.factor for rate in rates]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same kind of source."""
 
     def forget(self) -> None:
@@ -45,14 +45,14 @@ class Source:
         return False
 
 
-class Fixed(Source):
+class FixedRate(LearningRateSource):
     """One rate for all."""
 
     def __call__(self, rates: Rates, step: int, length: float) -> Rates:
         return [self.factor] * len(rates)
 
 
-class Relative(Source):
+class RelativeRate(LearningRateSource):
     """The initial rates, times what the user's schedule changes from the beginning of the phase on."""
 
     def __init__(self, initial: Rates) -> None:
@@ -65,14 +65,14 @@ class Relative(Source):
         pairs = zip(initial, rates, self.first, strict=True)
         return [start * (rate / first) if first else start for start, rate, first in pairs]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"first": list(self.first)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first = list(state["first"])
 
 
-class Delayed(Source):
+class DelayedSchedule(LearningRateSource):
     """The rates that the user's schedule gave some steps ago, step by step.
 
     Args:
@@ -90,10 +90,10 @@ class Delayed(Source):
             self.past.append(rates)
         return self.past.popleft() if step >= 0 else rates
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"past": torch.tensor(list(self.past), dtype=torch.float64)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.past = deque(state["past"].tolist())
 
     def forget(self) -> None:
@@ -106,7 +106,7 @@ class Delayed(Source):
         return min(step, 0) > self.first and not self.past
 
 
-class Copied:
+class RestartedSchedule:
     """A schedule that can be stepped apart from the run.
 
     Args:
@@ -139,7 +139,7 @@ class Copied:
         return [float(group["lr"]) for group in self.groups.param_groups]
 
 
-class Replay(Source):
+class RewoundSchedule(LearningRateSource):
     """The user's schedule from its first value on, with all of it squeezed into the phase.
 
     Args:
@@ -148,7 +148,7 @@ class Replay(Source):
         frequency: of these for one step of the schedule.
     """
 
-    def __init__(self, copied: Copied, ticks: int, frequency: int = 1) -> None:
+    def __init__(self, copied: RestartedSchedule, ticks: int, frequency: int = 1) -> None:
         super().__init__()
         self.copied, self.ticks, self.frequency = copied, ticks, frequency
 

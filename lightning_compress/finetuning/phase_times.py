@@ -6,7 +6,7 @@ from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_w
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTimes:
     """Durations as they were written, None for what was not asked for.
 
     Args:
@@ -25,7 +25,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Moments:
+class PhaseTimes:
     """The same, counted on the hand of the phase's window."""
 
     warmup: int = 0
@@ -34,7 +34,7 @@ class Moments:
     calibrated_for: int = 0
 
 
-def moments_of(written: Written, window: PhaseWindow, run: Run) -> Moments:
+def resolve_times(written: WrittenTimes, window: PhaseWindow, run: Run) -> PhaseTimes:
     """Put all on the clock of a run.
 
     Raises:
@@ -47,7 +47,7 @@ def moments_of(written: Written, window: PhaseWindow, run: Run) -> Moments:
             f"warmup={written.warmup!r} is {warmup} {window.unit}, but the phase from begin={written.begin!r} to end="
             f"{written.end!r} has only {int(window.end) - window.begin}. Shorten the warmup, or lengthen the phase."
         )
-    return Moments(
+    return PhaseTimes(
         warmup,
         _earlier("rewind", written.weights_from, written, window, run),
         _earlier("learning_rate's rewind", written.rates_from, written, window, run),
@@ -55,7 +55,7 @@ def moments_of(written: Written, window: PhaseWindow, run: Run) -> Moments:
     )
 
 
-def _length(name: str, length: Duration | None, written: Written, window: PhaseWindow, run: Run) -> int:
+def _length(name: str, length: Duration | None, written: WrittenTimes, window: PhaseWindow, run: Run) -> int:
     if length is None:
         return 0
     counted = resolve_window(written.begin, written.end, length, run)
@@ -63,20 +63,22 @@ def _length(name: str, length: Duration | None, written: Written, window: PhaseW
     return counted.every
 
 
-def _earlier(name: str, moment: Duration | None, written: Written, window: PhaseWindow, run: Run) -> int | None:
-    if moment is None:
+def _earlier(name: str, time: Duration | None, written: WrittenTimes, window: PhaseWindow, run: Run) -> int | None:
+    if time is None:
         return None
-    counted = resolve_window(moment, written.end, None, run)
-    _refuse_other_hand(name, moment, counted, written, window)
+    counted = resolve_window(time, written.end, None, run)
+    _refuse_other_hand(name, time, counted, written, window)
     if counted.begin > window.begin:
         raise ValueError(
-            f"{name}={moment!r} is moment {counted.begin} and begin={written.begin!r} is moment {window.begin} of this "
+            f"{name}={time!r} is moment {counted.begin} and begin={written.begin!r} is moment {window.begin} of this "
             f"run, counted in {window.unit}: what is rewound goes back to a moment before begin."
         )
     return counted.begin
 
 
-def _refuse_other_hand(name: str, value: Duration, counted: PhaseWindow, written: Written, window: PhaseWindow) -> None:
+def _refuse_other_hand(
+    name: str, value: Duration, counted: PhaseWindow, written: WrittenTimes, window: PhaseWindow
+) -> None:
     if counted.unit != window.unit:
         raise ValueError(
             f"{name}={value!r} is counted in {counted.unit} here, but begin={written.begin!r} and end={written.end!r} "

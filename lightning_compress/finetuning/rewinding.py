@@ -27,10 +27,10 @@ class Rewinding:
         self.keeps_moments, self.weights, self.done = keeps_moments, dict[str, Tensor](), False
         self.remembered_at: int | None = None
 
-    def at(
+    def update(
         self,
         now: int,
-        moment: int,
+        time: int,
         begin: int,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
@@ -42,38 +42,40 @@ class Rewinding:
             now, moment, begin: what is done, what is to be remembered, and when it is put back, on one hand.
             others: of the same model; what one of them remembers of the same moment is not copied once more.
         """
-        if self.done or now < min(moment, begin):
+        if self.done or now < min(time, begin):
             return False
         if not self.weights:
             alike = [one.weights for one in others if one.weights and one.remembered_at == now]
-            self.weights = alike[0] if alike else remembered(model, optimizers)
+            self.weights = alike[0] if alike else snapshot_weights(model, optimizers)
             self.remembered_at = now
         if now < begin:
             return False
-        parameters = put_back_(model, optimizers, self.weights)
+        parameters = restore_weights_(model, optimizers, self.weights)
         if not self.keeps_moments:
             reset_moments(optimizers, parameters)
         self.weights, self.done = {}, True
         return True
 
-    def follow(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         """The model has been cut: what is remembered of it too."""
         self.weights = {name: slice_tensor(value, cut.kept.get(name, {})) for name, value in self.weights.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"weights": self.weights, "done": self.done}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weights, self.done = dict(state["weights"]), state["done"]
 
 
-def remembered(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+def snapshot_weights(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """Copies of the weights that the optimizers train, and of the statistics of BatchNorms, by name."""
     return {name: value.detach().clone() for name, value in _kept(model, optimizers)}
 
 
 @torch.no_grad()
-def put_back_(model: nn.Module, optimizers: Iterable[Optimizer], weights: Mapping[str, Tensor]) -> list[nn.Parameter]:
+def restore_weights_(
+    model: nn.Module, optimizers: Iterable[Optimizer], weights: Mapping[str, Tensor]
+) -> list[nn.Parameter]:
     """Set a model to remembered weights.
 
     Returns:

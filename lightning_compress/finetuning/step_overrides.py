@@ -18,7 +18,7 @@ from torch.optim import LBFGS, Optimizer
 Values = Callable[[int, dict[str, Any], nn.Parameter], dict[str, Any]]
 
 
-class AroundStep:
+class PerStepParamGroups:
     """Changes an optimizer's groups when its step has its gradients, and takes the changes back after it.
 
     Args:
@@ -36,7 +36,7 @@ class AroundStep:
         self.optimizer, self.prepare, self.still = optimizer, prepare, still
         self.groups: list[dict[str, Any]] | None = None
         self.parts: list[list[dict[str, Any]]] = []
-        self.held: list[tuple[nn.Parameter, Tensor]] = []
+        self.saved_weights: list[tuple[nn.Parameter, Tensor]] = []
 
     def enter(self) -> None:
         """Split the groups."""
@@ -44,20 +44,20 @@ class AroundStep:
         for parameter in self.still():
             parameter.grad = None
             if isinstance(self.optimizer, LBFGS):  # the one that moves what has no gradient
-                self.held.append((parameter, parameter.detach().clone()))
+                self.saved_weights.append((parameter, parameter.detach().clone()))
         values = self.prepare()
         if values is None:
             return
         self.groups = list(self.optimizer.param_groups)
-        self.parts = [split(place, group, values) for place, group in enumerate(self.groups)]
+        self.parts = [split_param_groups(place, group, values) for place, group in enumerate(self.groups)]
         self.optimizer.param_groups[:] = [part for parts in self.parts for part in parts]
 
     def leave(self) -> None:
         """The user's own groups again, with whatever the optimizer itself has written into them."""
         with torch.no_grad():
-            for parameter, value in self.held:
+            for parameter, value in self.saved_weights:
                 parameter.copy_(value)
-        self.held = []
+        self.saved_weights = []
         if self.groups is None:
             return
         for group, parts in zip(self.groups, self.parts, strict=True):
@@ -84,11 +84,11 @@ class AroundStep:
 
 
 @contextmanager
-def around_step(
+def override_param_groups(
     optimizer: Optimizer, prepare: Callable[[], Values | None], still: Callable[[], Iterable[nn.Parameter]]
-) -> Iterator[AroundStep]:
+) -> Iterator[PerStepParamGroups]:
     """Within the context, every step of `optimizer` is taken as `AroundStep` says."""
-    around = AroundStep(optimizer, prepare, still)
+    around = PerStepParamGroups(optimizer, prepare, still)
     handles = [
         optimizer.register_step_pre_hook(around.before_step),
         optimizer.register_step_post_hook(lambda *_: around.leave()),
@@ -101,7 +101,7 @@ def around_step(
             handle.remove()
 
 
-def split(place: int, group: dict[str, Any], values: Values) -> list[dict[str, Any]]:
+def split_param_groups(place: int, group: dict[str, Any], values: Values) -> list[dict[str, Any]]:
     """The group in parts of equal settings, in the order of their first parameters; itself if nothing changes."""
     parts: dict[tuple[Any, ...], dict[str, Any]] = {}
     names = group.get("param_names")

@@ -11,7 +11,7 @@ MODES = {"min": 1.0, "max": -1.0}
 
 
 @dataclass
-class Until:
+class StopCriterion:
     """Is told a metric again and again, and says when it has been enough.
 
     Args:
@@ -22,7 +22,7 @@ class Until:
         min_delta: by how much it must become better to count.
         best, waited: what has been seen so far; `best` times -1 with "max".
 
-    >>> until = Until("val_loss", patience=2)
+    >>> until = StopCriterion("val_loss", patience=2)
     >>> [until(value) for value in (1.0, 0.5, 0.6, 0.5)]
     [False, False, False, True]
     """
@@ -44,14 +44,14 @@ class Until:
         reached = self.target is not None and less <= MODES[self.mode] * self.target
         return reached or (self.patience is not None and self.waited >= self.patience)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]
 
 
-def as_until(written: Mapping[str, Any] | None) -> Until | None:
+def as_stop_criterion(written: Mapping[str, Any] | None) -> StopCriterion | None:
     """Read `until`.
 
     Raises:
@@ -75,10 +75,10 @@ def as_until(written: Mapping[str, Any] | None) -> Until | None:
     for key in ("target", "min_delta"):
         if isinstance(written.get(key, 0.0), bool) or not isinstance(written.get(key, 0.0), int | float):
             raise ValueError(f"until's {key} is a number, but is {written[key]!r}.")
-    return Until(**cast(Any, dict(written)))
+    return StopCriterion(**cast(Any, dict(written)))
 
 
-def value_of(metric: str, metrics: Mapping[str, Any]) -> float:
+def monitored_value(metric: str, metrics: Mapping[str, Any]) -> float:
     """The metric among those that have been logged.
 
     Raises:

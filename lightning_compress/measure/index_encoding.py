@@ -68,7 +68,7 @@ def unpack_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
     return positions[:nonzeros]
 
 
-def packed_size_bytes(symbols: int, width_bits: int) -> int:
+def gaps_size_bytes(symbols: int, width_bits: int) -> int:
     """Length of what `packed_gaps` returns for so many symbols."""
     return (symbols * width_bits + 7) // 8
 
@@ -84,6 +84,6 @@ def _packed(symbols: Integers, width_bits: int) -> bytes:
 
 def _unpacked(data: bytes, width_bits: int) -> Integers:
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    whole = bits[: len(bits) // width_bits * width_bits].reshape(-1, width_bits)
-    symbols: Integers = np.matmul(whole, 1 << np.arange(width_bits - 1, -1, -1, dtype=np.int64))
+    entire = bits[: len(bits) // width_bits * width_bits].reshape(-1, width_bits)
+    symbols: Integers = np.matmul(entire, 1 << np.arange(width_bits - 1, -1, -1, dtype=np.int64))
     return symbols

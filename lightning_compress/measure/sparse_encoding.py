@@ -24,9 +24,9 @@ from lightning_compress.measure.element_bits import DTYPES, Words, from_words, t
 from lightning_compress.measure.index_encoding import (
     best_width_bits,
     gaps_between,
+    gaps_size_bytes,
     pack_bitmap,
     pack_gaps,
-    packed_size_bytes,
     unpack_bitmap,
     unpack_gaps,
 )
@@ -124,7 +124,7 @@ def _plan(words: Words, sparse: bool) -> _Plan:
     if 2 * nonzeros >= len(words):  # a gap takes two bits or more, so that the bitmap is the shorter one
         return min(dense, bitmap, key=lambda plan: plan.size_bytes)
     width_bits, symbols = best_width_bits(gaps_between(np.flatnonzero(words)))
-    packed = packed_size_bytes(symbols, width_bits)
+    packed = gaps_size_bytes(symbols, width_bits)
     head = 1 + len(_number(nonzeros)) + len(_number(packed))
     gaps = _Plan(GAPS, head + packed + nonzeros * words.itemsize, width_bits)
     return min(dense, bitmap, gaps, key=lambda plan: plan.size_bytes)

@@ -81,9 +81,9 @@ def layer_class_for_size(module: nn.Module) -> type[nn.Module]:
     full = FULL.get(type(module), type(module))
     if full not in EMPTY:
         return full
-    held = module.running_mean if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.weight
-    held = module.weight if held is None else held
-    return EMPTY[full] if isinstance(held, Tensor) and held.numel() == 0 else full
+    kept_inputs = module.running_mean if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.weight
+    kept_inputs = module.weight if kept_inputs is None else kept_inputs
+    return EMPTY[full] if isinstance(kept_inputs, Tensor) and kept_inputs.numel() == 0 else full
 
 
 def _length(module: Any, dim: int, kernel: int, size: int) -> int:

@@ -29,8 +29,8 @@ class InputRecorder:
         self.skip = skip
         self.call: RecordedInput | None = None
         parts = {"": model, **dict(model.named_children())}
-        whole = {id(parameter) for parameter in model.parameters()}
-        full = {name: part for name, part in parts.items() if {id(one) for one in part.parameters()} == whole}
+        all_parameters = {id(parameter) for parameter in model.parameters()}
+        full = {name: part for name, part in parts.items() if {id(one) for one in part.parameters()} == all_parameters}
         self.handles = [
             part.register_forward_pre_hook(self._listener(name), with_kwargs=True) for name, part in full.items()
         ]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +17,20 @@ Distribution = Callable[..., dict[str, int]]
 
 
 @dataclass(frozen=True)
-class Layers:
+class PrunableLayers:
     """The weights to prune as units: what a distribution asks about them."""
 
     by_name: dict[str, Candidate]
-    granularity: grain.Weight
+    granularity: grain.PerWeight
     shapes: dict[str, torch.Size] = field(init=False)
-    costs: dict[str, int] = field(init=False)
-    sizes: dict[str, int] = field(init=False)
+    weights_per_unit: dict[str, int] = field(init=False)
+    num_units: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         shapes = {name: _shape(candidate) for name, candidate in self.by_name.items()}
         costs = {name: self.granularity.size(shape) for name, shape in shapes.items()}
         sizes = {name: math.prod(shape) // costs[name] for name, shape in shapes.items()}
-        for name, value in {"shapes": shapes, "costs": costs, "sizes": sizes}.items():
+        for name, value in {"shapes": shapes, "weights_per_unit": costs, "num_units": sizes}.items():
             object.__setattr__(self, name, value)
 
     def misfits(self) -> dict[str, str]:
@@ -41,11 +42,11 @@ class Layers:
 class UnitScores(Mapping[str, Tensor]):
     """Flat scores of units by layer, computed anew each time they are read, so that memory holds one layer's."""
 
-    def __init__(self, layers: Layers, score: Callable[[str], Tensor], names: list[str]) -> None:
+    def __init__(self, layers: PrunableLayers, score: Callable[[str], Tensor], names: list[str]) -> None:
         self.layers, self.score, self.names = layers, score, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.layers.granularity.units(grain.outputs_first(self.score(name), self.layers.by_name[name].owner))
+        return self.layers.granularity.units(grain.outputs_to_front(self.score(name), self.layers.by_name[name].owner))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -55,7 +56,7 @@ class UnitScores(Mapping[str, Tensor]):
 
 
 def allocate(
-    layers: Layers,
+    layers: PrunableLayers,
     score: Callable[[str], Tensor],
     distribution: Distribution,
     sparsity: float,
@@ -78,11 +79,11 @@ def allocate(
     Raises:
         ValueError: if the distribution gives no whole number of each layer's units.
     """
-    most = layers.sizes if most is None else most
-    bounds = {name: _bounds(size, min_density, most[name]) for name, size in layers.sizes.items()}
-    kept = {name: layers.sizes[name] - round(value * layers.sizes[name]) for name, value in overrides.items()}
+    most = layers.num_units if most is None else most
+    bounds = {name: _bounds(size, min_density, most[name]) for name, size in layers.num_units.items()}
+    kept = {name: layers.num_units[name] - round(value * layers.num_units[name]) for name, value in overrides.items()}
     kept = {name: _within(count, bounds[name]) for name, count in kept.items()}
-    free = [name for name in layers.sizes if name not in kept]
+    free = [name for name in layers.num_units if name not in kept]
     budget = _budget(layers, free, sparsity)
     while free:
         counts = _distributed(layers, score, distribution, free, sparsity)
@@ -94,24 +95,33 @@ def allocate(
         # What these keep by their bounds is taken from the rest, or left to it.
         kept |= {name: _within(counts[name], bounds[name]) for name in fixed}
         free = [name for name in free if name not in fixed]
-        budget -= sum(kept[name] * layers.costs[name] for name in fixed)
+        budget -= sum(kept[name] * layers.weights_per_unit[name] for name in fixed)
         sparsity = 1 - min(max(budget / max(_weights(layers, free), 1), 0.0), 1.0)
     return kept
 
 
-def masks(layers: Layers, score: Callable[[str], Tensor], kept: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+def compute_masks(
+    layers: PrunableLayers, score: Callable[[str], Tensor], kept: dict[str, int]
+) -> Iterator[tuple[str, Tensor]]:
     """The mask of each weight, one after the other: its `kept[name]` best units."""
-    scores = UnitScores(layers, score, list(layers.sizes))
-    for name in layers.sizes:
+    scores = UnitScores(layers, score, list(layers.num_units))
+    for name in layers.num_units:
         units = top_k_mask(scores[name], kept[name])
         mask = layers.granularity.mask(units, layers.shapes[name])
-        yield name, grain.as_stored(mask, layers.by_name[name].owner).contiguous()
+        yield name, grain.outputs_to_stored(mask, layers.by_name[name].owner).contiguous()
 
 
 def _distributed(
-    layers: Layers, score: Callable[[str], Tensor], distribution: Distribution, names: list[str], sparsity: float
+    layers: PrunableLayers,
+    score: Callable[[str], Tensor],
+    distribution: Distribution,
+    names: list[str],
+    sparsity: float,
 ) -> dict[str, int]:
-    about = {key: {name: getattr(layers, key)[name] for name in names} for key in ("sizes", "costs", "shapes")}
+    known: dict[str, Mapping[str, Any]] = {
+        "sizes": layers.num_units, "costs": layers.weights_per_unit, "shapes": layers.shapes,
+    }  # fmt: skip
+    about = {key: {name: values[name] for name in names} for key, values in known.items()}
     scores = UnitScores(layers, score, names)
     counts: dict[str, int] = call_with_supported_args(distribution, scores=scores, sparsity=sparsity, **about)
     _refuse_miscounts(counts, about["sizes"], distribution)
@@ -141,13 +151,13 @@ def _within(count: int, bounds: tuple[int, int]) -> int:
     return min(max(count, bounds[0]), bounds[1])
 
 
-def _weights(layers: Layers, names: list[str]) -> int:
-    return sum(layers.sizes[name] * layers.costs[name] for name in names)
+def _weights(layers: PrunableLayers, names: list[str]) -> int:
+    return sum(layers.num_units[name] * layers.weights_per_unit[name] for name in names)
 
 
-def _budget(layers: Layers, names: list[str], sparsity: float) -> int:
+def _budget(layers: PrunableLayers, names: list[str], sparsity: float) -> int:
     return _weights(layers, names) - round(sparsity * _weights(layers, names))
 
 
 def _shape(candidate: Candidate) -> torch.Size:
-    return grain.outputs_first(candidate.parameter.detach(), candidate.owner).shape
+    return grain.outputs_to_front(candidate.parameter.detach(), candidate.owner).shape

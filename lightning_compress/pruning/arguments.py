@@ -14,7 +14,7 @@ def check_pattern(pruning: Any) -> None:
     Raises:
         ValueError: if the sparsity is not that of the pattern, or layers should differ.
     """
-    pattern = pruning.grain
+    pattern = pruning.granularity_spec
     if not isinstance(pattern, NOfM):
         return
     share = (pattern.m - pattern.n) / pattern.m

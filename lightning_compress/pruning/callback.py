@@ -18,10 +18,10 @@ from lightning_compress.core.registry import check_signature, find
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Patterns, Selection, as_patterns, select
 from lightning_compress.nn.weight_averages import find_averages
-from lightning_compress.pruning.allocation import Layers
+from lightning_compress.pruning.allocation import PrunableLayers
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.functional import criteria, distributions
-from lightning_compress.pruning.granularity import Block, NOfM, parse
+from lightning_compress.pruning.granularity import Block, NOfM, parse_granularity
 from lightning_compress.pruning.masks import MaskedParameters
 from lightning_compress.pruning.pruner import Pruner
 from lightning_compress.pruning.rounds import check_rounds, sparsity_after
@@ -99,7 +99,7 @@ class Pruning(CompressionCallback):
             raise ValueError(f"initial_sparsity={initial_sparsity} is above final_sparsity={final_sparsity}.")
         self.criterion = check_signature(find(criterion, criteria), criteria.OFFERED)
         self.granularity = granularity
-        self.grain = parse(granularity)
+        self.granularity_spec = parse_granularity(granularity)
         self.distribution = check_signature(find(distribution, distributions), distributions.OFFERED)
         self.schedule = as_schedule(schedule)
         self.targets, self.ignore = targets, ignore
@@ -109,7 +109,7 @@ class Pruning(CompressionCallback):
         check_pattern(self)
         self.selection: Selection | None = None
         self.pruner: Pruner | None = None
-        self.carried, self.updated = 0.0, False
+        self.carried_sparsity, self.updated = 0.0, False
         self.followed = ExitStack()
         self._module: Callable[[], nn.Module | None] = lambda: None
 
@@ -128,12 +128,12 @@ class Pruning(CompressionCallback):
         """The targeted weights and their masks, once a fit has begun."""
         return self._pruner.masked
 
-    def sparsity_at(self, moment: int, window: PhaseWindow) -> float:
+    def sparsity_at(self, time: int, window: PhaseWindow) -> float:
         """What the schedule asks for at a moment of a window."""
         if self.rounds is not None:
-            done = sum(one <= moment for one in window.times())
+            done = sum(one <= time for one in window.times())
             return sparsity_after(done, len(self.rounds), self.initial_sparsity, self.final_sparsity)
-        share = self.schedule(window.progress(moment))
+        share = self.schedule(window.progress(time))
         return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * min(share, 1.0)
 
     def scheduled_window(self, run: Run) -> PhaseWindow:
@@ -141,44 +141,44 @@ class Pruning(CompressionCallback):
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = self.scheduled_window(run)
-        return [(moment, f"sparsity {self.sparsity_at(moment, window):.2%}") for moment in window.times()]
+        return [(time, f"sparsity {self.sparsity_at(time, window):.2%}") for time in window.times()]
 
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_others(trainer)
-        self._lay_out(pl_module)
+        self._build_pruner(pl_module)
         rank_zero_info(f"'{self.name}' prunes {self.selection}.")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         carried = self.pruner if self._module() is pl_module and not self.restored else None
         # Laid out again: a module may replace its layers in its own `setup`, which comes after that of callbacks.
-        self.pruner = self._lay_out(pl_module)
+        self.pruner = self._build_pruner(pl_module)
         self._module = ref(pl_module)
-        self.carried, self.updated = 0.0, False
+        self.carried_sparsity, self.updated = 0.0, False
         if self.saved is not None:
-            self.pruner.load(self.saved)
-            self.carried = self.saved["carried"]
+            self.pruner.load_state_dict(self.saved)
+            self.carried_sparsity = self.saved["carried"]
         elif carried is not None:
-            self.masked.load(carried.masked.state())
-            self.carried = self.sparsity
+            self.masked.load_state_dict(carried.masked.state_dict())
+            self.carried_sparsity = self.sparsity
         self.undo.callback(self.followed.close)
         self._follow(trainer, pl_module)
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the inputs of layers, and let averages of the weights be masked as the weights."""
-        for handle in self._pruner.gathered.hooks():
+        for handle in self._pruner.statistics.hooks():
             self.followed.callback(handle.remove)
         for average in find_averages(pl_module, kept_averages(trainer)):
             follow = partial(_update_then_mask, self.masked, average.parameters)
             self.followed.enter_context(wrapped_method(average.owner, "update_parameters", follow))
-            self.masked.followers.append(average.parameters)
-        self.followed.callback(self.masked.followers.clear)
+            self.masked.averaged_copies.append(average.parameters)
+        self.followed.callback(self.masked.averaged_copies.clear)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_unstepped(self, trainer)
         if not self.resumed:
-            self._pruner.gathered.remember_initial()
+            self._pruner.statistics.remember_initial()
         for optimizer in trainer.optimizers:
             # Momentum and weight decay move pruned weights even when their gradient is zero.
             handle = optimizer.register_step_post_hook(lambda *_: self._after_step(trainer))
@@ -191,14 +191,14 @@ class Pruning(CompressionCallback):
 
     def on_channels_pruned(self, cut: Cut) -> None:
         if self.pruner is not None:
-            self.pruner.follow(cut)
+            self.pruner.slice_channels(cut)
             self.masked.apply()
 
     def on_modules_replaced(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
         if self.pruner is not None:
             older = self.pruner
             self.followed.close()
-            self.pruner = self._lay_out(pl_module)
+            self.pruner = self._build_pruner(pl_module)
             self.pruner.take_over(older)
             self._follow(trainer, pl_module)
 
@@ -213,18 +213,18 @@ class Pruning(CompressionCallback):
         ]
 
     def fixed_shapes(self) -> FixedShapes:
-        if isinstance(self.grain, Block | NOfM):
+        if isinstance(self.granularity_spec, Block | NOfM):
             return FixedShapes("begin", "a cut breaks units of neighbours apart")
         return FixedShapes("end", "a cut takes zeros along, and no update comes after it")
 
     # At each step -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._pruner.gathered.listening = self._is_open(trainer)
+        self._pruner.statistics.listening = self._is_open(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._is_open(trainer):
-            self._pruner.gathered.add_gradients({one for group in optimizer.param_groups for one in group["params"]})
+            self._pruner.statistics.add_gradients({one for group in optimizer.param_groups for one in group["params"]})
             self._update_if_due(trainer)
         self.masked.apply_to_gradients()
 
@@ -246,14 +246,14 @@ class Pruning(CompressionCallback):
     # What is kept and said --------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"carried": self.carried, **self._pruner.state()}
+        return {"carried": self.carried_sparsity, **self._pruner.state()}
 
     def _log(self, trainer: Trainer) -> None:
         by_layer = self.masked.sparsities()
         sizes = {name: parameter.numel() for name, parameter in self.masked.parameters.items()}
-        whole = sum(by_layer[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        entire = sum(by_layer[name] * size for name, size in sizes.items()) / sum(sizes.values())
         layers = {f"layer_sparsity/{name}": value for name, value in by_layer.items()}
-        self.log_metrics(trainer, {"sparsity": whole, "target": self._pruner.sparsity, **layers})
+        self.log_metrics(trainer, {"sparsity": entire, "target": self._pruner.sparsity, **layers})
 
     @property
     def _pruner(self) -> Pruner:
@@ -267,22 +267,22 @@ class Pruning(CompressionCallback):
         return self.is_open(trainer) and not self.reached
 
     def _update_if_due(self, trainer: Trainer) -> None:
-        moment, pruner = self.due_time(trainer), self._pruner
+        time, pruner = self.due_time(trainer), self._pruner
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if moment is None or not pruner.gradients_are_there(len(trainer.optimizers) > 1, scaled):
+        if time is None or not pruner.has_gradients(len(trainer.optimizers) > 1, scaled):
             return
-        sparsity = self.sparsity_at(moment, self._window)
-        if sparsity < pruner.sparsity or sparsity > max(pruner.sparsity, self.carried):
+        sparsity = self.sparsity_at(time, self._window)
+        if sparsity < pruner.sparsity or sparsity > max(pruner.sparsity, self.carried_sparsity):
             self.updated = True
             if not pruner.update(sparsity, trainer.optimizers):
                 rank_zero_warn(f"'{self.name}': the ranks' masks differed; all have those of rank 0 now.")
-        self.mark_done(moment)
+        self.mark_done(time)
         self.release_monitors(trainer)
 
-    def _lay_out(self, pl_module: LightningModule) -> Pruner:
+    def _build_pruner(self, pl_module: LightningModule) -> Pruner:
         """Find the weights and check whatever can be checked about them."""
         self.selection = select(pl_module, self.targets, self.ignore)
-        layers = Layers({one.name: one for one in self.selection.chosen}, self.grain)
+        layers = PrunableLayers({one.name: one for one in self.selection.chosen}, self.granularity_spec)
         if misfits := layers.misfits():
             reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
             raise ValueError(

@@ -15,7 +15,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
-class Weight:
+class PerWeight:
     """Every weight for itself."""
 
     def units(self, scores: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Slices(Weight):
+class Slices(PerWeight):
     """All weights that share their place in the dimensions `kept`, counted from 0; -1 stands for "all from 1 on"."""
 
     kept: tuple[int, ...]
@@ -58,7 +58,7 @@ class Slices(Weight):
 
 
 @dataclass(frozen=True)
-class Block(Weight):
+class Block(PerWeight):
     """Blocks of `rows x columns` of the weight as the matrix `(out, in * kernel)`."""
 
     rows: int
@@ -84,7 +84,7 @@ class Block(Weight):
 
 
 @dataclass(frozen=True)
-class NOfM(Weight):
+class NOfM(PerWeight):
     """In every `m` weights of consecutive inputs `n` stay: the pattern of sparse tensor cores, for 2:4.
 
     Reference: Mishra et al., 2021, section 3, https://arxiv.org/abs/2104.08378
@@ -110,7 +110,7 @@ class NOfM(Weight):
 SLICES = {"kernel": (0, 1), "row": (0,), "filter": (0,), "column": (1,), "group": (-1,)}
 
 
-def parse(granularity: str) -> Weight:
+def parse_granularity(granularity: str) -> PerWeight:
     """Read a granularity.
 
     "weight"; "N:M", such as "2:4"; "block RxC", such as "block 4x4"; "kernel" (one filter's kernel for one input
@@ -122,7 +122,7 @@ def parse(granularity: str) -> Weight:
     """
     text = str(granularity).strip()
     if text == "weight":
-        return Weight()
+        return PerWeight()
     if text in SLICES:
         return Slices(SLICES[text])
     if match := re.fullmatch(r"(\d+):(\d+)", text):
@@ -143,12 +143,12 @@ def parse(granularity: str) -> Weight:
     )
 
 
-def outputs_first(tensor: Tensor, owner: nn.Module) -> Tensor:
+def outputs_to_front(tensor: Tensor, owner: nn.Module) -> Tensor:
     """See a weight, or what has its shape, as `(out, in, *kernel)`: transposed convolutions store it the other way."""
     return _swapped(tensor, owner.groups) if isinstance(owner, TRANSPOSED) else tensor
 
 
-def as_stored(tensor: Tensor, owner: nn.Module) -> Tensor:
+def outputs_to_stored(tensor: Tensor, owner: nn.Module) -> Tensor:
     """The way back of `outputs_first`."""
     return _swapped(tensor, owner.groups) if isinstance(owner, TRANSPOSED) else tensor
 

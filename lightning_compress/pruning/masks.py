@@ -22,13 +22,13 @@ class MaskedParameters:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self.masks: dict[str, Tensor] = {}
-        self.followers: list[Mapping[str, nn.Parameter]] = []
+        self.averaged_copies: list[Mapping[str, nn.Parameter]] = []
 
     def set(self, name: str, mask: Tensor) -> None:
         """Give one parameter a new mask, of its shape; True, or 1, keeps a weight."""
         self._made(name).copy_(mask)
 
-    def make_room(self) -> None:
+    def allocate(self) -> None:
         """Give every parameter a mask that keeps all, if it has none: masks made among short-lived tensors scatter."""
         for name in self.parameters:
             self._made(name)
@@ -69,11 +69,11 @@ class MaskedParameters:
                     if isinstance(value, Tensor) and value.shape == mask.shape:
                         value.mul_(mask.to(value.dtype))
 
-    def follow(self, kept: Mapping[str, Kept]) -> None:
+    def slice_channels(self, kept: Mapping[str, Kept]) -> None:
         """Cut masks as their weights have been cut."""
         self.masks = {name: slice_tensor(mask, kept[name]) for name, mask in self.masks.items()}
 
-    def leave(self, name: str) -> None:
+    def drop(self, name: str) -> None:
         """Follow one parameter no longer."""
         del self.parameters[name]
         self.masks.pop(name, None)
@@ -93,11 +93,11 @@ class MaskedParameters:
             measured[name] = float(metric.compute())
         return measured
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Masks as plain tensors, eight weights in a byte, with their shapes."""
-        return {name: {"shape": list(mask.shape), "bits": pack(mask)} for name, mask in self.masks.items()}
+        return {name: {"shape": list(mask.shape), "bits": pack_mask(mask)} for name, mask in self.masks.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the masks of another run of the same model.
 
         Raises:
@@ -114,7 +114,7 @@ class MaskedParameters:
             _refuse_damaged(name, saved, self.parameters[name].shape)
         self.masks = {}
         for name, saved in state.items():
-            self.set(name, unpack(saved["bits"], self.parameters[name].shape))
+            self.set(name, unpack_mask(saved["bits"], self.parameters[name].shape))
 
 
 def _refuse_damaged(name: str, saved: Any, shape: torch.Size) -> None:
@@ -128,10 +128,10 @@ def _refuse_damaged(name: str, saved: Any, shape: torch.Size) -> None:
         )
 
 
-def pack(mask: Tensor) -> Tensor:
+def pack_mask(mask: Tensor) -> Tensor:
     """Eight entries to a byte, the first one lowest; on the CPU.
 
-    >>> pack(torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 0, 1]))
+    >>> pack_mask(torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 0, 1]))
     tensor([1, 2], dtype=torch.uint8)
     """
     bits = mask.detach().reshape(-1).ne(0).cpu()
@@ -142,7 +142,7 @@ def pack(mask: Tensor) -> Tensor:
     return packed
 
 
-def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
     """The way back of `pack`: a boolean tensor of `shape`."""
     bits = torch.stack([(packed >> place) & 1 for place in range(8)], dim=1)
     return bits.reshape(-1)[: shape.numel()].bool().view(shape)

@@ -13,9 +13,9 @@ from lightning_compress.core import distributed as ranks
 from lightning_compress.core.arguments import check_fraction
 from lightning_compress.core.registry import call_with_supported_args, required_args
 from lightning_compress.nn.channel_cut import Cut, kept_indices
-from lightning_compress.pruning.allocation import Distribution, Layers, allocate, masks
+from lightning_compress.pruning.allocation import Distribution, PrunableLayers, allocate, compute_masks
 from lightning_compress.pruning.masks import MaskedParameters
-from lightning_compress.pruning.statistics import Gathered
+from lightning_compress.pruning.statistics import CriterionStatistics
 
 
 class Pruner:
@@ -33,7 +33,7 @@ class Pruner:
 
     def __init__(
         self,
-        layers: Layers,
+        layers: PrunableLayers,
         criterion: Callable[..., Tensor],
         distribution: Distribution,
         *,
@@ -46,7 +46,7 @@ class Pruner:
         self.final_sparsity, self.overrides = final_sparsity, dict(overrides or {})
         self.min_density, self.seed = min_density, seed
         self.masked = MaskedParameters({name: one.parameter for name, one in layers.by_name.items()})
-        self.gathered = Gathered(layers.by_name, required_args(criterion))
+        self.statistics = CriterionStatistics(layers.by_name, required_args(criterion))
         self.sparsity = 0.0
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class Pruner:
             ValueError: if the criterion's scores have the wrong shape, or are NaN. The masks are left as they were.
         """
         check_fraction("sparsity", sparsity)
-        self.gathered.complete()
+        self.statistics.is_complete()
         monotone = sparsity >= self.sparsity
         score = partial(self.score, monotone=monotone)
         for name in self.layers.by_name:
@@ -71,14 +71,14 @@ class Pruner:
         overrides = {name: value * share for name, value in self.overrides.items()}
         most = self._alive() if monotone else None
         kept = allocate(self.layers, score, self.distribution, sparsity, overrides, self.min_density, most)
-        self.masked.make_room()
-        for name, mask in masks(self.layers, score, kept):
+        self.masked.allocate()
+        for name, mask in compute_masks(self.layers, score, kept):
             self.masked.set(name, mask)
         agreed = self._agree()
-        self.gathered.forget_inputs()
+        self.statistics.reset_inputs()
         self.masked.apply()
         self.masked.apply_to_state(optimizers)
-        for average in self.masked.followers:
+        for average in self.masked.averaged_copies:
             self.masked.apply_to(average)
         self.sparsity = sparsity
         return agreed
@@ -86,7 +86,7 @@ class Pruner:
     def score(self, name: str, monotone: bool = True) -> Tensor:
         """The criterion's scores of one weight; what is pruned gets the lowest if it is to stay so."""
         parameter = self.layers.by_name[name].parameter
-        offered: dict[str, Any] = {"weight": parameter.detach(), **self.gathered.offer(name)}
+        offered: dict[str, Any] = {"weight": parameter.detach(), **self.statistics.inputs_for(name)}
         named = signature(self.criterion).parameters
         if "grad" in named:
             # No gradient means that the loss does not depend on it: its gradient is zero.
@@ -99,7 +99,7 @@ class Pruner:
         mask = self.masked.masks.get(name)
         return scores if mask is None or not monotone else torch.where(mask != 0, scores, -torch.inf)
 
-    def gradients_are_there(self, several_optimizers: bool = False, scaled: bool = False) -> bool:
+    def has_gradients(self, several_optimizers: bool = False, scaled: bool = False) -> bool:
         """Whether a criterion that asks for gradients can have them now.
 
         Args:
@@ -114,11 +114,11 @@ class Pruner:
             return False
         return not scaled or all(bool(grad.isfinite().all()) for grad in present)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Masks and running sums as plain values."""
-        return {"masks": self.masked.state(), "gathered": self.gathered.state(), "sparsity": self.sparsity}
+        return {"masks": self.masked.state_dict(), "gathered": self.statistics.state_dict(), "sparsity": self.sparsity}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave.
 
         Raises:
@@ -131,18 +131,18 @@ class Pruner:
                 f"The checkpoint has no mask for {', '.join(missing)}, which that run did not prune. Resume with its "
                 f"targets: they were {', '.join(state['masks'])}."
             )
-        self.masked.load(state["masks"])
-        self.gathered.load(state["gathered"])
+        self.masked.load_state_dict(state["masks"])
+        self.statistics.load_state_dict(state["gathered"])
         self.sparsity = float(state["sparsity"])
 
-    def follow(self, cut: Cut) -> None:
+    def slice_channels(self, cut: Cut) -> None:
         """The weights have been cut in place: cut masks and sums, and count units anew.
 
         Raises:
             ValueError: if the granularity's units do not divide the weights that are left.
         """
         kept = {name: kept_indices(cut, one.names) for name, one in self.layers.by_name.items()}
-        self.layers = Layers(self.layers.by_name, self.layers.granularity)
+        self.layers = PrunableLayers(self.layers.by_name, self.layers.granularity)
         misfits = {
             name: why for name, why in self.layers.misfits().items() if self.layers.by_name[name].parameter.numel()
         }
@@ -151,8 +151,8 @@ class Pruner:
             raise ValueError(
                 f"After a cut of channels the granularity does not fit: {reasons}. Use round_to or ignore."
             )
-        self.masked.follow(kept)
-        self.gathered.follow(kept)
+        self.masked.slice_channels(kept)
+        self.statistics.slice_channels(kept)
         for name in [name for name, one in self.layers.by_name.items() if not one.parameter.numel()]:
             self._leave(name)
 
@@ -162,22 +162,22 @@ class Pruner:
         same = {name for name, one in self.masked.parameters.items() if name in known and known[name] is one}
         self.masked.masks = {name: mask for name, mask in older.masked.masks.items() if name in same}
         if older.masked.masks:
-            self.masked.make_room()
-        self.gathered.take_over(older.gathered)
+            self.masked.allocate()
+        self.statistics.take_over(older.statistics)
         self.sparsity = older.sparsity
 
     def _leave(self, name: str) -> None:
         """The weight has lost its last element: it is no longer one of those that are pruned."""
-        self.layers = Layers(
+        self.layers = PrunableLayers(
             {key: one for key, one in self.layers.by_name.items() if key != name}, self.layers.granularity
         )
         self.overrides.pop(name, None)
-        self.masked.leave(name)
-        self.gathered.leave(name)
+        self.masked.drop(name)
+        self.statistics.drop(name)
 
     def _alive(self) -> dict[str, int]:
         """Units of each weight that are not pruned. Rounding may give a layer one more than before: it has none."""
-        costs, sizes = self.layers.costs, self.layers.sizes
+        costs, sizes = self.layers.weights_per_unit, self.layers.num_units
         alive = {name: int(mask.count_nonzero()) // costs[name] for name, mask in self.masked.masks.items()}
         return {**sizes, **alive}
 

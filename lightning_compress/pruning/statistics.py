@@ -15,7 +15,7 @@ from lightning_compress.nn.surgery import slice_tensor
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Gathered:
+class CriterionStatistics:
     """Running sums beside the model, for those of the `needs` that need them.
 
     Args:
@@ -61,7 +61,7 @@ class Gathered:
                     self.weight_grad[name] = torch.zeros_like(parameter)
                 self.weight_grad[name].addcmul_(parameter, parameter.grad)
 
-    def offer(self, name: str) -> dict[str, Tensor]:
+    def inputs_for(self, name: str) -> dict[str, Tensor]:
         """Everything gathered about one weight."""
         parameter = self.layers[name].parameter
         offered = {}
@@ -74,7 +74,7 @@ class Gathered:
             offered["input_norm"] = _spread(self.squares[name].sqrt(), self.layers[name])
         return offered
 
-    def complete(self) -> None:
+    def is_complete(self) -> None:
         """Bring the ranks' sums together, before scores are made from them.
 
         Raises:
@@ -91,15 +91,15 @@ class Gathered:
         if is_distributed():
             all_reduce_sum_(self.squares[name] for name in self.layers)
 
-    def forget_inputs(self) -> None:
+    def reset_inputs(self) -> None:
         """Begin anew after an update."""
         self.squares = {}
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         kept = {"initial": self.initial, "weight_grad": self.weight_grad, "squares": self.squares}
         return {key: {name: value.cpu() for name, value in part.items()} for key, part in kept.items() if part}
 
-    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take what `state` gave.
 
         Raises:
@@ -111,7 +111,7 @@ class Gathered:
             setattr(self, key, on_device)
 
     @torch.no_grad()
-    def take_over(self, older: "Gathered") -> None:
+    def take_over(self, older: "CriterionStatistics") -> None:
         """Take the sums of weights that are still there after modules were replaced; new weights begin without."""
         same = {name for name, one in self.layers.items() if _is_in(one, name, older.layers)}
         for own in ("weight_grad", "squares"):
@@ -119,13 +119,13 @@ class Gathered:
         self.remember_initial()
         self.initial |= {name: value for name, value in older.initial.items() if name in same}
 
-    def leave(self, name: str) -> None:
+    def drop(self, name: str) -> None:
         """One weight is no longer one of these."""
         self.layers = {key: one for key, one in self.layers.items() if key != name}
         for seen in (self.initial, self.weight_grad, self.squares):
             seen.pop(name, None)
 
-    def follow(self, kept: Mapping[str, Kept]) -> None:
+    def slice_channels(self, kept: Mapping[str, Kept]) -> None:
         """Cut sums as their weights have been cut."""
         self.initial = {name: slice_tensor(one, kept[name]) for name, one in self.initial.items()}
         self.weight_grad = {name: slice_tensor(one, kept[name]) for name, one in self.weight_grad.items()}

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from lightning_compress.core.phases import PhaseWindow
 from lightning_compress.core.schedules import Schedule
-from lightning_compress.quantization.config import Request
-from lightning_compress.quantization.functional.formats import parse
+from lightning_compress.quantization.config import QuantizationConfig
+from lightning_compress.quantization.functional.formats import parse_format
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
 @dataclass(frozen=True)
-class Fall:
+class BitWidthSchedule:
     """From the initial bits to those of a request.
 
     Args:
@@ -24,10 +24,10 @@ class Fall:
 
     initial_bits: int
     schedule: Schedule
-    request: Request
+    request: QuantizationConfig
 
     def __post_init__(self) -> None:
-        form, final = parse(self.initial_bits), self._final()
+        form, final = parse_format(self.initial_bits), self._final()
         if form is None or form.dtype is not None or not all(isinstance(one, int) for one in final):
             raise ValueError(
                 f"initial_bits={self.initial_bits!r} and {final} are not all whole numbers of bits to fall between."
@@ -37,33 +37,36 @@ class Fall:
                 f"initial_bits={self.initial_bits} are no more than the final bits {final}: nothing would fall."
             )
 
-    def moments(self, window: PhaseWindow) -> list[tuple[int, str]]:
+    def timeline(self, window: PhaseWindow) -> list[tuple[int, str]]:
         """When the bits may change, and to what those of the weights, or else of the activations, do."""
         final = self._final()[0]
         return [
-            (moment, f"{fallen(self.initial_bits, final, self._share(moment, window))} bits")
-            for moment in window.times()
+            (time, f"{bits_at(self.initial_bits, final, self._share(time, window))} bits") for time in window.times()
         ]
 
-    def apply(self, quantized: QuantizedModel, moment: int, window: PhaseWindow) -> None:
+    def apply(self, quantized: QuantizedModel, time: int, window: PhaseWindow) -> None:
         """Set the bits that are due at this moment."""
-        share = self._share(moment, window)
+        share = self._share(time, window)
         for quantizer in quantized.quantizers():
-            bits = fallen(self.initial_bits, quantizer.final.bits, share)
-            if quantizer.final.dtype is None and bits != quantizer.form.bits and (form := parse(bits, quantizer.side)):
+            bits = bits_at(self.initial_bits, quantizer.final.bits, share)
+            if (
+                quantizer.final.dtype is None
+                and bits != quantizer.fmt.bits
+                and (form := parse_format(bits, quantizer.side))
+            ):
                 quantizer.change_format(form)
 
     def _final(self) -> list[int]:
         return [one for one in (self.request.weights, self.request.activations) if one is not None]  # type: ignore[misc]
 
-    def _share(self, moment: int, window: PhaseWindow) -> float:
-        return min(self.schedule(window.progress(moment)), 1.0)
+    def _share(self, time: int, window: PhaseWindow) -> float:
+        return min(self.schedule(window.progress(time)), 1.0)
 
 
-def fallen(initial: int, final: int, share: float) -> int:
+def bits_at(initial: int, final: int, share: float) -> int:
     """Bits between the initial and the final ones; what has more of them already keeps those.
 
-    >>> [fallen(8, 4, share) for share in (0.0, 0.5, 1.0)], fallen(8, 16, 0.0)
+    >>> [bits_at(8, 4, share) for share in (0.0, 0.5, 1.0)], bits_at(8, 16, 0.0)
     ([8, 6, 4], 16)
     """
     return final if final >= initial else round(initial + (final - initial) * share)

@@ -26,29 +26,29 @@ from lightning_compress.nn.forward_capture import is_partly_compiled
 from lightning_compress.nn.selection import Patterns, Selection, as_patterns
 from lightning_compress.nn.weight_averages import find_averages
 from lightning_compress.quantization.arguments import (
+    check_no_sparse_gradients,
     check_training,
-    claims_of,
-    learned_by,
-    moments_of,
-    refuse_sparse,
+    freeze_times,
+    learned_parameters_of,
+    quantization_claims,
 )
-from lightning_compress.quantization.bit_schedule import Fall
-from lightning_compress.quantization.config import Request
+from lightning_compress.quantization.bit_schedule import BitWidthSchedule
+from lightning_compress.quantization.config import QuantizationConfig
 from lightning_compress.quantization.distributed import (
+    all_reduce_ranges,
     average_gradients,
-    refuse_other_layouts,
-    share_learned,
-    share_ranges,
+    broadcast_learned,
+    check_equal_placements,
 )
 from lightning_compress.quantization.functional.formats import Bits
-from lightning_compress.quantization.layers import Layer, layers_of
-from lightning_compress.quantization.learned_parameters import add_damping, quantize_gradients, training
-from lightning_compress.quantization.methods import MethodName
-from lightning_compress.quantization.optimizer_support import refuse_unable
-from lightning_compress.quantization.placement.layout import layout_of
-from lightning_compress.quantization.placement.sites import Layout
-from lightning_compress.quantization.placement.unused_frozen_layers import apart, said_of_frozen
-from lightning_compress.quantization.quantized_model import QuantizedModel, await_quantized
+from lightning_compress.quantization.layers import Layer, quantizable_layers
+from lightning_compress.quantization.learned_parameters import add_damping, quantize_gradients, attached_to_optimizers
+from lightning_compress.quantization.methods import MethodLike
+from lightning_compress.quantization.optimizer_support import check_optimizers_supported
+from lightning_compress.quantization.placement.layout import place_activations
+from lightning_compress.quantization.placement.sites import ActivationPlacement
+from lightning_compress.quantization.placement.unused_frozen_layers import unused_frozen_layers, frozen_warning
+from lightning_compress.quantization.quantized_model import QuantizedModel, mark_quantization_pending
 from lightning_compress.training.callback import CompressionCallback
 from lightning_compress.training.clock import describe_run, step_after
 
@@ -106,7 +106,7 @@ class QuantizationAwareTraining(CompressionCallback):
         activations: Bits = 8,
         weight_grad_bits: int | None = None,
         activation_grad_bits: int | None = None,
-        method: MethodName = None,
+        method: MethodLike = None,
         granularity: str = "channel",
         symmetric: bool = True,
         first: Bits = None,
@@ -133,12 +133,12 @@ class QuantizationAwareTraining(CompressionCallback):
         self.weight_grad_bits, self.activation_grad_bits = weight_grad_bits, activation_grad_bits
         self.method, self.granularity, self.symmetric = method, granularity, symmetric
         self.first, self.last, self.overrides, self.reduce_range = first, last, dict(overrides or {}), reduce_range
-        self.request = Request(
+        self.config = QuantizationConfig(
             weights, activations, method, granularity, symmetric, first, last, self.overrides, reduce_range,
             weight_grad_bits, activation_grad_bits,
         )  # fmt: skip
         self.initial_bits, self.schedule = initial_bits, as_schedule(schedule)
-        self.fall = None if initial_bits is None else Fall(initial_bits, self.schedule, self.request)
+        self.bit_schedule = None if initial_bits is None else BitWidthSchedule(initial_bits, self.schedule, self.config)
         self.damping, self.freeze_bn, self.freeze_ranges = damping, freeze_bn, freeze_ranges
         self.freezes = {"freeze_bn": freeze_bn, "freeze_ranges": freeze_ranges}
         check_training(
@@ -155,36 +155,36 @@ class QuantizationAwareTraining(CompressionCallback):
         self.selection: Selection | None = None
         self.layers: list[Layer] = []
         self.quantized: QuantizedModel | None = None
-        self.norms, self._shared = BatchNormFreezer(()), set[str]()
+        self.batchnorm_freezer, self._shared = BatchNormFreezer(()), set[str]()
         self._freezes: dict[str, PhaseWindow] = {}
         self._loaded: dict[str, Any] | None = None
 
     @property
     def reached(self) -> bool:
         """Whether the model is quantized to the bits that were asked for."""
-        return self._acts is not None and (self.fall is None or super().reached)
+        return self._acts is not None and (self.bit_schedule is None or super().reached)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         window = resolve_window(self.begin, self.end, self.every, run)
-        if self.fall is None:
+        if self.bit_schedule is None:
             return [(window.begin, "calibrates" if self.calibrate_only else "quantizes")]
-        return self.fall.moments(window)
+        return self.bit_schedule.timeline(window)
 
     # Before training --------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lay_out(pl_module)
-        refuse_sparse(() if self.calibrate_only else self.layers)
-        rank_zero_info(f"'{self.name}' quantizes {self.selection}.{said_of_frozen(self.layers)}")
+        self._build_model(pl_module)
+        check_no_sparse_gradients(() if self.calibrate_only else self.layers)
+        rank_zero_info(f"'{self.name}' quantizes {self.selection}.{frozen_warning(self.layers)}")
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         carried = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
-        self._lay_out(pl_module)
+        self._build_model(pl_module)
         self.quantized, self._shared = None, set()
         if self.saved is not None:
             state = self.saved["model"]
         else:
-            state = carried.state() if carried is not None and not self.restored else None
+            state = carried.state_dict() if carried is not None and not self.restored else None
         if state is not None and (quantized := self._take(pl_module, state)) and state["trained"]:
             # What was saved after a fit has no place for what is learned in its optimizers' states.
             late = partial(self._train_along, trainer, quantized)
@@ -196,22 +196,22 @@ class QuantizationAwareTraining(CompressionCallback):
     ) -> Any:
         """After the hooks of all callbacks: Lightning's `BaseFinetuning` makes the groups of optimizers anew in its."""
         result = original(*args)
-        self.undo.enter_context(training(quantized, trainer))
+        self.undo.enter_context(attached_to_optimizers(quantized, trainer))
         return result
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_unable(trainer.optimizers, self.layers, self.request)
+        check_optimizers_supported(trainer.optimizers, self.layers, self.config)
         self._warn_of_averages(trainer, pl_module)
-        self._freezes = moments_of(describe_run(trainer, pl_module), {} if self.calibrate_only else self.freezes)
-        self.norms = BatchNormFreezer.from_model(pl_module)
-        self.undo.callback(self.norms.stand_still, False)
+        self._freezes = freeze_times(describe_run(trainer, pl_module), {} if self.calibrate_only else self.freezes)
+        self.batchnorm_freezer = BatchNormFreezer.from_model(pl_module)
+        self.undo.callback(self.batchnorm_freezer.stand_still, False)
         if self.quantized is not None:
-            self.undo.enter_context(training(self.quantized, trainer))
+            self.undo.enter_context(attached_to_optimizers(self.quantized, trainer))
             self.undo.enter_context(self.quantized.installed())
-        await_quantized(pl_module)
+        mark_quantization_pending(pl_module)
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
-        return claims_of(self.layers, self.request)
+        return quantization_claims(self.layers, self.config)
 
     def fixed_shapes(self) -> FixedShapes:
         return FixedShapes("begin", "its grids are laid out then")
@@ -235,9 +235,9 @@ class QuantizationAwareTraining(CompressionCallback):
         self._advance(trainer)
         self.quantized.begin_batch(step_after(trainer, "batches"), quantizing=not self.calibrate_only)
         # SWA ends with an epoch without backward passes, in which normalizations gather their statistics anew.
-        self.norms.stand_still(self._is_past(trainer, "freeze_bn") and not skips_backward(trainer))
-        if self._is_past(trainer, "freeze_ranges") and not self.quantized.unstarted():
-            self.quantized.freeze()
+        self.batchnorm_freezer.stand_still(self._is_past(trainer, "freeze_bn") and not skips_backward(trainer))
+        if self._is_past(trainer, "freeze_ranges") and not self.quantized.uncalibrated():
+            self.quantized.freeze_observers()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A scaler of gradients looks for what is not finite before the optimizer's hook, and must find it on all ranks.
@@ -247,7 +247,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._acts is None:
             return
-        share_learned(self._acts, self._shared)
+        broadcast_learned(self._acts, self._shared)
         average_gradients(self._acts.learned().values())
         quantize_gradients(self._acts, optimizer)
         if self.damping:
@@ -259,16 +259,16 @@ class QuantizationAwareTraining(CompressionCallback):
         if self._acts is None:
             return
         self._acts.end_batch()
-        if not self._acts.mode.frozen:
-            share_ranges(self._acts)
+        if not self._acts.state.observers_frozen:
+            all_reduce_ranges(self._acts)
         if self.reached and not self.released:
-            self._acts.refuse_senseless_ranges(early=True)
+            self._acts.check_ranges(early=True)
         self.release_monitors(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._acts is None:
             return
-        self._acts.refuse_senseless_ranges()
+        self._acts.check_ranges()
         self.log_metrics(trainer, self._acts.metrics())
 
     def has_begun(self, trainer: Trainer) -> bool:
@@ -277,7 +277,7 @@ class QuantizationAwareTraining(CompressionCallback):
     @property
     def _acts(self) -> QuantizedModel | None:
         """The quantizers, once the phase has begun."""
-        return self.quantized if self.quantized is not None and self.quantized.mode.active else None
+        return self.quantized if self.quantized is not None and self.quantized.state.enabled else None
 
     # Outside of a fit -------------------------------------------------------------------------------------------
 
@@ -297,12 +297,12 @@ class QuantizationAwareTraining(CompressionCallback):
         if trainer.state.fn == "fit":
             return
         known = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
-        state = self._loaded["model"] if self._loaded is not None else known.state() if known is not None else None
+        state = self._loaded["model"] if self._loaded is not None else known.state_dict() if known is not None else None
         if state is None or not state["active"]:
             rank_zero_warn(f"'{self.name}' knows no grids for this model, so it is evaluated in floating point.")
             return
         with torch.inference_mode(False):  # what is made for an evaluation is also exported, or trained on, after it
-            self._lay_out(pl_module)
+            self._build_model(pl_module)
             self.undo.enter_context(self._take(pl_module, state).installed())
 
     on_test_start = on_predict_start = on_validation_start
@@ -310,11 +310,11 @@ class QuantizationAwareTraining(CompressionCallback):
     # What is kept -----------------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"model": None if self.quantized is None else self.quantized.state()}
+        return {"model": None if self.quantized is None else self.quantized.state_dict()}
 
-    def _lay_out(self, pl_module: LightningModule) -> None:
-        self.selection, self.layers = layers_of(pl_module, self.targets, self.ignore)
-        self.request.plan(self.layers)
+    def _build_model(self, pl_module: LightningModule) -> None:
+        self.selection, self.layers = quantizable_layers(pl_module, self.targets, self.ignore)
+        self.config.plan_layers(self.layers)
 
     def _leave_out(self, names: Iterable[str]) -> None:
         self.layers = [layer for layer in self.layers if layer.name not in names]
@@ -326,8 +326,10 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def _take(self, pl_module: LightningModule, state: Mapping[str, Any]) -> QuantizedModel:
         self._leave_out(state.get("apart", ()))
-        self.quantized = QuantizedModel(pl_module, self.layers, self.request, Layout.of(state["layout"]), self.seed)
-        self.quantized.load(state)
+        self.quantized = QuantizedModel(
+            pl_module, self.layers, self.config, ActivationPlacement.from_state_dict(state["layout"]), self.seed
+        )
+        self.quantized.load_state_dict(state)
         return self.quantized
 
     def _step(
@@ -338,32 +340,32 @@ class QuantizationAwareTraining(CompressionCallback):
         due = self.is_open(trainer) or (self.window is not None and is_partly_compiled(pl_module))
         if self.quantized is not None or not due:
             return original(*args, **kwargs)
-        self._lay_out(pl_module)  # channels may have been cut since
+        self._build_model(pl_module)  # channels may have been cut since
         with trace_dataflow(pl_module) as flow:
             result = original(*args, **kwargs)
         if not any(layer.name in flow.inputs for layer in self.layers):
             return result  # the user has skipped this step: the next one is watched
-        left_out = apart(flow, pl_module, self.layers)
+        left_out = unused_frozen_layers(flow, pl_module, self.layers)
         self._leave_out(left_out)
-        layout = layout_of(flow, pl_module, self.layers, self.request)
-        refuse_other_layouts(layout, pl_module.device)
-        self.quantized = QuantizedModel(pl_module, self.layers, self.request, layout, self.seed)
-        self.quantized.apart = left_out
+        layout = place_activations(flow, pl_module, self.layers, self.config)
+        check_equal_placements(layout, pl_module.device)
+        self.quantized = QuantizedModel(pl_module, self.layers, self.config, layout, self.seed)
+        self.quantized.unused = left_out
         self._advance(trainer)
-        self.undo.enter_context(training(self.quantized, trainer))
+        self.undo.enter_context(attached_to_optimizers(self.quantized, trainer))
         self.undo.enter_context(self.quantized.installed())
         return result
 
     def _advance(self, trainer: Trainer) -> None:
         """Let the bits fall, if that is due."""
-        moment = self.due_time(trainer)
-        if moment is not None and self.quantized is not None:
-            if self.fall is not None:
-                self.fall.apply(self.quantized, moment, self._window)
-            self.mark_done(moment)
+        time = self.due_time(trainer)
+        if time is not None and self.quantized is not None:
+            if self.bit_schedule is not None:
+                self.bit_schedule.apply(self.quantized, time, self._window)
+            self.mark_done(time)
 
     def _warn_of_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        learned = learned_by(self.layers, self.request)
+        learned = learned_parameters_of(self.layers, self.config)
         if learned and any(find_averages(pl_module, kept_averages(trainer))):
             rank_zero_warn(
                 f"'{self.name}' learns a {' and a '.join(learned)} beside the weights, of which no average is kept: "

@@ -7,17 +7,17 @@ from typing import Any
 from lightning_compress.core.registry import near_miss, registered
 from lightning_compress.nn.selection import Candidate, as_patterns, pattern_matches
 from lightning_compress.quantization.functional import quantizers
-from lightning_compress.quantization.functional.formats import Bits, Format, parse
+from lightning_compress.quantization.functional.formats import Bits, NumberFormat, parse_format
 from lightning_compress.quantization.functional.granularity import check_granularity
 from lightning_compress.quantization.layers import Layer
-from lightning_compress.quantization.methods import Method, MethodName, method_for
+from lightning_compress.quantization.methods import MethodLike, ResolvedMethod, resolve_method
 
 SETTINGS = ("weights", "activations", "granularity", "method")
 EDGE_BITS = 8
 
 
 @dataclass(frozen=True)
-class Request:
+class QuantizationConfig:
     """How weights and activations are to be quantized, in the words of the user.
 
     Args:
@@ -37,7 +37,7 @@ class Request:
 
     weights: Bits = 8
     activations: Bits = 8
-    method: MethodName = None
+    method: MethodLike = None
     granularity: str = "channel"
     symmetric: bool = True
     first: Bits | str = None
@@ -61,7 +61,7 @@ class Request:
         for one in [{}, *map(_as_settings, self.overrides.values())]:
             self._planned({**self._settings(), **one})
         for edge in (self.first, self.last):
-            parse(8 if edge == "same" else edge)
+            parse_format(8 if edge == "same" else edge)
         self._check_backward()
 
     def _check_backward(self) -> None:
@@ -80,7 +80,7 @@ class Request:
                 "'dorefa'."
             )
 
-    def plan(self, layers: list[Layer], order: Iterable[str] | None = None) -> "dict[str, LayerPlan]":
+    def plan_layers(self, layers: list[Layer], order: Iterable[str] | None = None) -> "dict[str, LayerPlan]":
         """What follows for each layer.
 
         Args:
@@ -102,11 +102,11 @@ class Request:
         }
 
     @property
-    def quantizes_backward(self) -> bool:
+    def quantizes_gradients(self) -> bool:
         """Whether anything that flows back is quantized."""
         return self.weight_grad_bits is not None or self.activation_grad_bits is not None
 
-    def error_bits(self, method: Method) -> int | None:
+    def gradient_bits(self, method: ResolvedMethod) -> int | None:
         """Bits of what flows back from layers; DoReFa's gradients are just that."""
         return (
             self.weight_grad_bits
@@ -124,8 +124,10 @@ class Request:
         sides = {side: getattr(self, side) for side in ("weights", "activations") if getattr(self, side) is not None}
         if bits is not None:
             return {"method": None, **dict.fromkeys(sides, bits)}
-        low = [side for side, own in sides.items() if (form := parse(own)) is not None and form.bits < EDGE_BITS]
-        return {"method": None, **dict.fromkeys(low, EDGE_BITS)} if low else {}
+        quant_min = [
+            side for side, own in sides.items() if (form := parse_format(own)) is not None and form.bits < EDGE_BITS
+        ]
+        return {"method": None, **dict.fromkeys(quant_min, EDGE_BITS)} if quant_min else {}
 
     def _overridden(self, layers: list[Layer]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -145,11 +147,11 @@ class Request:
         return found
 
     def _planned(self, settings: Mapping[str, Any]) -> "LayerPlan":
-        weights, activations = parse(settings["weights"]), parse(settings["activations"], "activations")
+        weights, activations = parse_format(settings["weights"]), parse_format(settings["activations"], "activations")
         if weights is not None and self.reduce_range and weights.bits == 8 and weights.dtype is None:
-            weights = parse(7)
+            weights = parse_format(7)
         check_granularity(settings["granularity"])
-        method = method_for(settings["method"], weights, activations)
+        method = resolve_method(settings["method"], weights, activations)
         return LayerPlan(weights, activations, method, settings["granularity"], self.symmetric)
 
 
@@ -157,9 +159,9 @@ class Request:
 class LayerPlan:
     """How one layer is quantized."""
 
-    weights: Format | None
-    activations: Format | None
-    method: Method
+    weights: NumberFormat | None
+    activations: NumberFormat | None
+    method: ResolvedMethod
     granularity: str
     symmetric: bool
 
@@ -174,7 +176,7 @@ class LayerPlan:
         }
 
 
-def as_override(settings: Mapping[str, Any]) -> dict[str, Any]:
+def override_from_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What `LayerPlan.settings` gave, as one of the `overrides` of a `Request`.
 
     Raises:
@@ -192,7 +194,7 @@ def as_override(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**bits, "method": found, "granularity": settings["granularity"]}
 
 
-def refuse_other_plans(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_same_plans(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to go on in another way than before; both are the settings of plans by layer.
 
     Raises:
@@ -229,4 +231,7 @@ def _as_settings(value: Any) -> dict[str, Any]:
 
 
 def _as_candidates(layer: Layer) -> list[Candidate]:
-    return [Candidate((held.name, f"{layer.name}.{held.leaf}"), held.parameter, layer.module) for held in layer.weights]
+    return [
+        Candidate((weight_ref.name, f"{layer.name}.{weight_ref.leaf}"), weight_ref.parameter, layer.module)
+        for weight_ref in layer.weights
+    ]

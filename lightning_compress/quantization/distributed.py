@@ -7,11 +7,11 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_compress.core.distributed import all_ranks_equal, is_distributed, tensor_hash
-from lightning_compress.quantization.placement.sites import Layout
+from lightning_compress.quantization.placement.sites import ActivationPlacement
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
-def refuse_other_layouts(layout: Layout, device: torch.device) -> None:
+def check_equal_placements(layout: ActivationPlacement, device: torch.device) -> None:
     """Refuse to quantize if the ranks' first steps took different ways through the model.
 
     Raises:
@@ -19,7 +19,7 @@ def refuse_other_layouts(layout: Layout, device: torch.device) -> None:
     """
     if not is_distributed():
         return
-    written = torch.tensor(bytearray(repr(layout.state()).encode()), dtype=torch.uint8)
+    written = torch.tensor(bytearray(repr(layout.state_dict()).encode()), dtype=torch.uint8)
     if not all_ranks_equal(tensor_hash([written]), device):
         raise ValueError(
             "The ranks called different layers in their first quantized step, so that their quantizers would differ. "
@@ -27,7 +27,7 @@ def refuse_other_layouts(layout: Layout, device: torch.device) -> None:
         )
 
 
-def share_learned(quantized: QuantizedModel, shared: set[str]) -> None:
+def broadcast_learned(quantized: QuantizedModel, shared: set[str]) -> None:
     """Let all ranks go on with what the first rank that has reached a place has found there.
 
     Args:
@@ -38,14 +38,14 @@ def share_learned(quantized: QuantizedModel, shared: set[str]) -> None:
     if not is_distributed() or not waiting:
         return
     absent = dist.get_world_size()
-    sources = [dist.get_rank() if one.started else absent for one in waiting.values()]
+    sources = [dist.get_rank() if one.calibrated else absent for one in waiting.values()]
     agreed = torch.tensor(sources, device=next(iter(waiting.values())).scale.device)
     dist.all_reduce(agreed, dist.ReduceOp.MIN)
     for (name, quantizer), source in zip(waiting.items(), agreed.tolist(), strict=True):
         if source < absent:
             for parameter in quantizer.parameters():
                 dist.broadcast(parameter.detach(), src=source)
-            quantizer.started = True
+            quantizer.calibrated = True
             shared.add(name)
 
 
@@ -69,13 +69,13 @@ def average_gradients(learned: Iterable[nn.Parameter]) -> None:
             parameter.grad.copy_(part.view_as(parameter))
 
 
-def share_ranges(quantized: QuantizedModel) -> None:
+def all_reduce_ranges(quantized: QuantizedModel) -> None:
     """Let all ranks have one range at each place: the mean of theirs, or the widest where ranges only widen."""
-    followed = [one for one in quantized.activations.values() if one.follows]
+    followed = [one for one in quantized.activations.values() if one.uses_observer]
     if not is_distributed() or not followed:
         return
     ranges = torch.stack([torch.stack([-one.minimum, one.maximum]) for one in followed])
-    seen = torch.tensor([[float(one.started)] for one in followed], device=ranges.device)
+    seen = torch.tensor([[float(one.calibrated)] for one in followed], device=ranges.device)
     widest, total = ranges.masked_fill(seen == 0, -torch.inf), torch.cat([ranges * seen, seen], dim=1)
     dist.all_reduce(total)
     if any(one.range.widens for one in followed):
@@ -83,7 +83,7 @@ def share_ranges(quantized: QuantizedModel) -> None:
     counts = total[:, 2].tolist()
     for place, quantizer in enumerate(followed):
         if counts[place]:
-            low, high = widest[place] if quantizer.range.widens else total[place, :2] / counts[place]
-            quantizer.minimum.copy_(-low), quantizer.maximum.copy_(high)
-            quantizer.settle()
-            quantizer.started = True
+            quant_min, quant_max = widest[place] if quantizer.range.widens else total[place, :2] / counts[place]
+            quantizer.minimum.copy_(-quant_min), quantizer.maximum.copy_(quant_max)
+            quantizer.compute_qparams()
+            quantizer.calibrated = True

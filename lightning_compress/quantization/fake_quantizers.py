@@ -8,25 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.functional.formats import Format, Side, read
-from lightning_compress.quantization.functional.granularity import Rows
-from lightning_compress.quantization.functional.ranges import Range, grid_over
+from lightning_compress.quantization.functional.formats import NumberFormat, Side, read_format
+from lightning_compress.quantization.functional.granularity import ChannelGroups
+from lightning_compress.quantization.functional.ranges import RangeEstimator, affine_qparams
 from lightning_compress.quantization.functional.rounding import Quantized
 
 
-class Mode:
+class QuantState:
     """What the quantizers of one model do at the moment.
 
     Attributes:
-        active: whether the quantized phase has begun.
-        quantizing: whether values are put on their grids.
-        observing: whether a batch of training is under way: ranges of activations follow what comes, and chance acts.
-        frozen: whether no range changes any more.
+        enabled: whether the quantized phase has begun.
+        fake_quant_enabled: whether values are put on their grids.
+        observer_enabled: whether a batch of training is under way: ranges of activations follow what comes, and chance
+            acts.
+        observers_frozen: whether no range changes any more.
         step: what is drawn depends on it, and on a seed, alone.
     """
 
     def __init__(self) -> None:
-        self.active, self.quantizing, self.observing, self.frozen = False, False, False, False
+        self.enabled, self.fake_quant_enabled, self.observer_enabled, self.observers_frozen = False, False, False, False
         self.step = 0
 
     def generator(self, seed: int, device: torch.device) -> torch.Generator:
@@ -34,7 +35,7 @@ class Mode:
         return torch.Generator(device).manual_seed((seed * 1_000_003 + self.step) % 2**63)
 
 
-class Quantizer(nn.Module):
+class FakeQuantize(nn.Module):
     """A quantizer function with what it has learned and seen.
 
     Args:
@@ -47,53 +48,53 @@ class Quantizer(nn.Module):
     side: Side = "weights"
     scale: Tensor
 
-    def change_format(self, form: Format) -> None:
+    def change_format(self, form: NumberFormat) -> None:
         """Go over to another number of bits."""
         raise NotImplementedError
 
-    def __init__(self, function: Callable[..., Quantized], form: Format, mode: Mode, seed: int = 0) -> None:
+    def __init__(self, function: Callable[..., Quantized], form: NumberFormat, mode: QuantState, seed: int = 0) -> None:
         super().__init__()
-        self.function, self.form, self.final, self.mode, self.seed = function, form, form, mode, seed
-        self.low, self.high = form.low, form.high
+        self.function, self.fmt, self.final, self.mode, self.seed = function, form, form, mode, seed
+        self.quant_min, self.quant_max = form.quant_min, form.quant_max
         self.learned: dict[str, Callable[..., Tensor]] = getattr(function, "learned", {})
         # To look the names up at each call would take as long as a small operator.
         self.named = tuple(signature(function).parameters)
         self.train(False)
 
-    def state(self) -> dict[str, Any]:
+    def quantizer_state(self) -> dict[str, Any]:
         """Tensors and plain values only."""
         tensors = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
-        return {"tensors": tensors, "format": self.form.name}
+        return {"tensors": tensors, "format": self.fmt.name}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_quantizer_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave; its format may be one on the way to the final one."""
-        if (form := read(state["format"], self.side)) is not None:
+        if (form := read_format(state["format"], self.side)) is not None:
             self.change_format(form)
         self.load_state_dict(state["tensors"])
 
     @property
-    def follows(self) -> bool:
+    def uses_observer(self) -> bool:
         """Whether its grid comes from a range that it watches."""
         return "scale" in self.named
 
-    def move_to(self, device: torch.device) -> None:
+    def move_qparams_to(self, device: torch.device) -> None:
         """Be where the model is: a Trainer brings it back from its accelerator in the end."""
         if self.scale.device != device:
             self.to(device)
 
     def quantized(self, values: Tensor, **offered: Any) -> Quantized:
         """`values` on the grid."""
-        offered |= {"values": values, "low": self.low, "high": self.high, "dtype": self.form.dtype}
+        offered |= {"values": values, "quant_min": self.quant_min, "quant_max": self.quant_max, "dtype": self.fmt.dtype}
         offered |= {name: getattr(self, name) for name in self.learned}
         if "generator" in self.named:
             # What is drawn keeps training from a bias; what is deployed draws nothing.
-            drawing = self.mode.observing
+            drawing = self.mode.observer_enabled
             offered["generator"] = self.mode.generator(self.seed, values.device) if drawing else None
         found: Quantized = self.function(**{name: offered[name] for name in self.named if name in offered})
         return found
 
 
-class WeightQuantizer(Quantizer):
+class WeightFakeQuantize(FakeQuantize):
     """Puts a weight on its grid: each of its rows has a scale."""
 
     scale: Tensor
@@ -102,16 +103,16 @@ class WeightQuantizer(Quantizer):
     def __init__(
         self,
         weight: Tensor,
-        rows: Rows,
+        rows: ChannelGroups,
         function: Callable[..., Quantized],
-        form: Format,
-        mode: Mode,
-        range_: Range,
+        form: NumberFormat,
+        mode: QuantState,
+        range_: RangeEstimator,
         symmetric: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(function, form, mode, seed)
-        self.rows, self.range, self.symmetric = rows, range_, symmetric
+        self.channel_groups, self.range, self.symmetric = rows, range_, symmetric
         count = len(rows.split(weight))
         self.register_buffer("scale", torch.ones(count, 1, dtype=torch.float32, device=weight.device))
         self.register_buffer("zero_point", torch.zeros(count, 1, dtype=torch.int32, device=weight.device))
@@ -122,29 +123,31 @@ class WeightQuantizer(Quantizer):
     @torch.no_grad()
     def begin(self, weight: Tensor) -> None:
         """Begin anew with the weight as it is."""
-        matrix = self.rows.split(weight.detach())
+        matrix = self.channel_groups.split(weight.detach())
         for name, initial in self.learned.items():
-            self.get_parameter(name).copy_(initial(matrix.float(), self.low, self.high))
-        self.watch(matrix)
+            self.get_parameter(name).copy_(initial(matrix.float(), self.quant_min, self.quant_max))
+        self.observe(matrix)
 
     def forward(self, weight: Tensor) -> Tensor:
         return self.on_grid(weight)[0]
 
     def on_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight on its grid, and the scale of each row, if there is one grid."""
-        self.move_to(weight.device)
-        matrix = self.rows.split(weight)
-        if self.follows and not self.mode.frozen:
-            self.watch(matrix)
+        self.move_qparams_to(weight.device)
+        matrix = self.channel_groups.split(weight)
+        if self.uses_observer and not self.mode.observers_frozen:
+            self.observe(matrix)
         values, scale, _ = self.quantized(matrix, scale=self.scale, zero_point=self.zero_point)
-        return self.rows.join(values), scale
+        return self.channel_groups.join(values), scale
 
     @torch.no_grad()
-    def watch(self, matrix: Tensor) -> None:
+    def observe(self, matrix: Tensor) -> None:
         """Fit the scales to the weight as it is."""
-        if self.follows:
-            minimum, maximum = self.range.estimate(matrix.detach(), dim=1, low=self.low, high=self.high)
-            scale, zero_point = grid_over(minimum, maximum, self.low, self.high, self.symmetric)
+        if self.uses_observer:
+            minimum, maximum = self.range.estimate(
+                matrix.detach(), dim=1, quant_min=self.quant_min, quant_max=self.quant_max
+            )
+            scale, zero_point = affine_qparams(minimum, maximum, self.quant_min, self.quant_max, self.symmetric)
             self.scale.copy_(scale)
             if not self.symmetric:
                 self.zero_point.copy_(zero_point)
@@ -153,9 +156,9 @@ class WeightQuantizer(Quantizer):
     def bound(self) -> float | None:
         """The largest size that the weight itself may have after an update, if its method has one."""
         bound: Callable[[int], float] | None = getattr(self.function, "bound", None)
-        return None if bound is None else bound(self.high)
+        return None if bound is None else bound(self.quant_max)
 
-    def obstacle(self) -> str | None:
+    def invalid_reason(self) -> str | None:
         """Why no grid fits to the weight, if so."""
         steps = [self.scale, *self.parameters()]
         return None if all(bool(one.isfinite().all()) for one in steps) else "are not all finite"
@@ -166,18 +169,20 @@ class WeightQuantizer(Quantizer):
         values, scale = self.on_grid(weight)
         if scale is None:
             return torch.zeros_like(weight)
-        inside = (self.rows.split(weight).abs() <= scale * max(self.high, -self.low)).to(weight.dtype)
-        return (weight - values) * self.rows.join(inside)
+        inside = (self.channel_groups.split(weight).abs() <= scale * max(self.quant_max, -self.quant_min)).to(
+            weight.dtype
+        )
+        return (weight - values) * self.channel_groups.join(inside)
 
     @torch.no_grad()
-    def change_format(self, form: Format) -> None:
+    def change_format(self, form: NumberFormat) -> None:
         """Go over to another number of bits; a learned step keeps its range."""
-        if "step" in self.learned and form.high and self.high:
-            self.get_parameter("step").mul_(self.high / form.high)
-        self.form, self.low, self.high = form, form.low, form.high
+        if "step" in self.learned and form.quant_max and self.quant_max:
+            self.get_parameter("step").mul_(self.quant_max / form.quant_max)
+        self.fmt, self.quant_min, self.quant_max = form, form.quant_min, form.quant_max
 
 
-class ActivationQuantizer(Quantizer):
+class ActivationFakeQuantize(FakeQuantize):
     """Puts what flows through a place on its grid, once it has seen what comes there.
 
     Attributes:
@@ -196,15 +201,15 @@ class ActivationQuantizer(Quantizer):
     def __init__(
         self,
         function: Callable[..., Quantized],
-        form: Format,
-        mode: Mode,
-        range_: Range,
+        form: NumberFormat,
+        mode: QuantState,
+        range_: RangeEstimator,
         non_negative: bool,
         seed: int = 0,
         device: torch.device | None = None,
     ) -> None:
         super().__init__(function, form, mode, seed)
-        self.range, self.non_negative, self.started, self.zeros = range_, non_negative, False, False
+        self.range, self.non_negative, self.calibrated, self.zeros = range_, non_negative, False, False
         self._limit(form)
         # Where half or double precision is the default, ranges are still in single.
         for name in ("minimum", "maximum"):
@@ -219,84 +224,84 @@ class ActivationQuantizer(Quantizer):
             return torch.nested.as_nested_tensor([self(one) for one in values.unbind()])
         if not values.is_floating_point() or not values.numel():
             return values
-        self.move_to(values.device)
-        if self.mode.observing and not self.mode.frozen and not _is_backward():
+        self.move_qparams_to(values.device)
+        if self.mode.observer_enabled and not self.mode.observers_frozen and not _is_backward():
             try:
-                self.watch(values.detach())
+                self.observe(values.detach())
             except ValueError as error:
                 raise ValueError(f"The activations at {self.place} fit on no grid: {error}") from error
-        return self.on_grid(values)[0] if self.started and self.mode.quantizing else values
+        return self.on_grid(values)[0] if self.calibrated and self.mode.fake_quant_enabled else values
 
     def on_grid(self, values: Tensor) -> Quantized:
         """What comes, on the grid."""
         return self.quantized(values, scale=self.scale, zero_point=self.zero_point)
 
-    def obstacle(self, zeros: bool = True) -> str | None:
+    def invalid_reason(self, zeros: bool = True) -> str | None:
         """Why no grid fits to what has come, if so; `zeros`: whether nothing but those is a reason."""
-        if not self.started:
+        if not self.calibrated:
             return "are all zero" if zeros and self.zeros else None
-        if not self.follows:
+        if not self.uses_observer:
             learned = [float(one.detach()) for one in self.parameters()]
             return None if all(map(math.isfinite, learned)) else f"have led to a step of {learned}"
-        low, high = float(self.minimum), float(self.maximum)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return f"are not finite: they reach from {low} to {high}"
-        return "are all zero" if zeros and low == high == 0 else None
+        quant_min, quant_max = float(self.minimum), float(self.maximum)
+        if not (math.isfinite(quant_min) and math.isfinite(quant_max)):
+            return f"are not finite: they reach from {quant_min} to {quant_max}"
+        return "are all zero" if zeros and quant_min == quant_max == 0 else None
 
     @torch.no_grad()
-    def watch(self, values: Tensor) -> None:
+    def observe(self, values: Tensor) -> None:
         """Let the range follow what comes; it, and what is learned, begin with the first that is not all zero."""
-        if not self.started and (self.follows or self.learned) and not values.any():
+        if not self.calibrated and (self.uses_observer or self.learned) and not values.any():
             # Zeros lie on every such grid, and tell of none: states of a recurrence, and padding, begin with them.
             self.zeros = True
             return
-        if self.follows:
-            found = self.range.estimate(values.float(), dim=None, low=self.low, high=self.high)
-            if self.started:
+        if self.uses_observer:
+            found = self.range.estimate(values.float(), dim=None, quant_min=self.quant_min, quant_max=self.quant_max)
+            if self.calibrated:
                 found = self.range.join((self.minimum, self.maximum), found)
             self.minimum.copy_(found[0]), self.maximum.copy_(found[1])
-            self.settle()
-        if not self.started:
+            self.compute_qparams()
+        if not self.calibrated:
             for name, initial in self.learned.items():
                 row = values.float().reshape(1, -1)
-                self.get_parameter(name).copy_(initial(row, self.low, self.high).reshape(()))
-        self.started, self.zeros = True, False
+                self.get_parameter(name).copy_(initial(row, self.quant_min, self.quant_max).reshape(()))
+        self.calibrated, self.zeros = True, False
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def compute_qparams(self) -> None:
         """Derive the grid from the range."""
         minimum = self.minimum.clamp(min=0.0) if self.non_negative else self.minimum
-        scale, zero_point = grid_over(minimum, self.maximum, self.low, self.high, symmetric=False)
+        scale, zero_point = affine_qparams(minimum, self.maximum, self.quant_min, self.quant_max, symmetric=False)
         self.scale.copy_(scale), self.zero_point.copy_(zero_point)
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "started": self.started, "zeros": self.zeros}
+    def quantizer_state(self) -> dict[str, Any]:
+        return {**super().quantizer_state(), "started": self.calibrated, "zeros": self.zeros}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        super().load(state)
-        self.started, self.zeros = bool(state["started"]), bool(state.get("zeros", False))
+    def load_quantizer_state(self, state: Mapping[str, Any]) -> None:
+        super().load_quantizer_state(state)
+        self.calibrated, self.zeros = bool(state["started"]), bool(state.get("zeros", False))
 
-    def change_format(self, form: Format) -> None:
+    def change_format(self, form: NumberFormat) -> None:
         """Go over to another number of bits; a learned step keeps its range."""
-        before = self.high
+        before = self.quant_max
         self._limit(form)
         with torch.no_grad():
-            if "step" in self.learned and self.high and before:
-                self.get_parameter("step").mul_(before / self.high)
-            if self.started and self.follows:
-                self.settle()
+            if "step" in self.learned and self.quant_max and before:
+                self.get_parameter("step").mul_(before / self.quant_max)
+            if self.calibrated and self.uses_observer:
+                self.compute_qparams()
 
-    def _limit(self, form: Format) -> None:
-        self.form, self.low, self.high = form, form.low, form.high
+    def _limit(self, form: NumberFormat) -> None:
+        self.fmt, self.quant_min, self.quant_max = form, form.quant_min, form.quant_max
         # A learned step has no zero point beside it, so that signed values need a signed grid.
-        if self.learned and not self.non_negative and form.low == 0:
-            half = (form.high + 1) // 2
-            self.low, self.high = -half, half - 1
+        if self.learned and not self.non_negative and form.quant_min == 0:
+            half = (form.quant_max + 1) // 2
+            self.quant_min, self.quant_max = -half, half - 1
         # Behind a ReLU levels below zero would be lost; and who rounds to whole numbers has but two of them in 0 and 1.
         elif form.kind == "ternary" and self.non_negative:
-            self.low, self.high = 0, 2
-        elif form.kind == "binary" and (self.non_negative or "high" in self.named):
-            self.low = 0
+            self.quant_min, self.quant_max = 0, 2
+        elif form.kind == "binary" and (self.non_negative or "quant_max" in self.named):
+            self.quant_min = 0
 
 
 def _is_backward() -> bool:

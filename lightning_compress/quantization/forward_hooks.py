@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from lightning_compress.core.registry import call_with_supported_args
 from lightning_compress.nn.forward_capture import ordered_arguments
-from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, Mode, WeightQuantizer
+from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, QuantState, WeightFakeQuantize
 from lightning_compress.quantization.functional.gradients import quantize_gradient
 from lightning_compress.quantization.functional.rounding import straight_through
 from lightning_compress.quantization.integer_bias import IntegerBias
-from lightning_compress.quantization.layers import Held, Layer
+from lightning_compress.quantization.layers import Layer, WeightRef
 
 
-def act_in(model: nn.Module) -> bool:
+def apply_in_order(model: nn.Module) -> bool:
     """Whether hooks of quantizers are in a module, or in a copy of one."""
     hooks = (
         hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
@@ -23,16 +23,21 @@ def act_in(model: nn.Module) -> bool:
     return any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
 
 
-class Swap:
+class WeightSwap:
     """Puts a layer's weights on their grids, and its bias where it is deployed, for as long as its forward runs.
 
     Python looks an attribute up among the instance's own before torch looks among its parameters.
     """
 
-    def __init__(self, layer: Layer, quantizers: dict[str, WeightQuantizer], bias: IntegerBias | None = None) -> None:
+    def __init__(
+        self, layer: Layer, quantizers: dict[str, WeightFakeQuantize], bias: IntegerBias | None = None
+    ) -> None:
         attention = isinstance(layer.module, nn.MultiheadAttention)
-        self.weights = [(_path(held, attention), held.leaf, quantizers[held.name]) for held in layer.weights
-                        if held.name in quantizers]  # fmt: skip
+        self.weights = [
+            (_path(weight, attention), weight.leaf, quantizers[weight.name])
+            for weight in layer.weights
+            if weight.name in quantizers
+        ]
         self.recurrent, self.bias = isinstance(layer.module, nn.RNNBase), bias
 
     def put(self, module: nn.Module) -> None:
@@ -58,46 +63,50 @@ class Swap:
             _flatten(module)
 
 
-class Entering:
+class PreForwardHook:
     """Before a module's forward: its weights and what it is given go on their grids."""
 
     is_a_quantizers = True
 
-    def __init__(self, mode: Mode, doors: dict[int, ActivationQuantizer], swap: Swap | None) -> None:
+    def __init__(self, mode: QuantState, doors: dict[int, ActivationFakeQuantize], swap: WeightSwap | None) -> None:
         self.mode, self.doors, self.swap = mode, doors, swap
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.mode.active:
+        if not self.mode.enabled:
             return None
-        if self.swap is not None and self.mode.quantizing:
+        if self.swap is not None and self.mode.fake_quant_enabled:
             self.swap.put(module)
         return _with_quantized(module, args, kwargs, self.doors) if self.doors else None
 
 
-class Leaving:
+class PostForwardHook:
     """After a module's forward: its own weights come back, and what it returns goes on its grid."""
 
     is_a_quantizers = True
 
     def __init__(
-        self, mode: Mode, end: ActivationQuantizer | None, swap: Swap | None, errors: "Errors | None" = None
+        self,
+        mode: QuantState,
+        end: ActivationFakeQuantize | None,
+        swap: WeightSwap | None,
+        errors: "GradientQuantizer | None" = None,
     ) -> None:
         self.mode, self.end, self.swap, self.errors = mode, end, swap, errors
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.swap is not None:
             self.swap.take(module)
-        if not self.mode.active or not isinstance(output, Tensor):
+        if not self.mode.enabled or not isinstance(output, Tensor):
             return None
-        if self.errors is not None and self.mode.quantizing and output.requires_grad:
+        if self.errors is not None and self.mode.fake_quant_enabled and output.requires_grad:
             output = quantize_gradient(output, self.errors)
         return output if self.end is None else self.end(output)
 
 
-class Errors:
+class GradientQuantizer:
     """Quantizes what flows back from a layer to those before it."""
 
-    def __init__(self, function: Callable[..., Tensor], bits: int, mode: Mode, seed: int) -> None:
+    def __init__(self, function: Callable[..., Tensor], bits: int, mode: QuantState, seed: int) -> None:
         self.function, self.bits, self.mode, self.seed = function, bits, mode, seed
 
     def __call__(self, error: Tensor) -> Tensor:
@@ -109,9 +118,9 @@ class Errors:
         return found
 
 
-def _path(held: Held, attention: bool) -> str:
+def _path(weight_ref: WeightRef, attention: bool) -> str:
     """Where in its layer a weight is: attention reads that of its output projection itself."""
-    return "out_proj" if attention and isinstance(held.owner, nn.Linear) else ""
+    return "out_proj" if attention and isinstance(weight_ref.owner, nn.Linear) else ""
 
 
 def _put_bias(module: nn.Module, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -128,7 +137,7 @@ def _flatten(module: nn.Module) -> None:
 
 
 def _with_quantized(
-    module: nn.Module, args: Any, kwargs: Any, doors: dict[int, ActivationQuantizer]
+    module: nn.Module, args: Any, kwargs: Any, doors: dict[int, ActivationFakeQuantize]
 ) -> tuple[Any, Any]:
     """The arguments with the tensors at these positions on their grids."""
     given = [value for value in ordered_arguments(module, args, kwargs) if isinstance(value, Tensor)]

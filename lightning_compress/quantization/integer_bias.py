@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, WeightQuantizer
+from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, WeightFakeQuantize
 from lightning_compress.quantization.layers import Layer
 
 # Two products of 8 bits with weights up to this fit in 16 bits, on CPUs that add them there.
@@ -25,12 +25,12 @@ KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 BITS = 8
 
 
-def finer(highest: int) -> int:
+def finer_scale(highest: int) -> int:
     """How many times as fine a kernel may have the steps of weights whose whole numbers reach this far.
 
     Numbers of few bits are stored as multiples of a power of two, since biases are rounded to the steps that they have.
 
-    >>> [finer(highest) for highest in (1, 3, 7, 8, 63, 127)]
+    >>> [finer_scale(highest) for highest in (1, 3, 7, 8, 63, 127)]
     [64, 16, 8, 8, 1, 1]
     """
     factor = 1
@@ -49,13 +49,13 @@ class IntegerBias:
         norm: the BatchNorm that becomes a part of the layer.
     """
 
-    weights: WeightQuantizer
-    door: ActivationQuantizer
+    weights: WeightFakeQuantize
+    door: ActivationFakeQuantize
     norm: _BatchNorm | None
 
     def acts(self, module: nn.Module) -> bool:
         """Whether the layer computes as it is deployed: in training it learns in floating point."""
-        return not module.training and not (self.norm is not None and self.norm.training) and self.door.started
+        return not module.training and not (self.norm is not None and self.norm.training) and self.door.calibrated
 
     @torch.no_grad()
     def __call__(self, own: Tensor | None, scale: Tensor | None) -> Tensor | None:
@@ -69,7 +69,7 @@ class IntegerBias:
             Shape `(channels,)`, in double precision where there is any; None if there is nothing to round. It is `own`
             where int32 has no room for the number of steps.
         """
-        self.door.move_to(self.weights.scale.device)
+        self.door.move_qparams_to(self.weights.scale.device)
         input_scale = self.door.on_grid(self.door.scale.new_zeros(1)).scale
         # Accelerators of Apple have no double precision.
         dtype = torch.float32 if self.weights.scale.device.type == "mps" else torch.float64
@@ -77,8 +77,8 @@ class IntegerBias:
         if scale is None or input_scale is None or (own is None and offset is None):
             return None
         bias, offset = (torch.zeros(1).to(scale) if one is None else one.to(dtype) for one in (own, offset))
-        reach = self.weights.high if self.weights.symmetric else self.weights.high - self.weights.low
-        step = scale.flatten().to(dtype) * input_scale.to(dtype) / finer(reach)
+        reach = self.weights.quant_max if self.weights.symmetric else self.weights.quant_max - self.weights.quant_min
+        step = scale.flatten().to(dtype) * input_scale.to(dtype) / finer_scale(reach)
         places = ((bias + offset) / step).round()
         return torch.where(places.abs() <= LARGEST_BIAS, places * step - offset, bias)
 
@@ -94,7 +94,7 @@ class IntegerBias:
 
 
 def integer_bias(
-    layer: Layer, weights: dict[str, WeightQuantizer], door: ActivationQuantizer | None, norm: nn.Module | None
+    layer: Layer, weights: dict[str, WeightFakeQuantize], door: ActivationFakeQuantize | None, norm: nn.Module | None
 ) -> IntegerBias | None:
     """The rounding of a layer's bias, if an integer kernel may compute the layer.
 
@@ -105,11 +105,11 @@ def integer_bias(
         norm: the BatchNorm that alone takes its output.
     """
     quantizer = weights.get(layer.weights[0].name) if len(layer.weights) == 1 else None
-    forms = [one.form for one in (quantizer, door) if one is not None]
+    forms = [one.fmt for one in (quantizer, door) if one is not None]
     computes = isinstance(layer.module, KERNELS) and "bias" in layer.module._parameters and len(forms) == 2
     if quantizer is None or door is None or not computes or any(form.bits > BITS for form in forms):
         return None
-    if quantizer.rows.group > 0 or any(form.dtype is not None for form in forms):
+    if quantizer.channel_groups.group > 0 or any(form.dtype is not None for form in forms):
         return None
     folded = norm if isinstance(norm, _BatchNorm) and norm.running_var is not None else None
     return IntegerBias(quantizer, door, folded)

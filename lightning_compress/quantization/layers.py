@@ -7,8 +7,8 @@ from torch import nn
 
 from lightning_compress.nn.forward_capture import display_name
 from lightning_compress.nn.selection import Candidate, Patterns, Selection, select
-from lightning_compress.quantization.placement.sites import CONVOLUTIONS
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # These multiply their weight with what they are given, for which runtimes have integer kernels.
 COMPUTING = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
@@ -24,7 +24,7 @@ MADE_BY_HOOKS = {
 
 
 @dataclass(frozen=True)
-class Held:
+class WeightRef:
     """One weight: its name, the module whose attribute it is, and its output channels' axis."""
 
     name: str
@@ -40,7 +40,7 @@ class Layer:
 
     name: str
     module: nn.Module
-    weights: tuple[Held, ...]
+    weights: tuple[WeightRef, ...]
 
     @property
     def computes(self) -> bool:
@@ -48,7 +48,9 @@ class Layer:
         return isinstance(self.module, COMPUTING)
 
 
-def layers_of(model: nn.Module, targets: Patterns = None, ignore: Patterns = ()) -> tuple[Selection, list[Layer]]:
+def quantizable_layers(
+    model: nn.Module, targets: Patterns = None, ignore: Patterns = ()
+) -> tuple[Selection, list[Layer]]:
     """The layers whose weights are chosen, frozen ones too, in the order of the model; what is left out and why.
 
     Args:
@@ -68,13 +70,13 @@ def layers_of(model: nn.Module, targets: Patterns = None, ignore: Patterns = ())
             left_out[candidate.name] = reason
         else:
             chosen.append(candidate)
-    found: dict[str, list[Held]] = {}
+    found: dict[str, list[WeightRef]] = {}
     first: dict[int, str] = {}  # a module that has several names is one layer
     for candidate in chosen:
         for name in candidate.names:
-            host, held = _held(name, candidate, modules)
+            host, weight_ref = _weight_ref(name, candidate, modules)
             if first.setdefault(id(modules[host]), host) == host:
-                found.setdefault(host, []).append(held)
+                found.setdefault(host, []).append(weight_ref)
     order = [name for name in modules if name in found]
     layers = [Layer(name, modules[name], tuple(found[name])) for name in order]
     if not layers:
@@ -118,13 +120,13 @@ def _made_by_hook(owner: nn.Module, leaf: str) -> str | None:
     return None
 
 
-def _held(name: str, candidate: Candidate, modules: dict[str, nn.Module]) -> tuple[str, Held]:
+def _weight_ref(name: str, candidate: Candidate, modules: dict[str, nn.Module]) -> tuple[str, WeightRef]:
     path, _, leaf = name.rpartition(".")
     owner, (above, _, last) = modules[path], path.rpartition(".")
     # Attention never calls its output projection: it reads the weight itself.
     read_above = last == "out_proj" and isinstance(modules.get(above), nn.MultiheadAttention)
     axis = 1 if isinstance(owner, TRANSPOSED) else 0
-    return above if read_above else path, Held(candidate.name, candidate.parameter, owner, leaf, axis)
+    return above if read_above else path, WeightRef(candidate.name, candidate.parameter, owner, leaf, axis)
 
 
 def _count(candidates: Iterable[Candidate]) -> int:

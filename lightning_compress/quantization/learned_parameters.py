@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_compress.core.registry import call_with_supported_args
 from lightning_compress.nn.optimizer_groups import extra_param_group, group_index
-from lightning_compress.quantization.layers import Held
-from lightning_compress.quantization.optimizer_support import refuse_unable
+from lightning_compress.quantization.layers import WeightRef
+from lightning_compress.quantization.optimizer_support import check_optimizers_supported
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 # PACT's clips are pulled down by the decay of the weights, section 3 of the paper; other steps have none.
@@ -21,7 +21,7 @@ DECAYED = {"clip"}
 
 
 @dataclass
-class Learner:
+class OptimizerAttachment:
     """What one group of an optimizer is to train along.
 
     Attributes:
@@ -32,13 +32,13 @@ class Learner:
     """
 
     optimizer: Optimizer
-    like: Held
+    reference_param: WeightRef
     changed: dict[str, Any]
-    place: int | None = None
+    group_index: int | None = None
     learned: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-def learners(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list[Learner]:
+def attachments(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list[OptimizerAttachment]:
     """What each group is to train: that in which a quantizer's own layer is, or else the first with any layer in it.
 
     What is learned for a frozen layer that no optimizer has stays as it began. A resumed run trains each as the run did
@@ -50,8 +50,13 @@ def learners(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list
         for index, group in enumerate(optimizer.param_groups)
         for one in group["params"]
     }
-    weights = [held for layer in quantized.layers.values() for held in layer.weights if id(held.parameter) in groups]
-    found: dict[tuple[Any, ...], Learner] = {}
+    weights = [
+        weight_ref
+        for layer in quantized.layers.values()
+        for weight_ref in layer.weights
+        if id(weight_ref.parameter) in groups
+    ]
+    found: dict[tuple[Any, ...], OptimizerAttachment] = {}
     for name, parameter in quantized.learned().items() if weights else ():
         like, place = _as_before(quantized, name, weights)
         if like is not None:
@@ -59,25 +64,25 @@ def learners(quantized: QuantizedModel, optimizers: Iterable[Optimizer]) -> list
             decayed = name.rpartition("/")[2] in DECAYED
             changed = {} if decayed else {"weight_decay": 0.0}
             key = (id(optimizer), index, place, decayed)
-            found.setdefault(key, Learner(optimizer, like, changed, place)).learned[name] = parameter
-    return sorted(found.values(), key=lambda one: math.inf if one.place is None else one.place)
+            found.setdefault(key, OptimizerAttachment(optimizer, like, changed, place)).learned[name] = parameter
+    return sorted(found.values(), key=lambda one: math.inf if one.group_index is None else one.group_index)
 
 
-def _as_before(quantized: QuantizedModel, name: str, weights: list[Held]) -> tuple[Held | None, int | None]:
+def _as_before(quantized: QuantizedModel, name: str, weights: list[WeightRef]) -> tuple[WeightRef | None, int | None]:
     """Like which weight something learned is trained, and where among the groups, if that was so before."""
-    if not quantized.joined:
+    if not quantized.attached:
         return _like(quantized, name, weights), None
-    like, place = quantized.joined.get(name, (None, None))
-    return next((held for held in weights if held.name == like), None), place
+    like, place = quantized.attached.get(name, (None, None))
+    return next((weight_ref for weight_ref in weights if weight_ref.name == like), None), place
 
 
-def _like(quantized: QuantizedModel, name: str, weights: list[Held]) -> Held | None:
+def _like(quantized: QuantizedModel, name: str, weights: list[WeightRef]) -> WeightRef | None:
     """The weight like which something learned is trained; None if that is for frozen layers alone."""
     place = name.split("/")[1]
-    takers = [held for layer in quantized.takers(place) for held in quantized.layers[layer].weights]
-    own = takers or [held for held in quantized.held().values() if held.name == place]
-    near = [held for held in own if held in weights]
-    if own and not near and not any(held.parameter.requires_grad for held in own):
+    takers = [weight_ref for layer in quantized.consumers(place) for weight_ref in quantized.layers[layer].weights]
+    own = takers or [weight_ref for weight_ref in quantized.quantized_weights().values() if weight_ref.name == place]
+    near = [weight_ref for weight_ref in own if weight_ref in weights]
+    if own and not near and not any(weight_ref.parameter.requires_grad for weight_ref in own):
         return None
     return (near or weights)[0]
 
@@ -93,13 +98,13 @@ class _Schedulers:
 
 
 @contextmanager
-def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
+def attached_to_optimizers(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
     """Within the context a Trainer's optimizers train what the quantizers learn, if they do not yet; see `joined`."""
     with ExitStack() as stack:
         if not quantized.trained:
             _join(quantized, trainer, stack)
             for optimizer in trainer.optimizers:
-                stack.enter_context(bounded(quantized, optimizer))
+                stack.enter_context(clamped_after_steps(quantized, optimizer))
         quantized.trained = True
         stack.callback(setattr, quantized, "trained", False)
         yield
@@ -108,13 +113,15 @@ def training(quantized: QuantizedModel, trainer: Any) -> Iterator[None]:
 def _join(quantized: QuantizedModel, trainer: Any, stack: ExitStack) -> None:
     """Let optimizers train what is learned, and let the rest of it cost no gradient, until the stack is closed."""
     places: dict[str, tuple[str, int]] = {}
-    refuse_unable(trainer.optimizers, list(quantized.layers.values()), quantized.request)
-    for one in learners(quantized, trainer.optimizers):
-        like, schedulers = one.like.parameter, _Schedulers(trainer)
-        stack.enter_context(extra_param_group(one.optimizer, schedulers, one.learned, like, one.place, **one.changed))
+    check_optimizers_supported(trainer.optimizers, list(quantized.layers.values()), quantized.config)
+    for one in attachments(quantized, trainer.optimizers):
+        like, schedulers = one.reference_param.parameter, _Schedulers(trainer)
+        stack.enter_context(
+            extra_param_group(one.optimizer, schedulers, one.learned, like, one.group_index, **one.changed)
+        )
         place = group_index(one.optimizer, next(iter(one.learned.values())))
-        places |= dict.fromkeys(one.learned, (one.like.name, place))
-    quantized.joined = places
+        places |= dict.fromkeys(one.learned, (one.reference_param.name, place))
+    quantized.attached = places
     stack.callback(setattr, quantized, "joined", {})
     for name, parameter in quantized.learned().items():
         parameter.requires_grad_(name in places)
@@ -122,15 +129,15 @@ def _join(quantized: QuantizedModel, trainer: Any, stack: ExitStack) -> None:
 
 
 @contextmanager
-def bounded(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
+def clamped_after_steps(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
     """Within the context, weights whose method has a bound are clipped to it after each update of the optimizer."""
 
     @torch.no_grad()
     def clip(*_: Any) -> None:
-        for _layer, held, _gradient in _of_optimizer(quantized, optimizer):
-            bound = quantized.weights[held.name].bound
-            if bound is not None and quantized.mode.active:
-                held.parameter.clamp_(-bound, bound)
+        for _layer, weight_ref, _gradient in _of_optimizer(quantized, optimizer):
+            bound = quantized.weights[weight_ref.name].bound
+            if bound is not None and quantized.state.enabled:
+                weight_ref.parameter.clamp_(-bound, bound)
 
     if all(one.bound is None for one in quantized.weights.values()):
         yield
@@ -145,11 +152,11 @@ def bounded(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[None]:
 @torch.no_grad()
 def quantize_gradients(quantized: QuantizedModel, optimizer: Optimizer) -> None:
     """Put what an optimizer gets of each weight on a grid, where the method has one for it."""
-    bits = quantized.request.weight_grad_bits
+    bits = quantized.config.weight_grad_bits
     for number, (layer, _, gradient) in enumerate(_of_optimizer(quantized, optimizer)):
         function = quantized.plans[layer].method.gradients
         if function is not None and bits is not None:
-            generator = quantized.mode.generator(quantized.seed + 30_000 + number, gradient.device)
+            generator = quantized.state.generator(quantized.seed + 30_000 + number, gradient.device)
             gradient.copy_(call_with_supported_args(function, gradient=gradient, bits=bits, generator=generator))
 
 
@@ -159,15 +166,18 @@ def add_damping(quantized: QuantizedModel, strength: float, optimizer: Optimizer
 
     Reference: Nagel et al., 2022, section 4.2, https://arxiv.org/abs/2203.11086
     """
-    for _, held, gradient in _of_optimizer(quantized, optimizer):
-        gradient.add_(quantized.weights[held.name].off_grid(held.parameter.detach()), alpha=2 * strength)
+    for _, weight_ref, gradient in _of_optimizer(quantized, optimizer):
+        gradient.add_(quantized.weights[weight_ref.name].off_grid(weight_ref.parameter.detach()), alpha=2 * strength)
 
 
-def _of_optimizer(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[tuple[str, Held, Tensor]]:
+def _of_optimizer(quantized: QuantizedModel, optimizer: Optimizer) -> Iterator[tuple[str, WeightRef, Tensor]]:
     """Each quantized weight that has a gradient for this optimizer, once, after the first of its layers."""
     own = [one for group in optimizer.param_groups for one in group["params"]]
     gradients = {one: one.grad for one in own if one.grad is not None and one.requires_grad}
     for layer in quantized.layers.values():
-        for held in layer.weights:
-            if held.name in quantized.weights and (gradient := gradients.pop(held.parameter, None)) is not None:
-                yield layer.name, held, gradient
+        for weight_ref in layer.weights:
+            if (
+                weight_ref.name in quantized.weights
+                and (gradient := gradients.pop(weight_ref.parameter, None)) is not None
+            ):
+                yield layer.name, weight_ref, gradient

@@ -6,18 +6,18 @@ from typing import Any, TypeAlias
 
 from lightning_compress.core.registry import check_signature, find, near_miss
 from lightning_compress.quantization.functional import gradients, quantizers
-from lightning_compress.quantization.functional.formats import Format
-from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile
+from lightning_compress.quantization.functional.formats import NumberFormat
+from lightning_compress.quantization.functional.ranges import RangeEstimator, min_max, mse, percentile
 from lightning_compress.quantization.functional.rounding import Quantized
 
 Quantizer: TypeAlias = Callable[..., Quantized]
-MethodName: TypeAlias = str | Quantizer | Mapping[str, str | Quantizer | None] | None
+MethodLike: TypeAlias = str | Quantizer | Mapping[str, str | Quantizer | None] | None
 SIDES = ("weights", "activations")
-RUNNING, WHOLE = Range(min_max), Range(min_max, None)
+RUNNING, INTEGER_FORMATS = RangeEstimator(min_max), RangeEstimator(min_max, None)
 
 
 @dataclass(frozen=True)
-class Method:
+class ResolvedMethod:
     """What acts where.
 
     Attributes:
@@ -30,14 +30,14 @@ class Method:
 
     weights: Quantizer | None = None
     activations: Quantizer | None = None
-    range: Range = RUNNING
-    weight_range: Range = WHOLE
+    range: RangeEstimator = RUNNING
+    weight_range: RangeEstimator = INTEGER_FORMATS
     gradients: Callable[..., Any] | None = None
     errors: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
-class Offer:
+class MethodSpec:
     """What a named method has to offer: for each side its quantizers, of which the first that fits a format is taken.
 
     A side without any is left to what suits its format: the method is not about it.
@@ -45,47 +45,49 @@ class Offer:
 
     weights: tuple[Quantizer, ...] = ()
     activations: tuple[Quantizer, ...] = ()
-    range: Range = RUNNING
-    weight_range: Range = WHOLE
+    range: RangeEstimator = RUNNING
+    weight_range: RangeEstimator = INTEGER_FORMATS
     gradients: Callable[..., Any] | None = None
     errors: Callable[..., Any] | None = None
 
-    def of(self, side: str) -> tuple[Quantizer, ...]:
+    def for_format(self, side: str) -> tuple[Quantizer, ...]:
         """The quantizers of weights or activations."""
         return self.weights if side == "weights" else self.activations
 
 
-def _by_range(estimator: Callable[..., Any], momentum: float | None = 0.01) -> Offer:
+def _by_range(estimator: Callable[..., Any], momentum: float | None = 0.01) -> MethodSpec:
     uniform = (quantizers.uniform,)
-    return Offer(uniform, uniform, Range(estimator, momentum), Range(estimator, None))
+    return MethodSpec(uniform, uniform, RangeEstimator(estimator, momentum), RangeEstimator(estimator, None))
 
 
-METHODS: Mapping[str, Offer] = {
+METHODS: Mapping[str, MethodSpec] = {
     "min_max": _by_range(min_max, momentum=None),
     "moving_average": _by_range(min_max),
     "percentile": _by_range(percentile),
     "mse": _by_range(mse),
-    "lsq": Offer((quantizers.lsq,), (quantizers.lsq,)),
-    "pact": Offer(activations=(quantizers.pact,)),
+    "lsq": MethodSpec((quantizers.lsq,), (quantizers.lsq,)),
+    "pact": MethodSpec(activations=(quantizers.pact,)),
     # At one bit the paper's weights are those of XNOR-Net.
-    "dorefa": Offer(
+    "dorefa": MethodSpec(
         (quantizers.dorefa_weights, quantizers.xnor), (quantizers.dorefa_activations,), errors=gradients.dorefa,
     ),
-    "twn": Offer((quantizers.twn,)),
-    "ttq": Offer((quantizers.ttq,)),
-    "binary_connect": Offer((quantizers.binary_connect,)),
-    "bnn": Offer((quantizers.binary_connect,), (quantizers.bnn,)),
-    "xnor": Offer((quantizers.xnor,), (quantizers.xnor_activations,)),
-    "wage": Offer(
+    "twn": MethodSpec((quantizers.twn,)),
+    "ttq": MethodSpec((quantizers.ttq,)),
+    "binary_connect": MethodSpec((quantizers.binary_connect,)),
+    "bnn": MethodSpec((quantizers.binary_connect,), (quantizers.bnn,)),
+    "xnor": MethodSpec((quantizers.xnor,), (quantizers.xnor_activations,)),
+    "wage": MethodSpec(
         (quantizers.wage_weights,), (quantizers.wage_activations,),
         gradients=gradients.wage_gradients, errors=gradients.wage_errors,
     ),
-    "stochastic": Offer((quantizers.stochastic, quantizers.stochastic_binary), (quantizers.stochastic,)),
-    "floating": Offer((quantizers.floating,), (quantizers.floating,)),
+    "stochastic": MethodSpec((quantizers.stochastic, quantizers.stochastic_binary), (quantizers.stochastic,)),
+    "floating": MethodSpec((quantizers.floating,), (quantizers.floating,)),
 }  # fmt: skip
 
 
-def method_for(method: MethodName, weights: Format | None, activations: Format | None) -> Method:
+def resolve_method(
+    method: MethodLike, weights: NumberFormat | None, activations: NumberFormat | None
+) -> ResolvedMethod:
     """The quantizers for these formats.
 
     Args:
@@ -102,7 +104,7 @@ def method_for(method: MethodName, weights: Format | None, activations: Format |
     named = {side: _named(wanted[side]) for side in SIDES}
     _refuse_unused(method, named, forms)
     taken = {side: _taken(method, named[side], forms, side) for side in SIDES}
-    return Method(
+    return ResolvedMethod(
         _first_fitting(taken["weights"].weights, weights),
         _first_fitting(taken["activations"].activations, activations),
         taken["activations"].range,
@@ -112,12 +114,12 @@ def method_for(method: MethodName, weights: Format | None, activations: Format |
     )
 
 
-def fitting(form: Format, side: str) -> list[str]:
+def fitting_methods(form: NumberFormat, side: str) -> list[str]:
     """The names of the methods that put this side on grids of this format."""
-    return [name for name, offer in METHODS.items() if _first_fitting(offer.of(side), form)]
+    return [name for name, offer in METHODS.items() if _first_fitting(offer.for_format(side), form)]
 
 
-def default_name(form: Format, side: str) -> str:
+def default_name(form: NumberFormat, side: str) -> str:
     """The method that suits a format."""
     if form.kind == "float":
         return "floating"
@@ -128,7 +130,7 @@ def default_name(form: Format, side: str) -> str:
     return "lsq" if form.bits <= 4 else "moving_average"
 
 
-def _by_side(method: MethodName) -> dict[str, Any]:
+def _by_side(method: MethodLike) -> dict[str, Any]:
     if not isinstance(method, Mapping):
         return dict.fromkeys(SIDES, method)
     for key in method:
@@ -140,9 +142,9 @@ def _by_side(method: MethodName) -> dict[str, Any]:
     return {side: method.get(side) for side in SIDES}
 
 
-def _named(method: Any) -> Offer:
+def _named(method: Any) -> MethodSpec:
     if method is None:
-        return Offer()
+        return MethodSpec()
     if isinstance(method, str) and "." not in method:
         if method not in METHODS:
             raise ValueError(
@@ -153,14 +155,16 @@ def _named(method: Any) -> Offer:
     own = find(method, quantizers)
     learned: Mapping[str, Any] = getattr(own, "learned", {})
     check_signature(own, (*quantizers.OFFERED, *learned))
-    return Offer((own,), (own,))
+    return MethodSpec((own,), (own,))
 
 
-def _refuse_unused(method: MethodName, named: Mapping[str, Offer], forms: Mapping[str, Format | None]) -> None:
+def _refuse_unused(
+    method: MethodLike, named: Mapping[str, MethodSpec], forms: Mapping[str, NumberFormat | None]
+) -> None:
     """Refuse a method that is about nothing that is quantized."""
     asked = [side for side in SIDES if not isinstance(method, Mapping) or method.get(side) is not None]
     quantized = [side for side in SIDES if forms[side] is not None]
-    about = [side for side in asked if named[side].of(side)]
+    about = [side for side in asked if named[side].for_format(side)]
     if method is not None and about and quantized and not set(about) & set(quantized):
         raise ValueError(
             f"method={method!r} is about {' and '.join(about)}, but only {' and '.join(quantized)} are quantized. Give "
@@ -168,23 +172,24 @@ def _refuse_unused(method: MethodName, named: Mapping[str, Offer], forms: Mappin
         )
 
 
-def _taken(method: MethodName, named: Offer, forms: Mapping[str, Format | None], side: str) -> Offer:
+def _taken(method: MethodLike, named: MethodSpec, forms: Mapping[str, NumberFormat | None], side: str) -> MethodSpec:
     """The offer whose quantizer acts on this side: the named one's, or that which suits the format."""
     form, wanted = forms[side], _by_side(method)[side]
-    if form is None or _first_fitting(named.of(side), form):
+    if form is None or _first_fitting(named.for_format(side), form):
         return named
-    if wanted is None or not (named.of(side) or isinstance(method, Mapping)):
+    if wanted is None or not (named.for_format(side) or isinstance(method, Mapping)):
         return METHODS[default_name(form, side)]
     (other,) = (one for one in SIDES if one != side)
-    keeps = not isinstance(method, Mapping) and _first_fitting(named.of(other), forms[other])
+    keeps = not isinstance(method, Mapping) and _first_fitting(named.for_format(other), forms[other])
     raise ValueError(
-        f"method {_shown(wanted)} is not for {side}={_written(form)}{_kinds(named.of(side))}. Write None for "
-        f"{default_name(form, side)!r}, which suits them, or one of {', '.join(map(repr, fitting(form, side)))}."
+        f"method {_shown(wanted)} is not for {side}={_written(form)}{_kinds(named.for_format(side))}. Write None for "
+        f"{default_name(form, side)!r}, which suits them, or one of "
+        f"{', '.join(map(repr, fitting_methods(form, side)))}."
         + (f" For the {other} alone: method={{{other!r}: {_shown(wanted)}}}." if keeps else "")
     )
 
 
-def _first_fitting(offered: tuple[Quantizer, ...], form: Format | None) -> Quantizer | None:
+def _first_fitting(offered: tuple[Quantizer, ...], form: NumberFormat | None) -> Quantizer | None:
     # A user's own quantizer does not say for which formats it is, and is taken at its word.
     fits = (one for one in offered if form is not None and form.kind in getattr(one, "kinds", (form.kind,)))
     return next(fits, None)
@@ -199,5 +204,5 @@ def _shown(method: Any) -> str:
     return repr(method) if isinstance(method, str) else str(getattr(method, "__name__", method))
 
 
-def _written(form: Format) -> str:
+def _written(form: NumberFormat) -> str:
     return form.name if form.kind == "integer" else repr(form.name)

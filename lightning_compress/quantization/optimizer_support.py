@@ -5,22 +5,24 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_compress.quantization.config import LayerPlan, Request
+from lightning_compress.quantization.config import LayerPlan, QuantizationConfig
 from lightning_compress.quantization.layers import Layer
 
 
-def refuse_unable(optimizers: Iterable[Optimizer], layers: list[Layer], request: Request) -> None:
+def check_optimizers_supported(
+    optimizers: Iterable[Optimizer], layers: list[Layer], request: QuantizationConfig
+) -> None:
     """Refuse an optimizer that is to train along what is learned for the layers whose weights it has.
 
     Raises:
         ValueError: if it cannot; the first such layer is named.
     """
-    plans = request.plan(layers)
+    plans = request.plan_layers(layers)
     learning = {
-        held.parameter: (layer.name, names)
+        weight_ref.parameter: (layer.name, names)
         for layer in layers
         if (names := _learned(layer, plans[layer.name]))
-        for held in layer.weights
+        for weight_ref in layer.weights
     }
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.quantization.config import Request, as_override
-from lightning_compress.quantization.layers import Layer, layers_of
-from lightning_compress.quantization.placement.sites import Layout
+from lightning_compress.quantization.config import QuantizationConfig, override_from_settings
+from lightning_compress.quantization.layers import Layer, quantizable_layers
+from lightning_compress.quantization.placement.sites import ActivationPlacement
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
-def restored(model: nn.Module, state: Mapping[str, Any]) -> QuantizedModel:
+def restore_quantization(model: nn.Module, state: Mapping[str, Any]) -> QuantizedModel:
     """Quantize a module as the state of a `QuantizedModel` says; its hooks are installed for good.
 
     Args:
@@ -23,18 +23,18 @@ def restored(model: nn.Module, state: Mapping[str, Any]) -> QuantizedModel:
     Raises:
         ValueError: if the module lacks a layer, or the state names code that is not of this package.
     """
-    layout = Layout.of(state["layout"])
-    overrides = {f"re:{re.escape(name)}": as_override(plan) for name, plan in state["plans"].items()}
+    layout = ActivationPlacement.from_state_dict(state["layout"])
+    overrides = {f"re:{re.escape(name)}": override_from_settings(plan) for name, plan in state["plans"].items()}
     symmetric = all(plan["symmetric"] for plan in state["plans"].values())
-    request = Request(overrides=overrides, symmetric=symmetric)
+    request = QuantizationConfig(overrides=overrides, symmetric=symmetric)
     quantized = QuantizedModel(model, _layers(model, state), request, layout)
-    quantized.load(state)
-    quantized.mode.frozen = quantized.mode.active
+    quantized.load_state_dict(state)
+    quantized.state.observers_frozen = quantized.state.enabled
     quantized.install()
     return quantized
 
 
-def within(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+def restrict_state(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a state that is about the submodule whose names begin with `prefix`, by that module's own names.
 
     Raises:
@@ -46,9 +46,9 @@ def within(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"'{name}' is quantized outside of '{prefix.removesuffix('.')}': take the whole module.")
         return name[len(prefix) :]
 
-    layout = Layout.of(state["layout"])
+    layout = ActivationPlacement.from_state_dict(state["layout"])
     sites = {site.name: replace(site, module=own(site.module)) for site in layout.sites}
-    moved = Layout(
+    moved = ActivationPlacement(
         tuple(sites.values()),
         tuple(map(own, layout.order)),
         {own(layer): sites[site].name for layer, site in layout.inputs.items()},
@@ -57,7 +57,7 @@ def within(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         **state,
-        "layout": moved.state(),
+        "layout": moved.state_dict(),
         "plans": {own(name): plan for name, plan in state["plans"].items()},
         "weights": {own(name): weight for name, weight in state["weights"].items()},
         "activations": {sites[name].name: one for name, one in state["activations"].items()},
@@ -67,12 +67,16 @@ def within(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
 def _layers(model: nn.Module, state: Mapping[str, Any]) -> list[Layer]:
     """The layers that the state has plans for, with the weights that it has grids for."""
     found = []
-    for layer in layers_of(model)[1]:
+    for layer in quantizable_layers(model)[1]:
         plan = state["plans"].get(layer.name)
         if plan is not None:
-            weights = tuple(held for held in layer.weights if plan["weights"] is None or held.name in state["weights"])
+            weights = tuple(
+                weight_ref
+                for weight_ref in layer.weights
+                if plan["weights"] is None or weight_ref.name in state["weights"]
+            )
             found.append(Layer(layer.name, layer.module, weights))
-    known = {layer.name for layer in found} | {held.name for layer in found for held in layer.weights}
+    known = {layer.name for layer in found} | {weight_ref.name for layer in found for weight_ref in layer.weights}
     if missing := sorted((state["plans"].keys() | state["weights"].keys()) - known):
         raise ValueError(f"{type(model).__name__} has no {', '.join(missing)}, which the checkpoint has grids for.")
     return found

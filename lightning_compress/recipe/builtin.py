@@ -6,19 +6,19 @@ from pathlib import Path
 from lightning_compress.core.registry import near_miss
 
 
-def shipped(folder: str = "") -> dict[str, Path]:
+def builtin_recipes(folder: str = "") -> dict[str, Path]:
     """Each ready recipe's file by its name, such as "prune"; of the folder "sweeps", each ready sweep's."""
     here = Path(str(files("lightning_compress.recipes"))) / folder
     return {path.stem: path for path in sorted(here.glob("*.yaml"))}
 
 
-def purpose(path: Path) -> str:
+def recipe_purpose(path: Path) -> str:
     """What a recipe is for: the first comment line at its top, empty if there is none."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def locate(name: str | Path, folder: str = "") -> Path:
+def find_recipe(name: str | Path, folder: str = "") -> Path:
     """Return the file of a path, or of the name of a ready recipe, or sweep in the folder "sweeps".
 
     Raises:
@@ -27,7 +27,7 @@ def locate(name: str | Path, folder: str = "") -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    ready, kind = shipped(folder), folder.removesuffix("s") or "recipe"
+    ready, kind = builtin_recipes(folder), folder.removesuffix("s") or "recipe"
     if str(name) in ready:
         return ready[str(name)]
     raise FileNotFoundError(
@@ -36,14 +36,14 @@ def locate(name: str | Path, folder: str = "") -> Path:
     )
 
 
-def copy(name: str, target: str | Path, *, force: bool = False) -> Path:
+def copy_recipe(name: str, target: str | Path, *, force: bool = False) -> Path:
     """Copy a ready recipe to a file, or into a folder under its own name; return where it lies.
 
     Raises:
         ValueError: if there is no such recipe.
         FileExistsError: if the file is there already and `force` is not set.
     """
-    ready = shipped()
+    ready = builtin_recipes()
     if name not in ready:
         raise ValueError(f"There is no ready recipe '{name}'.{near_miss(name, ready)} Ready ones: {', '.join(ready)}.")
     path = Path(target)

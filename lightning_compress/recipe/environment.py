@@ -7,7 +7,7 @@ VARIABLE = "LIGHTNING_COMPRESS_RECIPE"
 SETTINGS = "LIGHTNING_COMPRESS_SET"
 
 
-def environment_variables(recipe: str, overrides: Sequence[str]) -> dict[str, str]:
+def recipe_variables(recipe: str, overrides: Sequence[str]) -> dict[str, str]:
     """The variables by which a recipe with overrides joins the Trainers of a program.
 
     Raises:

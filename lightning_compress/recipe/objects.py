@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_compress.core.registry import near_miss
 from lightning_compress.recipe.classes import Classes, arguments_of
-from lightning_compress.recipe.safe_yaml import Located
+from lightning_compress.recipe.safe_yaml import SourceValue
 
 
 def is_object(value: Any) -> bool:
@@ -14,7 +14,7 @@ def is_object(value: Any) -> bool:
     return isinstance(value, dict) and "class_path" in value
 
 
-def as_object(entry: Located, place: str) -> Located:
+def as_object(entry: SourceValue, place: str) -> SourceValue:
     """Write an entry out as `{class_path: ..., init_args: {...}}`.
 
     Args:
@@ -28,7 +28,7 @@ def as_object(entry: Located, place: str) -> Located:
         value = {"class_path": entry}
     elif isinstance(value, dict) and len(value) == 1 and not is_object(value):
         ((name, arguments),) = value.items()
-        value = {"class_path": Located(name, arguments.where), "init_args": arguments}
+        value = {"class_path": SourceValue(name, arguments.where), "init_args": arguments}
     if not is_object(value):
         raise ValueError(f"{entry.where}: {place}: {_no_object(value)}")
     check_keys(value, ("class_path", "init_args"), place, "key")
@@ -36,23 +36,23 @@ def as_object(entry: Located, place: str) -> Located:
         raise ValueError(
             f"{entry.where}: {place}.class_path: {value['class_path'].plain()!r} is not the name of a class."
         )
-    arguments = value.get("init_args", Located({}, entry.where))
+    arguments = value.get("init_args", SourceValue({}, entry.where))
     if arguments.value is None:
-        arguments = Located({}, arguments.where)
+        arguments = SourceValue({}, arguments.where)
     if not isinstance(arguments.value, dict):
         raise ValueError(
             f"{arguments.where}: {place}: the arguments are a mapping, such as {{final_sparsity: 0.9}}, but here is "
             f"{arguments.plain()!r}."
         )
-    return Located({"class_path": value["class_path"], "init_args": arguments}, entry.where)
+    return SourceValue({"class_path": value["class_path"], "init_args": arguments}, entry.where)
 
 
-def short_name(node: Located) -> str:
+def short_name(node: SourceValue) -> str:
     """The class name of an object, without its package."""
     return str(node.value["class_path"].value).rpartition(".")[2]
 
 
-def find_class(node: Located, place: str, classes: Classes) -> type[Any]:
+def find_class(node: SourceValue, place: str, classes: Classes) -> type[Any]:
     """Return the class of an object.
 
     Raises:
@@ -65,7 +65,7 @@ def find_class(node: Located, place: str, classes: Classes) -> type[Any]:
         raise ValueError(f"{name.where}: {place}: {error}") from error
 
 
-def check(node: Located, place: str, classes: Classes) -> None:
+def check_objects(node: SourceValue, place: str, classes: Classes) -> None:
     """Check the classes and the names of the arguments of a value and all within it; nothing is made.
 
     Raises:
@@ -79,30 +79,30 @@ def check(node: Located, place: str, classes: Classes) -> None:
         check_keys(node.value["init_args"].value, arguments_of(found), place, "argument", renamed)
         node = node.value["init_args"]
     for inner_place, child in _children(node, place):
-        check(child, inner_place, classes)
+        check_objects(child, inner_place, classes)
 
 
-def build(node: Located, place: str, classes: Classes) -> Any:
+def build_objects(node: SourceValue, place: str, classes: Classes) -> Any:
     """Make the objects of a value; plain values stay as they are.
 
     Raises:
         ValueError: as `check`; and what a constructor refuses, with the place in front of its words.
     """
     if isinstance(node.value, list):
-        return [build(child, inner_place, classes) for inner_place, child in _children(node, place)]
+        return [build_objects(child, inner_place, classes) for inner_place, child in _children(node, place)]
     if not isinstance(node.value, dict):
         return node.value
     if not is_object(node.value):
-        return {key: build(child, f"{place}.{key}", classes) for key, child in node.value.items()}
+        return {key: build_objects(child, f"{place}.{key}", classes) for key, child in node.value.items()}
     node = as_object(node, place)
     place = f"{place}.{short_name(node)}"
     cls = find_class(node, place, classes)
     written = node.value["init_args"].value
-    arguments = {key: build(child, f"{place}.{key}", classes) for key, child in written.items()}
-    return call(cls, arguments, written, f"{node.where}: {place}")
+    arguments = {key: build_objects(child, f"{place}.{key}", classes) for key, child in written.items()}
+    return construct(cls, arguments, written, f"{node.where}: {place}")
 
 
-def call(cls: type[Any], arguments: dict[str, Any], written: dict[str, Located], place: str) -> Any:
+def construct(cls: type[Any], arguments: dict[str, Any], written: dict[str, SourceValue], place: str) -> Any:
     """Make `cls(**arguments)`.
 
     Raises:
@@ -119,7 +119,7 @@ def call(cls: type[Any], arguments: dict[str, Any], written: dict[str, Located],
 
 
 def check_keys(
-    values: dict[Any, Located],
+    values: dict[Any, SourceValue],
     known: Iterable[str] | None,
     place: str,
     kind: str,
@@ -139,7 +139,7 @@ def check_keys(
             raise ValueError(f"{child.where}: {place}.{key}: unknown {kind} '{key}'.{hint}".replace(": .", ": "))
 
 
-def _blamed(words: str, written: dict[str, Located]) -> str | None:
+def _blamed(words: str, written: dict[str, SourceValue]) -> str | None:
     """The one argument whose name stands in the words of an error, or else whose value does."""
     by_name = [key for key in written if re.search(rf"\b{re.escape(str(key))}\b", words)]
     by_value = [key for key, child in written.items() if isinstance(child.value, str) and repr(child.value) in words]
@@ -147,7 +147,7 @@ def _blamed(words: str, written: dict[str, Located]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _children(node: Located, place: str) -> list[tuple[str, Located]]:
+def _children(node: SourceValue, place: str) -> list[tuple[str, SourceValue]]:
     if isinstance(node.value, list):
         return [(f"{place}[{index}]", child) for index, child in enumerate(node.value)]
     return [(f"{place}.{key}", child) for key, child in node.value.items()] if isinstance(node.value, dict) else []

@@ -6,10 +6,10 @@ from typing import Any
 
 from lightning_compress.core.registry import near_miss
 from lightning_compress.recipe.objects import as_object, is_object, short_name
-from lightning_compress.recipe.safe_yaml import Located, parse
+from lightning_compress.recipe.safe_yaml import SourceValue, parse_yaml
 
 
-def override(root: Located, setting: str, names: list[str], sections: Iterable[str]) -> Located:
+def apply_overrides(root: SourceValue, setting: str, names: list[str], sections: Iterable[str]) -> SourceValue:
     """Return the recipe with one value changed.
 
     Args:
@@ -29,7 +29,7 @@ def override(root: Located, setting: str, names: list[str], sections: Iterable[s
     sections = list(sections)
     if keys[0] not in sections:
         keys = ["callbacks", str(_index_of(keys[0], names, sections, where)), *keys[1:]]
-    return _changed(root, keys, parse(text, lambda line: where), [])
+    return _changed(root, keys, parse_yaml(text, lambda line: where), [])
 
 
 def _index_of(name: str, names: list[str], sections: list[str], where: str) -> int:
@@ -42,7 +42,7 @@ def _index_of(name: str, names: list[str], sections: list[str], where: str) -> i
     return names.index(name)
 
 
-def _changed(node: Located, keys: list[str], new: Located, path: list[str]) -> Located:
+def _changed(node: SourceValue, keys: list[str], new: SourceValue, path: list[str]) -> SourceValue:
     if not keys:
         return new
     if isinstance(node.value, list):
@@ -51,36 +51,36 @@ def _changed(node: Located, keys: list[str], new: Located, path: list[str]) -> L
         return _changed_object(node, keys, new, path)
     if isinstance(node.value, dict):
         return _changed_mapping(node, keys, new, path)
-    whole = "[...]" if keys[0].isdecimal() else "{class_path: ..., init_args: {...}}"
+    entire = "[...]" if keys[0].isdecimal() else "{class_path: ..., init_args: {...}}"
     raise ValueError(
         f"{new.where}: {'.'.join(path)} is {node.value!r}, which has no '{'.'.join(keys)}'. Set it as a whole: "
-        f"{'.'.join(path)}={whole}."
+        f"{'.'.join(path)}={entire}."
     )
 
 
-def _changed_list(node: Located, keys: list[str], new: Located, path: list[str]) -> Located:
+def _changed_list(node: SourceValue, keys: list[str], new: SourceValue, path: list[str]) -> SourceValue:
     items, index = list(node.value), int(keys[0]) if keys[0].isdecimal() else -1
     if not 0 <= index < len(items):
         raise ValueError(
             f"{new.where}: {'.'.join(path)} has {len(items)} entries, counted from 0, so '{keys[0]}' leads nowhere."
         )
     items[index] = _changed(items[index], keys[1:], new, [*path, keys[0]])
-    return Located(items, node.where)
+    return SourceValue(items, node.where)
 
 
-def _changed_object(node: Located, keys: list[str], new: Located, path: list[str]) -> Located:
+def _changed_object(node: SourceValue, keys: list[str], new: SourceValue, path: list[str]) -> SourceValue:
     node = as_object(node, ".".join(path))
     part = "class_path" if keys[0] == "class_path" else "init_args"
     if keys[0] in ("class_path", "init_args", short_name(node)):
         path, keys = [*path, keys[0]], keys[1:]
-    return Located({**node.value, part: _changed(node.value[part], keys, new, path)}, node.where)
+    return SourceValue({**node.value, part: _changed(node.value[part], keys, new, path)}, node.where)
 
 
-def _changed_mapping(node: Located, keys: list[str], new: Located, path: list[str]) -> Located:
-    values: dict[Any, Located] = node.value
-    whole = ".".join(keys)
-    if whole in values or len(keys) == 1:  # a key may have dots of its own, such as the wildcard "*.conv1"
-        return Located({**values, whole: new}, node.where)
+def _changed_mapping(node: SourceValue, keys: list[str], new: SourceValue, path: list[str]) -> SourceValue:
+    values: dict[Any, SourceValue] = node.value
+    entire = ".".join(keys)
+    if entire in values or len(keys) == 1:  # a key may have dots of its own, such as the wildcard "*.conv1"
+        return SourceValue({**values, entire: new}, node.where)
     if keys[0] in values:
         child = values[keys[0]]
     elif path:
@@ -90,5 +90,5 @@ def _changed_mapping(node: Located, keys: list[str], new: Located, path: list[st
             f"{', '.join(known) or 'nothing'}. Set it as a whole: {here}.{keys[0]}={{{'.'.join(keys[1:])}: ...}}."
         )
     else:
-        child = Located({}, new.where)
-    return Located({**values, keys[0]: _changed(child, keys[1:], new, [*path, keys[0]])}, node.where)
+        child = SourceValue({}, new.where)
+    return SourceValue({**values, keys[0]: _changed(child, keys[1:], new, [*path, keys[0]])}, node.where)

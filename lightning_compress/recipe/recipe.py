@@ -16,17 +16,17 @@ from typing import Any
 
 from lightning_compress.core.registry import restricted_imports
 from lightning_compress.recipe.classes import Classes, allowed_by_environment, installed_lightning, lightning_of
-from lightning_compress.recipe.objects import build, call, find_class, short_name
-from lightning_compress.recipe.overrides import override
-from lightning_compress.recipe.safe_yaml import Located, read
+from lightning_compress.recipe.objects import build_objects, construct, find_class, short_name
+from lightning_compress.recipe.overrides import apply_overrides
+from lightning_compress.recipe.safe_yaml import SourceValue, read_yaml
 from lightning_compress.recipe.sections import (
     SECTIONS,
+    callback_entries,
     check_sections,
-    entries,
+    expand_sections,
     known_sections,
-    names,
+    section_names,
     trainer_class,
-    written_out,
 )
 from lightning_compress.training.initialize_from import StartFrom
 
@@ -43,7 +43,7 @@ class Recipe:
     """
 
     path: Path
-    root: Located
+    root: SourceValue
     classes: Classes
     left_out: tuple[str, ...] = ()
 
@@ -72,13 +72,13 @@ class Recipe:
         _refuse_text("overrides", overrides)
         _refuse_text("allow", allow)
         classes = Classes((*allow, *allowed_by_environment()), installed_lightning())
-        root = written_out(known_sections(read(path)))
+        root = expand_sections(known_sections(read_yaml(path)))
         for setting in overrides:
             _refuse_left_out(setting, sections)
-            root = written_out(override(root, setting, names(root, classes), SECTIONS))
+            root = expand_sections(apply_overrides(root, setting, section_names(root, classes), SECTIONS))
         kept = {key: section for key, section in root.value.items() if key in sections}
         left_out = tuple(key for key in root.value if key not in kept)
-        recipe = cls(Path(path), Located(kept, root.where), _for_the_model(classes, kept), left_out)
+        recipe = cls(Path(path), SourceValue(kept, root.where), _for_the_model(classes, kept), left_out)
         check_sections(recipe.root, recipe.classes)
         return recipe
 
@@ -99,7 +99,7 @@ class Recipe:
         """
         classes = replace(self.classes, lightning=lightning or self.classes.lightning)
         start = [StartFrom(self.root.value["start_from"].value)] if "start_from" in self.root.value else []
-        return [*start, *(self._build(entry, place, classes) for place, entry in entries(self.root))]
+        return [*start, *(self._build(entry, place, classes) for place, entry in callback_entries(self.root))]
 
     def model(self) -> Any:
         """Make the module of a complete recipe.
@@ -123,9 +123,9 @@ class Recipe:
         Raises:
             ValueError: if the Trainer refuses an argument.
         """
-        section = self.root.value.get("trainer", Located({}, self.root.where))
+        section = self.root.value.get("trainer", SourceValue({}, self.root.where))
         arguments = {**defaults, **self._build(section, "trainer", self.classes), "callbacks": callbacks}
-        return call(trainer_class(self.classes), arguments, section.value, f"{section.where}: trainer")
+        return construct(trainer_class(self.classes), arguments, section.value, f"{section.where}: trainer")
 
     def timeline(self, length: Any = None) -> str:
         """Print when everything happens, before anything runs; the text is returned too.
@@ -136,11 +136,13 @@ class Recipe:
         Raises:
             ValueError: if nothing tells how long the run is, or a constructor refuses its arguments.
         """
-        from lightning_compress.recipe.timeline import run_of, show
+        from lightning_compress.recipe.timeline import format_timeline, run_from_length
 
         if length is None and "trainer" not in self.root.value:
             raise ValueError(f"{self.path} does not say how long the run is. Give its optimizer steps, or a Trainer.")
-        return show(self.callbacks(), run_of(self.to_dict()["trainer"] if length is None else length))
+        return format_timeline(
+            self.callbacks(), run_from_length(self.to_dict()["trainer"] if length is None else length)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, with what was overridden: for W&B's config, JSON or YAML."""
@@ -151,12 +153,12 @@ class Recipe:
             raise ValueError(f"{self.path} has no `{section}:`, so it cannot run alone; its callbacks can join a run.")
         return self._build(self.root.value[section], section, self.classes)
 
-    def _build(self, node: Located, place: str, classes: Classes) -> Any:
+    def _build(self, node: SourceValue, place: str, classes: Classes) -> Any:
         with restricted_imports(self.classes.allow):
-            return build(node, place, classes)
+            return build_objects(node, place, classes)
 
 
-def _for_the_model(classes: Classes, sections: dict[str, Located]) -> Classes:
+def _for_the_model(classes: Classes, sections: dict[str, SourceValue]) -> Classes:
     if "model" not in sections:
         return classes
     model = sections["model"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_compress._lightning import resume_wandb_runs
-from lightning_compress.reporting.wandb_resume import ids_of
+from lightning_compress.reporting.wandb_resume import saved_run_ids
 from lightning_compress.training.loggers import log_config, wandb_runs
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DATA_VARIABLE = "LIGHTNING_COMPRESS_DATA"
 
 
-def run(
+def run_recipe(
     recipe: "Recipe",
     *,
     data_dir: str | Path | None = None,
@@ -38,7 +38,7 @@ def run(
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if the recipe is not complete, or something in it is refused.
     """
-    before = [] if ckpt_path is None else ids_of(ckpt_path)
+    before = [] if ckpt_path is None else saved_run_ids(ckpt_path)
     if data_dir is not None:
         os.environ[DATA_VARIABLE] = str(Path(data_dir).absolute())
     _seed(recipe)

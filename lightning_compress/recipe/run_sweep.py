@@ -12,13 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightning_compress.recipe.builtin import locate
+from lightning_compress.recipe.builtin import find_recipe
 from lightning_compress.recipe.recipe import Recipe
 from lightning_compress.recipe.sections import JOINING
-from lightning_compress.recipe.subprocess_env import variables
+from lightning_compress.recipe.subprocess_env import subprocess_environment
 from lightning_compress.recipe.sweep import Sweep, as_yaml
 from lightning_compress.reporting.compare import compare
-from lightning_compress.reporting.values import Report
+from lightning_compress.reporting.report import Report
 
 REPORT_FILE = "compression_report.json"
 TAIL_LINES = 10
@@ -26,7 +26,7 @@ TAIL_BYTES = 8_000
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One run of a sweep: its settings as text, the folder of its output and report, and its environment."""
 
     name: str
@@ -36,7 +36,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepOutcome:
     """How a run ended: the exit code of its program, and its report if it wrote one."""
 
     name: str
@@ -44,7 +44,7 @@ class Outcome:
     report: Report | None
 
 
-def jobs(
+def make_jobs(
     sweep: Sweep,
     recipe: str | Path,
     runs: Sequence[Sequence[str]],
@@ -52,7 +52,7 @@ def jobs(
     *,
     overrides: Sequence[str] = (),
     allow: Sequence[str] = (),
-) -> list[Job]:
+) -> list[SweepJob]:
     """The runs of a sweep, each checked by making its callbacks, before any of them starts.
 
     `CompressionReport`, if the recipe has it, writes into a folder of the run, whatever its `dirpath` says.
@@ -75,13 +75,15 @@ def jobs(
     made = []
     for number, settings in enumerate(runs, 1):
         own, full = folder / str(number), [*overrides, *settings]
-        places = _reporting(Recipe.load(locate(recipe), overrides=full, allow=allow, sections=JOINING))
+        places = _reporting(Recipe.load(find_recipe(recipe), overrides=full, allow=allow, sections=JOINING))
         full += [f"{place}.dirpath={as_yaml(str(own.absolute()))}" for place in places]
-        made.append(Job(", ".join(settings), own, variables(recipe, full, allow, shared), bool(places)))
+        made.append(
+            SweepJob(", ".join(settings), own, subprocess_environment(recipe, full, allow, shared), bool(places))
+        )
     return made
 
 
-def run_all(jobs: Sequence[Job], command: Sequence[str], console: Console | None = None) -> list[Outcome]:
+def run_jobs(jobs: Sequence[SweepJob], command: Sequence[str], console: Console | None = None) -> list[SweepOutcome]:
     """Start the command for each job, one after the other; what fails is told, and the next one starts.
 
     Raises:
@@ -102,13 +104,15 @@ def run_all(jobs: Sequence[Job], command: Sequence[str], console: Console | None
             title = (
                 f"Run {number} of {len(jobs)}, {job.name}, {_ended(outcome, job)} ({time.monotonic() - begin:.0f} s)"
             )
-            for line in (title, *_told(outcome, job)):
+            for line in (title, *_error_text(outcome, job)):
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             progress.advance(task)
     return outcomes
 
 
-def show(outcomes: Sequence[Outcome], sweep: Sweep, folder: Path, console: Console | None = None) -> None:
+def print_outcomes(
+    outcomes: Sequence[SweepOutcome], sweep: Sweep, folder: Path, console: Console | None = None
+) -> None:
     """Print the runs that have a report beside each other, write `table.md`, and name the best by the metric."""
     console = console or Console()
     reports = {one.name: one.report for one in outcomes if one.report is not None}
@@ -129,23 +133,23 @@ def _reporting(recipe: Recipe) -> list[str]:
     return [f"callbacks.{index}" for index, name in enumerate(short) if name == "CompressionReport"]
 
 
-def _run(job: Job, command: Sequence[str]) -> Outcome:
+def _run(job: SweepJob, command: Sequence[str]) -> SweepOutcome:
     job.folder.mkdir(parents=True)
     with (job.folder / "output.txt").open("wb") as output:
         done = subprocess.run(
             command, env=job.variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
         )
     path = job.folder / REPORT_FILE
-    return Outcome(job.name, done.returncode, Report.load(path) if path.exists() else None)
+    return SweepOutcome(job.name, done.returncode, Report.load(path) if path.exists() else None)
 
 
-def _ended(outcome: Outcome, job: Job) -> str:
+def _ended(outcome: SweepOutcome, job: SweepJob) -> str:
     if outcome.code:
         return f"failed with exit code {outcome.code}"
     return "is done, but wrote no report" if job.reports and outcome.report is None else "is done"
 
 
-def _told(outcome: Outcome, job: Job) -> Iterator[str]:
+def _error_text(outcome: SweepOutcome, job: SweepJob) -> Iterator[str]:
     """The end of what a failed run has printed."""
     if not outcome.code:
         return

@@ -18,7 +18,7 @@ MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class Located:
+class SourceValue:
     """A value as written: a scalar, a list or a dict of located values, and `where`, such as "prune.yaml:3"."""
 
     value: Any
@@ -31,7 +31,7 @@ class Located:
         return [child.plain() for child in self.value] if isinstance(self.value, list) else self.value
 
 
-def read(path: str | Path) -> Located:
+def read_yaml(path: str | Path) -> SourceValue:
     """Read a file of one YAML document.
 
     Raises:
@@ -51,16 +51,16 @@ def read(path: str | Path) -> Located:
         raise ValueError(
             f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}."
         ) from error
-    return parse(text, lambda line: f"{path}:{line}")
+    return parse_yaml(text, lambda line: f"{path}:{line}")
 
 
-def parse(text: str, where: Callable[[int], str]) -> Located:
+def parse_yaml(text: str, where: Callable[[int], str]) -> SourceValue:
     """Read one YAML document; `where` names the place of a line, counted from 1.
 
     Raises:
         ValueError: for invalid YAML, tags, a key that stands twice, an alias of itself, or more than 10,000 values.
 
-    >>> parse("{granularity: 2:4, rate: 1e-3}", str).plain()
+    >>> parse_yaml("{granularity: 2:4, rate: 1e-3}", str).plain()
     {'granularity': '2:4', 'rate': 0.001}
     """
     try:
@@ -136,7 +136,7 @@ class _Reader:
     def __init__(self, where: Callable[[int], str]) -> None:
         self._where, self._left, self._open = where, MAX_NODES, set[int]()
 
-    def read(self, node: yaml.Node) -> Located:
+    def read(self, node: yaml.Node) -> SourceValue:
         where = self._place(node)
         self._left -= 1
         if self._left < 0:
@@ -146,7 +146,7 @@ class _Reader:
         self._open.add(id(node))
         value = self._value(node)
         self._open.discard(id(node))
-        return Located(value, where)
+        return SourceValue(value, where)
 
     def _value(self, node: yaml.Node) -> Any:
         if isinstance(node, yaml.MappingNode):
@@ -156,9 +156,9 @@ class _Reader:
         kind = node.tag.rpartition(":")[2]
         return _KINDS[kind][2](node.value) if kind in _KINDS else node.value
 
-    def _mapping(self, node: yaml.MappingNode) -> dict[Any, Located]:
-        merged: dict[Any, Located] = {}
-        own: dict[Any, Located] = {}
+    def _mapping(self, node: yaml.MappingNode) -> dict[Any, SourceValue]:
+        merged: dict[Any, SourceValue] = {}
+        own: dict[Any, SourceValue] = {}
         for key_node, value_node in node.value:
             value = self.read(value_node)
             if key_node.tag.endswith(":merge"):
@@ -167,7 +167,7 @@ class _Reader:
             key, where = self._key(key_node), self._place(key_node)
             if key in own:
                 raise ValueError(f"{where}: '{key}' stands here twice; the first is at {own[key].where}. Remove one.")
-            own[key] = Located(value.value, where)
+            own[key] = SourceValue(value.value, where)
         return {**merged, **own}
 
     def _key(self, node: yaml.Node) -> str | int | float:
@@ -176,7 +176,7 @@ class _Reader:
             raise ValueError(f"{self._place(node)}: a key is a word or a number; quote any other text.")
         return key
 
-    def _merge(self, value: Located) -> dict[Any, Located]:
+    def _merge(self, value: SourceValue) -> dict[Any, SourceValue]:
         sources = value.value if isinstance(value.value, list) else [value]
         if not all(isinstance(source.value, dict) for source in sources):
             raise ValueError(f"{value.where}: '<<' takes a mapping, or a list of mappings.")

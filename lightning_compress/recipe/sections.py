@@ -5,14 +5,14 @@ from importlib import import_module
 from typing import Any
 
 from lightning_compress.recipe.classes import Classes, arguments_of, is_callback
-from lightning_compress.recipe.objects import as_object, check, check_keys, find_class, short_name
-from lightning_compress.recipe.safe_yaml import Located
+from lightning_compress.recipe.objects import as_object, check_keys, check_objects, find_class, short_name
+from lightning_compress.recipe.safe_yaml import SourceValue
 
 SECTIONS = ("callbacks", "start_from", "model", "data", "trainer", "seed_everything")
 JOINING = ("callbacks", "start_from")  # what a run of somebody's own script can use
 
 
-def known_sections(root: Located) -> Located:
+def known_sections(root: SourceValue) -> SourceValue:
     """Return `root`, which has the sections of a recipe.
 
     Raises:
@@ -29,7 +29,7 @@ def known_sections(root: Located) -> Located:
     return root
 
 
-def written_out(root: Located) -> Located:
+def expand_sections(root: SourceValue) -> SourceValue:
     """Return the recipe with each callback, model, data and logger as `{class_path: ..., init_args: {...}}`.
 
     Raises:
@@ -43,28 +43,28 @@ def written_out(root: Located) -> Located:
     if "callbacks" in sections:
         entries = enumerate(sections["callbacks"].value)
         written = [as_object(entry, f"callbacks[{index}]") for index, entry in entries]
-        sections["callbacks"] = Located(written, sections["callbacks"].where)
+        sections["callbacks"] = SourceValue(written, sections["callbacks"].where)
     for key in {"model", "data"} & sections.keys():
         sections[key] = as_object(sections[key], key)
     if "trainer" in sections and "logger" in sections["trainer"].value:
         trainer = sections["trainer"]
         logger = _loggers_written_out(trainer.value["logger"])
-        sections["trainer"] = Located({**trainer.value, "logger": logger}, trainer.where)
-    return Located(sections, root.where)
+        sections["trainer"] = SourceValue({**trainer.value, "logger": logger}, trainer.where)
+    return SourceValue(sections, root.where)
 
 
-def entries(root: Located) -> list[tuple[str, Located]]:
+def callback_entries(root: SourceValue) -> list[tuple[str, SourceValue]]:
     """Each callback with its place, such as "callbacks[0]"."""
-    callbacks = root.value.get("callbacks", Located([], root.where))
+    callbacks = root.value.get("callbacks", SourceValue([], root.where))
     return [(f"callbacks[{index}]", entry) for index, entry in enumerate(callbacks.value)]
 
 
-def names(root: Located, classes: Classes) -> list[str]:
+def section_names(root: SourceValue, classes: Classes) -> list[str]:
     """The name of each callback: its argument, its class's default, or for others the class in lower case."""
-    return [_name(entry, place, classes) or short_name(entry).lower() for place, entry in entries(root)]
+    return [_name(entry, place, classes) or short_name(entry).lower() for place, entry in callback_entries(root)]
 
 
-def _name(entry: Located, place: str, classes: Classes) -> str | None:
+def _name(entry: SourceValue, place: str, classes: Classes) -> str | None:
     if "name" in entry.value["init_args"].value:
         return str(entry.value["init_args"].value["name"].value)
     known = arguments_of(find_class(entry, f"{place}.{short_name(entry)}", classes)) or {}
@@ -72,22 +72,22 @@ def _name(entry: Located, place: str, classes: Classes) -> str | None:
     return default if isinstance(default, str) else None
 
 
-def check_sections(root: Located, classes: Classes) -> None:
+def check_sections(root: SourceValue, classes: Classes) -> None:
     """Check every class, every argument's name and the callbacks' names; nothing is made.
 
     Raises:
         ValueError: with the file, the line, the place and the nearest right name.
     """
-    _check_callbacks(entries(root), classes)
+    _check_callbacks(callback_entries(root), classes)
     for name in ("model", "data"):
         if name in root.value:
-            check(root.value[name], name, classes)
+            check_objects(root.value[name], name, classes)
     if "trainer" in root.value:
         _check_trainer(root.value["trainer"], classes)
     start = root.value.get("start_from")
     if start is not None and (not isinstance(start.value, str) or not start.value.strip()):
         raise ValueError(f"{start.where}: start_from is the path of a checkpoint, not {start.plain()!r}.")
-    seed = root.value.get("seed_everything", Located(False, root.where))
+    seed = root.value.get("seed_everything", SourceValue(False, root.where))
     if not isinstance(seed.value, int) or seed.value < 0:
         raise ValueError(f"{seed.where}: seed_everything is a whole number, true or false, not {seed.plain()!r}.")
 
@@ -97,16 +97,16 @@ def trainer_class(classes: Classes) -> type[Any]:
     return import_module(classes.lightning).Trainer  # type: ignore[no-any-return]
 
 
-def _loggers_written_out(node: Located) -> Located:
+def _loggers_written_out(node: SourceValue) -> SourceValue:
     if isinstance(node.value, list):
-        return Located([_loggers_written_out(entry) for entry in node.value], node.where)
+        return SourceValue([_loggers_written_out(entry) for entry in node.value], node.where)
     return as_object(node, "trainer.logger") if isinstance(node.value, str | dict) else node
 
 
-def _check_callbacks(callbacks: Iterable[tuple[str, Located]], classes: Classes) -> None:
+def _check_callbacks(callbacks: Iterable[tuple[str, SourceValue]], classes: Classes) -> None:
     taken: dict[str, str] = {}
     for place, entry in callbacks:
-        check(entry, place, classes)
+        check_objects(entry, place, classes)
         label = f"{place}.{short_name(entry)}"
         if not is_callback(find_class(entry, label, classes)):
             raise ValueError(f"{entry.where}: {label}: '{short_name(entry)}' is no callback.")
@@ -119,7 +119,7 @@ def _check_callbacks(callbacks: Iterable[tuple[str, Located]], classes: Classes)
             taken[name] = f"{label} ({entry.where})"
 
 
-def _check_trainer(section: Located, classes: Classes) -> None:
+def _check_trainer(section: SourceValue, classes: Classes) -> None:
     if "callbacks" in section.value:
         raise ValueError(
             f"{section.value['callbacks'].where}: trainer.callbacks: in a recipe `callbacks:` stands at the top, by "
@@ -127,7 +127,7 @@ def _check_trainer(section: Located, classes: Classes) -> None:
         )
     check_keys(section.value, arguments_of(trainer_class(classes)), "trainer", "argument")
     for key, child in section.value.items():
-        check(child, f"trainer.{key}", classes)
+        check_objects(child, f"trainer.{key}", classes)
 
 
 def _kind(value: object) -> str:

@@ -6,21 +6,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_compress.recipe.builtin import locate
-from lightning_compress.recipe.environment import environment_variables
+from lightning_compress.recipe.builtin import find_recipe
+from lightning_compress.recipe.environment import recipe_variables
 from lightning_compress.recipe.recipe import Recipe
 from lightning_compress.recipe.sections import JOINING
 
 ALLOW = "LIGHTNING_COMPRESS_ALLOW"
 
 
-def overrides_of(arguments: Sequence[str]) -> list[str]:
+def overrides_from_arguments(arguments: Sequence[str]) -> list[str]:
     """The overrides of a recipe, from arguments as `${args}` of a sweep's command writes them.
 
     Raises:
         ValueError: if one is not of the form `--key=value`.
 
-    >>> overrides_of(["--pruning.end=50%", "--finetuning.learning_rate=None"])
+    >>> overrides_from_arguments(["--pruning.end=50%", "--finetuning.learning_rate=None"])
     ['pruning.end=50%', 'finetuning.learning_rate=null']
     """
     for one in arguments:
@@ -31,7 +31,7 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return [f"{one.removesuffix('None')}null" if one.endswith("=None") else one for one in settings]
 
 
-def variables(
+def subprocess_environment(
     recipe: str | Path, overrides: Sequence[str], allow: Sequence[str], around: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment in which a recipe joins a program's Trainers; its callbacks are made once, to see that they can.
@@ -46,13 +46,13 @@ def variables(
         FileNotFoundError: if there is no such recipe.
         ValueError: if it, or an override, is refused.
     """
-    path = locate(recipe).absolute()
+    path = find_recipe(recipe).absolute()
     Recipe.load(path, overrides=overrides, allow=allow, sections=JOINING).callbacks()
     allowed = {ALLOW: ",".join([*allow, around.get(ALLOW, "")])} if allow else {}
-    return {**around, **allowed, **environment_variables(str(path), overrides)}
+    return {**around, **allowed, **recipe_variables(str(path), overrides)}
 
 
-def join(program: Sequence[str], environment: Mapping[str, str]) -> int:
+def run_program_with_recipe(program: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program in an environment, and return its exit code.
 
     Raises:

@@ -26,7 +26,7 @@ from random import Random
 from typing import Any
 
 from lightning_compress.recipe.objects import check_keys
-from lightning_compress.recipe.safe_yaml import Located, parse, read
+from lightning_compress.recipe.safe_yaml import SourceValue, parse_yaml, read_yaml
 
 KEYS = (
     "method", "metric", "parameters", "program", "command", "name", "description", "project", "entity",
@@ -44,7 +44,7 @@ DISTRIBUTIONS: dict[str, Draw] = {
 
 
 @dataclass(frozen=True)
-class Range:
+class ParameterRange:
     """Numbers between two others, in one of `DISTRIBUTIONS`."""
 
     low: float
@@ -66,7 +66,7 @@ class Sweep:
 
     path: Path
     method: str
-    parameters: Mapping[str, Sequence[Any] | Range]
+    parameters: Mapping[str, Sequence[Any] | ParameterRange]
     metric: str | None = None
     goal: str = "minimize"
     unused: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Sweep:
             needed = "give --count N" if count is None else "leave --count out: a grid has a run for each combination"
             raise ValueError(f"{self.path}: the method is {self.method}, so {needed}.")
         if count is None:
-            choices = [values for values in self.parameters.values() if not isinstance(values, Range)]
+            choices = [values for values in self.parameters.values() if not isinstance(values, ParameterRange)]
             found = [_written(self.parameters, chosen) for chosen in product(*choices)]
         else:
             random = Random(seed)
@@ -94,7 +94,9 @@ class Sweep:
 
     def _drawn(self, random: Random) -> list[Any]:
         return [
-            DISTRIBUTIONS[one.distribution](random, one.low, one.high) if isinstance(one, Range) else random.choice(one)
+            DISTRIBUTIONS[one.distribution](random, one.low, one.high)
+            if isinstance(one, ParameterRange)
+            else random.choice(one)
             for one in self.parameters.values()
         ]
 
@@ -106,11 +108,11 @@ def read_sweep(path: str | Path) -> Sweep:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no sweep, or of a kind that only W&B can run; with file and line.
     """
-    root = read(path)
+    root = read_yaml(path)
     if not isinstance(root.value, dict) or "parameters" not in root.value:
         raise ValueError(f"{root.where}: a sweep is a mapping with `method:` and `parameters:`.")
     check_keys(root.value, KEYS, "sweep", "key")
-    method = root.value.get("method", Located(None, root.where))
+    method = root.value.get("method", SourceValue(None, root.where))
     if method.value not in ("grid", "random"):
         raise ValueError(
             f"{method.where}: method is grid or random here, not {method.plain()!r}. Start others by `wandb sweep`."
@@ -129,7 +131,7 @@ def read_sweep(path: str | Path) -> Sweep:
     )
 
 
-def _metric(node: Located | None) -> tuple[str | None, str]:
+def _metric(node: SourceValue | None) -> tuple[str | None, str]:
     if node is None:
         return None, GOALS[0]
     if not isinstance(node.value, dict) or "name" not in node.value:
@@ -140,7 +142,7 @@ def _metric(node: Located | None) -> tuple[str | None, str]:
     return str(node.plain()["name"]), goal
 
 
-def _parameter(name: object, node: Located, method: str) -> Sequence[Any] | Range:
+def _parameter(name: object, node: SourceValue, method: str) -> Sequence[Any] | ParameterRange:
     place = f"{node.where}: parameters.{name}"
     if not isinstance(node.value, dict):
         raise ValueError(f"{place}: write {{values: [...]}} or {{value: ...}}, not {node.plain()!r}.")
@@ -158,21 +160,21 @@ def _parameter(name: object, node: Located, method: str) -> Sequence[Any] | Rang
     return _range(place, written, method)
 
 
-def _range(place: str, written: dict[str, Any], method: str) -> Range:
+def _range(place: str, written: dict[str, Any], method: str) -> ParameterRange:
     if method == "grid":
         raise ValueError(f"{place}: a grid needs values: [...]. A range is drawn from by method: random.")
     low, high = written.get("min"), written.get("max")
     if not all(isinstance(one, int | float) for one in (low, high)) or low > high:  # type: ignore[operator]
         raise ValueError(f"{place}: min and max are numbers in this order, not {low!r} and {high!r}.")
-    whole = isinstance(low, int) and isinstance(high, int)
-    distribution = written.get("distribution", "int_uniform" if whole else "uniform")
+    entire = isinstance(low, int) and isinstance(high, int)
+    distribution = written.get("distribution", "int_uniform" if entire else "uniform")
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"{place}: distribution is one of {', '.join(DISTRIBUTIONS)} here, not {distribution!r}.")
-    if distribution == "int_uniform" and not whole:
+    if distribution == "int_uniform" and not entire:
         raise ValueError(f"{place}: int_uniform is between whole numbers, not {low} and {high}.")
     if distribution == "log_uniform_values" and low <= 0:  # type: ignore[operator]
         raise ValueError(f"{place}: log_uniform_values begins above 0, not at {low}.")
-    return Range(low, high, distribution)  # type: ignore[arg-type]
+    return ParameterRange(low, high, distribution)  # type: ignore[arg-type]
 
 
 def _written(names: Mapping[str, object], values: Sequence[Any]) -> tuple[str, ...]:
@@ -187,7 +189,7 @@ def as_yaml(value: Any) -> str:
     """
     if isinstance(value, str):
         try:
-            if parse(value, str).plain() == value:
+            if parse_yaml(value, str).plain() == value:
                 return value
         except ValueError:
             pass

@@ -17,7 +17,7 @@ MOMENTS_SHOWN = 12
 LIGHTNINGS_EPOCHS = 1000  # what a Trainer without max_epochs, max_steps and max_time trains for
 
 
-def run_of(length: Any) -> Run:
+def run_from_length(length: Any) -> Run:
     """What is known of a run's length without its data.
 
     Args:
@@ -37,7 +37,7 @@ def run_of(length: Any) -> Run:
     raise ValueError(f"A run's length is a number of optimizer steps above 0 or a Trainer, but is {length!r}.")
 
 
-def in_words(run: Run) -> str:
+def format_time(run: Run) -> str:
     """A sentence about the run, and what cannot be known of it without its data."""
     if run.steps is not None:
         return f"A run of {run.steps:,} optimizer steps."
@@ -50,7 +50,7 @@ def in_words(run: Run) -> str:
     )
 
 
-def rows(callbacks: Iterable[Any], run: Run) -> list[Row]:
+def timeline_rows(callbacks: Iterable[Any], run: Run) -> list[Row]:
     """When, who, what; in the order of time. What cannot be resolved, or would be refused, says why, at the end."""
     timed, unresolved, callbacks = list[tuple[float, Row]](), list[Row](), list(callbacks)
     for callback in filter(_is_timed, callbacks):
@@ -80,22 +80,22 @@ def _refused(callbacks: list[Any], run: Run) -> list[str]:
 
 def _of_callback(callback: Any, run: Run) -> list[tuple[float, Row]]:
     """Each row with its share of the run, to sort by; with its number, if the share is not known."""
-    hand = resolve_window(callback.begin, callback.end, callback.every, run).unit
+    unit = resolve_window(callback.begin, callback.end, callback.every, run).unit
     batches = run.epochs * run.batches_per_epoch if run.epochs and run.batches_per_epoch else None
-    total = {"steps": run.steps, "epochs": run.epochs, "batches": batches}[hand] or 1
-    return [(at / total, (f"{UNITS[hand]} {at:,}", callback.name, what)) for at, what in _some(callback.timeline(run))]
+    total = {"steps": run.steps, "epochs": run.epochs, "batches": batches}[unit] or 1
+    return [(at / total, (f"{UNITS[unit]} {at:,}", callback.name, what)) for at, what in _some(callback.timeline(run))]
 
 
-def show(callbacks: Iterable[Any], run: Run) -> str:
+def format_timeline(callbacks: Iterable[Any], run: Run) -> str:
     """Print the table, and return its text."""
     from rich.console import Console
 
     callbacks = list(callbacks)
     rest = [type(callback).__name__ for callback in callbacks if not _is_timed(callback)]
-    lines = [in_words(run), *([f"Without a window of their own: {', '.join(rest)}."] if rest else [])]
+    lines = [format_time(run), *([f"Without a window of their own: {', '.join(rest)}."] if rest else [])]
     text = StringIO()
     for console in (Console(markup=False, highlight=False), Console(file=text, width=120, markup=False)):
-        console.print(_table(rows(callbacks, run)), *lines, sep="\n")
+        console.print(_table(timeline_rows(callbacks, run)), *lines, sep="\n")
     return text.getvalue()
 
 
@@ -113,13 +113,13 @@ def _is_timed(callback: Any) -> bool:
     return callable(getattr(callback, "timeline", None)) and hasattr(callback, "begin")
 
 
-def _some(moments: list[tuple[int, str]]) -> list[tuple[int, str]]:
+def _some(times: list[tuple[int, str]]) -> list[tuple[int, str]]:
     """The first and the last moments, if there are many."""
-    if len(moments) <= MOMENTS_SHOWN:
-        return moments
+    if len(times) <= MOMENTS_SHOWN:
+        return times
     half = MOMENTS_SHOWN // 2
-    at, what = moments[half - 1]
-    return [*moments[: half - 1], (at, f"{what} (then {len(moments) - 2 * half} more)"), *moments[-half:]]
+    at, what = times[half - 1]
+    return [*times[: half - 1], (at, f"{what} (then {len(times) - 2 * half} more)"), *times[-half:]]
 
 
 def _of_trainer(trainer: Any) -> Run:

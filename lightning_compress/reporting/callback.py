@@ -96,7 +96,7 @@ class CompressionReport(CompressionCallback):
         self._call: RecordedInput | None = None
         self._module: Callable[[], nn.Module | None] = lambda: None
         self._folder, self._exported = Path(), tuple[Path, ...]()
-        self._course, self._acting, self._rate = Course(), dict[str, tuple[str, bool]](), 0.0
+        self._course, self._acting, self._rate = PhaseHistory(), dict[str, tuple[str, bool]](), 0.0
         self._wandb: list[str] = []
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,9 +111,9 @@ class CompressionReport(CompressionCallback):
             self._before = Report.from_dict(self.saved["before"])
         elif self.baseline is None:
             self._before = None
-        self._course = Course() if self.saved is None else Course.of(self.saved["course"])
+        self._course = PhaseHistory() if self.saved is None else PhaseHistory.from_state_dict(self.saved["course"])
         self._wandb = [str(run.id) for run in wandb_runs(trainer)]
-        if self.saved is not None and (words := another_run(self.saved["wandb"], self._wandb)):
+        if self.saved is not None and (words := new_run_warning(self.saved["wandb"], self._wandb)):
             rank_zero_warn(f"'{self.name}': {words}")
         given = self.example_input if self.example_input is not None else pl_module.example_input_array
         if given is not None:
@@ -168,13 +168,13 @@ class CompressionReport(CompressionCallback):
         if not trainer.is_global_zero:
             return
         after = self._measure(trainer, pl_module, metrics=trainer.callback_metrics)
-        told = replace(
+        reported = replace(
             after,
             history=_history(trainer, self),
             phases=tuple(self._course.phases.values()),
             boundaries=tuple(self._course.boundaries),
         )
-        self.report = _compared(told, self._before)
+        self.report = _compared(reported, self._before)
         self._export(trainer, pl_module)
         self._publish(trainer)
 
@@ -197,16 +197,16 @@ class CompressionReport(CompressionCallback):
 
     def checkpoint_state(self) -> dict[str, Any]:
         before = None if self._before is None else self._before.to_dict()
-        return {"before": before, "course": self._course.state(), "wandb": self._wandb}
+        return {"before": before, "course": self._course.state_dict(), "wandb": self._wandb}
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         (begin, _), *end = super().timeline(run)
         before = [(begin, "measures before")] if self.baseline is None else []
-        return [*before, *((moment, "measures after") for moment, _ in end)]
+        return [*before, *((time, "measures after") for time, _ in end)]
 
     def _active(self, trainer: Trainer) -> dict[str, tuple[str, bool]]:
-        return active(
-            (one for one in compression_callbacks(trainer) if one.has_phase), lambda hand: step_before(trainer, hand)
+        return active_phases(
+            (one for one in compression_callbacks(trainer) if one.has_phase), lambda unit: step_before(trainer, unit)
         )
 
     def _log_step(self, trainer: Trainer) -> None:
@@ -221,13 +221,13 @@ class CompressionReport(CompressionCallback):
         """A quick look in the middle of the run; None if it fails, which is no reason to lose the run."""
         part, example = self._called(pl_module)
         seconds = min(self.seconds, BOUNDARY_SECONDS)
-        protocol = Protocol(latency=self.latency, runs=self.runs, seconds=seconds, gzip=False, batches=(1,))
+        protocol = MeasureOptions(latency=self.latency, runs=self.runs, seconds=seconds, gzip=False, batches=(1,))
         try:
             with on_cpu(pl_module):
                 try:
-                    return measured(part, example, protocol)
+                    return measure_model(part, example, protocol)
                 except (ValueError, TypeError):  # the example is not what the module takes: the end says so
-                    return measured(part, None, protocol)
+                    return measure_model(part, None, protocol)
         except Exception as error:
             rank_zero_warn(f"'{self.name}' could not measure where {what}: {error}")
             return None
@@ -277,7 +277,7 @@ class CompressionReport(CompressionCallback):
             return
         written = [self.report.save(self._folder / f"{BEFORE_AND_AFTER}.{kind}") for kind in ("json", "html")]
         self.files = (*written, *self._exported)
-        send(trainer, self.report, self.files)
+        send_report(trainer, self.report, self.files)
         if again:
             return
         senders = [logger for logger in loggers_of_kind(trainer, "WandbLogger") if logs_models(logger)]

@@ -9,7 +9,8 @@ from lightning_compress.core.checkpoint import load_checkpoint, state_dict_of
 from lightning_compress.measure.file_size import FileSize, file_size
 from lightning_compress.measure.sparse_encoding import as_float32
 from lightning_compress.measure.stored_tensors import count_nonzero, identity
-from lightning_compress.reporting.values import Layer, Report
+from lightning_compress.reporting.report import Report
+from lightning_compress.reporting.values import LayerReport
 
 # What normalisation layers count, not learn: PyTorch's names, for a file does not tell buffers from parameters.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -46,7 +47,7 @@ def report_checkpoint(path: str | Path) -> Report:
     )
 
 
-def _lines(tensors: dict[str, Tensor], dense: FileSize, sparse: FileSize) -> list[Layer]:
+def _lines(tensors: dict[str, Tensor], dense: FileSize, sparse: FileSize) -> list[LayerReport]:
     lines, seen = [], set[object]()
     for name, tensor in tensors.items():
         key = identity(tensor)
@@ -55,7 +56,7 @@ def _lines(tensors: dict[str, Tensor], dense: FileSize, sparse: FileSize) -> lis
         elements, nonzero = (tensor.numel(), count_nonzero(tensor)) if counts else (0, 0)
         is_weight = tensor.ndim >= 2
         lines.append(
-            Layer(
+            LayerReport(
                 name=name,
                 type=str(tensor.dtype).removeprefix("torch."),
                 shape=tuple(tensor.shape),

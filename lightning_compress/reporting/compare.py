@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_compress.reporting.render.text import bytes_text, metric_text, milliseconds_text, short_count_text
-from lightning_compress.reporting.values import Report
+from lightning_compress.reporting.report import Report
 
 WIDEST = 10_000  # columns of a pipe or a file, where nothing need be folded
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """A value as text, and its ratio to that of the first run; empty for the first, and where there is none."""
 
     value: str = ""
@@ -35,7 +35,7 @@ class Comparison:
     """
 
     headings: tuple[str, ...]
-    rows: Mapping[str, Sequence[Cell]]
+    rows: Mapping[str, Sequence[ComparisonCell]]
     notes: tuple[str, ...] = ()
 
     def print(self, console: Console | None = None) -> None:
@@ -79,7 +79,7 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
     return Comparison(tuple(column.heading for column in columns), rows, _notes(runs))
 
 
-def load_all(paths: Sequence[Path]) -> dict[str, Report]:
+def load_reports(paths: Sequence[Path]) -> dict[str, Report]:
     """Read `.json` files of reports, by the part of their paths in which they differ.
 
     Raises:
@@ -96,12 +96,12 @@ class _Column:
     text: Callable[[Any], str]
     first: Callable[[Report], Any] | None = None  # what the first run has to compare with, if not the value
 
-    def cell(self, run: Report, first: Report) -> Cell:
+    def cell(self, run: Report, first: Report) -> ComparisonCell:
         value, base = self.value(run), (self.first or self.value)(first)
         if value is None:
-            return Cell()
+            return ComparisonCell()
         known = run is not first and base
-        return Cell(self.text(value), f"{value / base:.3g}x" if known else "")
+        return ComparisonCell(self.text(value), f"{value / base:.3g}x" if known else "")
 
 
 def _columns(runs: Sequence[Report]) -> list[_Column]:
@@ -143,8 +143,10 @@ def _notes(runs: Sequence[Report]) -> tuple[str, ...]:
     places = {(run.environment.get("cpu", "unknown"), run.environment.get("torch", "unknown")) for run in timed}
     if len(places) < 2:
         return ()
-    told = "; ".join(f"{cpu} with torch {torch}" for cpu, torch in sorted(places))
-    return (f"Latency was timed on different machines or versions, so its ratios are not about the models: {told}.",)
+    reported = "; ".join(f"{cpu} with torch {torch}" for cpu, torch in sorted(places))
+    return (
+        f"Latency was timed on different machines or versions, so its ratios are not about the models: {reported}.",
+    )
 
 
 def _distinct(paths: Sequence[Path]) -> list[str]:

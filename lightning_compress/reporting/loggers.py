@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning_compress.reporting import Boundary, Phase, Report
 from lightning_compress.reporting.checkpoint_report import report_checkpoint
-from lightning_compress.reporting.render.summary import summary as lines
+from lightning_compress.reporting.render.summary import summary_lines as lines
+from lightning_compress.reporting.values import ReportValues
 from lightning_compress.training.loggers import log_immediately, loggers_of_kind, wandb_runs
 
 COLUMNS = (
@@ -25,13 +26,13 @@ COLUMNS = (
 SIZES = ("size_bytes", "size_bytes_sparse", "size_bytes_quantized")
 
 
-def send(trainer: Any, report: Report, files: Sequence[Path]) -> None:
+def send_report(trainer: Any, report: Report, files: Sequence[Path]) -> None:
     """Send a report to each logger of the Trainer; without one nothing happens."""
-    log_immediately(trainer, summary(report))
+    log_immediately(trainer, report_metrics(report))
     for run in wandb_runs(trainer):
         _to_wandb(run, report, files)
     for logger in loggers_of_kind(trainer, "TensorBoardLogger"):
-        logger.experiment.add_text("compress/report", markdown(report), trainer.global_step)
+        logger.experiment.add_text("compress/report", report_markdown(report), trainer.global_step)
     for logger in loggers_of_kind(trainer, "MLFlowLogger"):
         for path in files:
             logger.experiment.log_artifact(logger.run_id, str(path), "compression_report")
@@ -46,20 +47,20 @@ def send_checkpoint(loggers: Sequence[Any], path: str | Path) -> None:
         return
     import wandb
 
-    found = summary(report_checkpoint(path)) | {"size_bytes_of_the_file": Path(path).stat().st_size}
+    found = report_metrics(report_checkpoint(path)) | {"size_bytes_of_the_file": Path(path).stat().st_size}
     for run in (logger.experiment for logger in loggers):
         artifact = wandb.Artifact(f"compressed-{run.id}", type="model", metadata=found)
         artifact.add_file(str(path), name="model.ckpt")
         run.log_artifact(artifact)
 
 
-def summary(report: Report) -> dict[str, float]:
+def report_metrics(report: Report) -> dict[str, float]:
     """The totals of a report and of what was before, flat, under `compress/`."""
     values = _totals(report, "compress/")
     return values if report.before is None else values | _totals(report.before, "compress/before/")
 
 
-def markdown(report: Report) -> str:
+def report_markdown(report: Report) -> str:
     """The totals, the phases and their boundaries as Markdown."""
     compared = report.before is not None
     heading = ("", "before", "after", "change") if compared else ("", "value")
@@ -72,13 +73,15 @@ def markdown(report: Report) -> str:
 def _to_wandb(run: Any, report: Report, files: Sequence[Path]) -> None:
     import wandb
 
-    run.summary.update(summary(report))
+    run.summary.update(report_metrics(report))
     layers = [[getattr(layer, one) for one in COLUMNS] for layer in report.layers]
     run.log({"compress/layers": wandb.Table(columns=list(COLUMNS), data=layers)})
     for name, (heading, rows) in zip(("phases", "boundaries"), _course(report), strict=True):
         if rows:
             run.log({f"compress/{name}": wandb.Table(columns=list(heading), data=[list(row) for row in rows])})
-    artifact = wandb.Artifact(f"compression-report-{run.id}", type="compression-report", metadata=summary(report))
+    artifact = wandb.Artifact(
+        f"compression-report-{run.id}", type="compression-report", metadata=report_metrics(report)
+    )
     for path in files:
         artifact.add_file(str(path))
         if path.suffix == ".html":
@@ -104,7 +107,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join('' if one is None else str(one) for one in row)} |" for row in cells)
 
 
-def _totals(report: Report, prefix: str) -> dict[str, float]:
+def _totals(report: ReportValues, prefix: str) -> dict[str, float]:
     latencies = {
         f"latency_ms_batch_{one.batch}": one.median_ms
         for one in (report.latency_batch_1, report.latency_batch_64)

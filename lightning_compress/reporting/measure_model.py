@@ -16,12 +16,13 @@ from lightning_compress.measure.macs import Macs, count_macs, parametrized_names
 from lightning_compress.measure.sparse_encoding import as_float32
 from lightning_compress.measure.stored_tensors import StoredTensor, count_nonzero, layers_by_module, stored_tensors
 from lightning_compress.nn.example_inputs import batch_size, copy_example, describe_shapes, resize_batch
-from lightning_compress.reporting.quantized import packed_bytes, remarks, without
-from lightning_compress.reporting.values import Layer, Report
+from lightning_compress.reporting.quantized import packed_size_bytes, quantization_notes, quantizers_off
+from lightning_compress.reporting.report import Report
+from lightning_compress.reporting.values import LayerReport
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MeasureOptions:
     """How to run the model; see `report`.
 
     Raises:
@@ -46,14 +47,14 @@ class Protocol:
                 )
 
 
-def measured(model: nn.Module, example_input: Any, protocol: Protocol) -> Report:
+def measure_model(model: nn.Module, example_input: Any, protocol: MeasureOptions) -> Report:
     """A report of `model` alone. See `report` for what it takes and raises."""
     inner = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
-    with without(inner, "observing"):
+    with quantizers_off(inner, "observer_enabled"):
         return _measured(model, inner, example_input, protocol)
 
 
-def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: Protocol) -> Report:
+def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: MeasureOptions) -> Report:
     notes: list[str] = []
     found = stored_tensors(inner)
     tensors = {one.name: one.tensor for one in found}
@@ -61,9 +62,9 @@ def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: 
     sparse = file_size(tensors, sparse=True, gzip=protocol.gzip)
     macs, macs_batch = _macs(inner, example_input, protocol, notes)
     layers = _layers(inner, found, dense, sparse, macs)
-    with without(inner, "active"):
+    with quantizers_off(inner, "enabled"):
         latencies = {batch: _latency(model, example_input, batch, protocol, notes) for batch in protocol.batches}
-    notes += _remarks(inner, layers, dense, sparse, protocol) + remarks(inner)
+    notes += _remarks(inner, layers, dense, sparse, protocol) + quantization_notes(inner)
     return Report(
         name=type(inner).__name__,
         layers=tuple(layers),
@@ -71,7 +72,7 @@ def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: 
         size_bytes_sparse=sparse.size_bytes,
         size_bytes_gzip=dense.gzip_bytes,
         size_bytes_sparse_gzip=sparse.gzip_bytes,
-        size_bytes_quantized=packed_bytes(inner),
+        size_bytes_quantized=packed_size_bytes(inner),
         macs_batch=macs_batch,
         latency_batch_1=latencies.get(1),
         latency_batch_64=latencies.get(64),
@@ -82,7 +83,7 @@ def _measured(model: nn.Module, inner: nn.Module, example_input: Any, protocol: 
 
 def _layers(
     model: nn.Module, found: list[StoredTensor], dense: FileSize, sparse: FileSize, macs: dict[str, Macs] | None
-) -> list[Layer]:
+) -> list[LayerReport]:
     """In the order of the model's modules; only those that store or multiply something."""
     types: dict[str, str] = {}
     for module, name in layers_by_module(model).items():
@@ -102,11 +103,11 @@ def _layers(
 
 def _layer(
     name: str, kind: str, own: list[StoredTensor], size_bytes: int, size_bytes_sparse: int, macs: Macs | None
-) -> Layer:
+) -> LayerReport:
     shapes = [one.tensor.shape for one in own if one.is_parameter]
     parameters = [one.tensor for one in own if one.is_parameter and not one.tied]
     weights = [tensor for tensor in parameters if tensor.ndim >= 2]
-    return Layer(
+    return LayerReport(
         name=name,
         type=kind,
         shape=tuple(max(shapes, key=prod)) if shapes else (),
@@ -122,7 +123,7 @@ def _layer(
 
 
 def _macs(
-    model: nn.Module, example: Any, protocol: Protocol, notes: list[str]
+    model: nn.Module, example: Any, protocol: MeasureOptions, notes: list[str]
 ) -> tuple[dict[str, Macs] | None, int | None]:
     """MACs at batch 1 if the model takes that, else of the example as it is; and the batch that they are of."""
     if example is None:
@@ -136,7 +137,7 @@ def _macs(
     except Exception as error:
         counted = _macs_as_given(model, example)
         batch = batch_size(example, protocol.batch_dim) or 1
-        notes.append(f"MACs are of the example input as it is: at batch 1 the model raised {_told(error)}")
+        notes.append(f"MACs are of the example input as it is: at batch 1 the model raised {_error_text(error)}")
         return counted, batch
 
 
@@ -145,12 +146,12 @@ def _macs_as_given(model: nn.Module, example: Any) -> dict[str, Macs]:
         return count_macs(model, copy_example(example))
     except Exception as error:
         raise ValueError(
-            f"The model does not take example_input, {describe_shapes(example)}: {_told(error)} Give what you would "
-            f"call the model with: a tensor, a tuple of positional arguments or a dict of keyword arguments."
+            f"The model does not take example_input, {describe_shapes(example)}: {_error_text(error)} Give what you "
+            f"would call the model with: a tensor, a tuple of positional arguments or a dict of keyword arguments."
         ) from error
 
 
-def _latency(model: nn.Module, example: Any, batch: int, protocol: Protocol, notes: list[str]) -> Latency | None:
+def _latency(model: nn.Module, example: Any, batch: int, protocol: MeasureOptions, notes: list[str]) -> Latency | None:
     if example is None or not protocol.latency:
         return None
     if (device := _device(model)).type != "cpu":
@@ -167,11 +168,13 @@ def _latency(model: nn.Module, example: Any, batch: int, protocol: Protocol, not
             model, inputs, batch, threads=protocol.threads, runs=protocol.runs, seconds=protocol.seconds
         )
     except Exception as error:
-        notes.append(f"Latency at batch {batch} could not be timed: the model raised {_told(error)}")
+        notes.append(f"Latency at batch {batch} could not be timed: the model raised {_error_text(error)}")
         return None
 
 
-def _remarks(model: nn.Module, layers: list[Layer], dense: FileSize, sparse: FileSize, protocol: Protocol) -> list[str]:
+def _remarks(
+    model: nn.Module, layers: list[LayerReport], dense: FileSize, sparse: FileSize, protocol: MeasureOptions
+) -> list[str]:
     """What a reader of the numbers should know about this model."""
     remarks = []
     if protocol.gzip and None in (dense.gzip_bytes, sparse.gzip_bytes):
@@ -217,7 +220,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}".rstrip(".") + "."
 

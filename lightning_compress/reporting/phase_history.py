@@ -9,7 +9,7 @@ from lightning_compress.reporting import Boundary, Phase, Report
 
 
 @dataclass
-class Course:
+class PhaseHistory:
     """What has happened so far.
 
     Args:
@@ -56,19 +56,19 @@ class Course:
         costs = {"macs": report.macs, "latency_ms_batch_1": latency}
         return {key: float(value) for key, value in costs.items() if value is not None}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "phases": [dict(vars(one)) for one in self.phases.values()],
             "boundaries": [dict(vars(one)) for one in self.boundaries],
         }
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Course":
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "PhaseHistory":
         phases = (Phase(**one) for one in state["phases"])
         return cls({one.name: one for one in phases}, [Boundary(**one) for one in state["boundaries"]])
 
 
-def active(callbacks: Iterable[Any], at: Callable[[str], int]) -> dict[str, tuple[str, bool]]:
+def active_phases(callbacks: Iterable[Any], at: Callable[[str], int]) -> dict[str, tuple[str, bool]]:
     """Who acts now: type and answer by name; none that has no window.
 
     Args:

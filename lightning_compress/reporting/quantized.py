@@ -7,17 +7,17 @@ from pathlib import Path
 
 from torch import nn
 
-from lightning_compress.quantization.fake_quantizers import Quantizer
+from lightning_compress.quantization.fake_quantizers import FakeQuantize
 from lightning_compress.quantization.quantized_model import quantized_of
 
 # A float32 scale and a zero point of one byte.
 SITE_BYTES = 5
 
 
-def packed_bytes(model: nn.Module) -> int | None:
+def packed_size_bytes(model: nn.Module) -> int | None:
     """Bytes of the file of packed weights, and of the scales and zero points of activations; None if not quantized."""
     quantized = quantized_of(model)
-    if quantized is None or not quantized.mode.active or quantized.unstarted():
+    if quantized is None or not quantized.state.enabled or quantized.uncalibrated():
         return None
     # `export` reads checkpoints with the help of `report`, so that neither can import the other first.
     from lightning_compress.export.api import export
@@ -28,33 +28,33 @@ def packed_bytes(model: nn.Module) -> int | None:
 
 
 @contextmanager
-def without(model: nn.Module, what: str) -> Iterator[None]:
+def quantizers_off(model: nn.Module, what: str) -> Iterator[None]:
     """With an attribute of the quantizers' mode switched off.
 
     Args:
-        what: "active": in floating point, for quantizers imitate integers at a price that no deployed model pays;
-            "observing": in the middle of a batch they would learn from what is measured.
+        what: "enabled": in floating point, for quantizers imitate integers at a price that no deployed model pays;
+            "observer_enabled": in the middle of a batch they would learn from what is measured.
     """
     quantized = quantized_of(model)
     if quantized is None:
         yield
         return
-    before = getattr(quantized.mode, what)
-    setattr(quantized.mode, what, False)
+    before = getattr(quantized.state, what)
+    setattr(quantized.state, what, False)
     try:
         yield
     finally:
-        setattr(quantized.mode, what, before)
+        setattr(quantized.state, what, before)
 
 
-def remarks(model: nn.Module) -> list[str]:
+def quantization_notes(model: nn.Module) -> list[str]:
     """What a reader of the numbers should know about a quantized model."""
     quantized = quantized_of(model)
-    if quantized is None or not quantized.mode.active:
+    if quantized is None or not quantized.state.enabled:
         return []
     scales = sum(quantizer.scale.numel() for quantizer in quantized.weights.values() if _has_scales(quantizer))
     sites = sum(map(_has_scales, quantized.activations.values()))
-    floating = [f"{layer} ({why})" for layer, why in quantized.layout.floating.items()]
+    floating = [f"{layer} ({why})" for layer, why in quantized.placement.floating.items()]
     return [
         f"Quantized: {quantized.bits:.2f} bits to a weight on average, {scales:,} scales of weights, "
         f"{sites} scales and zero points of activations, all in the bytes of the packed file. "
@@ -63,6 +63,6 @@ def remarks(model: nn.Module) -> list[str]:
     ]
 
 
-def _has_scales(quantizer: Quantizer) -> bool:
+def _has_scales(quantizer: FakeQuantize) -> bool:
     """Whether it has a grid; short floating point has none."""
-    return quantizer.form.dtype is None
+    return quantizer.fmt.dtype is None

@@ -1,23 +1,21 @@
 """The values of a report, and their way into a JSON file and back."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from lightning_compress.measure.latency import Latency
 from lightning_compress.reporting.run_history import Boundary, Phase
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 FORMAT = 1
+ReportT = TypeVar("ReportT", bound="ReportValues")
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerReport:
     """One module that stores or multiplies something itself, without its submodules.
 
     `weights` are the parameters of two or more dimensions; `shape` is that of the largest. A tied parameter counts in
@@ -48,18 +46,11 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Report:
-    """A measured model, made by `lightning_compress.report`.
-
-    Sizes are the lengths of whole files, see `measure.sparse_code`: every float written as fp32 (`size_bytes`), each
-    tensor in its shortest lossless code (`size_bytes_sparse`), gzip of both, the packed integers of a quantized model
-    with all scales and zero points (`size_bytes_quantized`), and files that were exported, by name
-    (`size_bytes_exported`). MACs are of one call with `macs_batch` samples. Of a run there are its `phases`, and what
-    the model was at their `boundaries`. What is None could not be had, and `notes` says why.
-    """
+class ReportValues:
+    """What a `Report` holds: plain values, which its renderers read."""
 
     name: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerReport, ...]
     size_bytes: int
     size_bytes_sparse: int
     size_bytes_gzip: int | None = None
@@ -75,7 +66,7 @@ class Report:
     boundaries: tuple[Boundary, ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    before: "Report | None" = None
+    before: "ReportValues | None" = None
 
     TOTALS: ClassVar = (
         "parameters", "nonzero", "sparsity", "weights", "weights_nonzero", "weight_sparsity", "macs", "macs_nonzero",
@@ -147,7 +138,7 @@ class Report:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+    def from_dict(cls: type[ReportT], values: Mapping[str, Any]) -> ReportT:
         """The report that `to_dict` made these of; a metric that was not finite comes back as NaN.
 
         Raises:
@@ -174,7 +165,7 @@ class Report:
             raise ValueError(f"The report is damaged: {type(error).__name__} {error}. Measure anew.") from error
 
     @classmethod
-    def load(cls, path: str | Path) -> "Report":
+    def load(cls: type[ReportT], path: str | Path) -> ReportT:
         """Read what `save` has written to a `.json` file.
 
         Raises:
@@ -186,36 +177,7 @@ class Report:
             words = str(error).rstrip(".")
             raise ValueError(f"{path} holds no report: {words}. Give a .json file written by Report.save.") from error
 
-    def save(self, path: str | Path) -> Path:
-        """Write a `.json` file, or one `.html` file that needs nothing else; missing folders are made.
 
-        Raises:
-            ValueError: if the name ends in neither.
-        """
-        path = Path(path)
-        writers: dict[str, Callable[[], str]] = {".json": self.to_json, ".html": self.to_html}
-        if path.suffix not in writers:
-            raise ValueError(f"A report is saved as '.json' or '.html', but the path is '{path}'.")
-        text = writers[path.suffix]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
-
-    def to_html(self) -> str:
-        from lightning_compress.reporting.render.html import html_page
-
-        return html_page(self)
-
-    def print(self, console: "Console | None" = None) -> None:
-        """Print the totals before and after, the layers and the notes."""
-        from lightning_compress.reporting.render.terminal import print_report
-
-        print_report(self, console)
-
-
-def _layer(values: Mapping[str, Any]) -> Layer:
-    known = {one.name: values[one.name] for one in fields(Layer)}
-    return Layer(**(known | {"shape": tuple(known["shape"])}))
+def _layer(values: Mapping[str, Any]) -> LayerReport:
+    known = {one.name: values[one.name] for one in fields(LayerReport)}
+    return LayerReport(**(known | {"shape": tuple(known["shape"])}))

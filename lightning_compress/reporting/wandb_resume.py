@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning_compress.core.checkpoint import load_checkpoint, saved_entries
 
 
-def another_run(before: Sequence[str], now: Sequence[str]) -> str:
+def new_run_warning(before: Sequence[str], now: Sequence[str]) -> str:
     """What to write to go on in the W&B run of before; empty if that is so, or there was none."""
     if not before or not now or set(before) & set(now):
         return ""
@@ -16,7 +16,7 @@ def another_run(before: Sequence[str], now: Sequence[str]) -> str:
     )
 
 
-def ids_of(checkpoint: str | Path) -> list[str]:
+def saved_run_ids(checkpoint: str | Path) -> list[str]:
     """The W&B runs that a run was logged to when it wrote a checkpoint with a `CompressionReport`.
 
     Raises:

@@ -171,12 +171,12 @@ class CompressionCallback(Callback):
         """
         if self.window is None:
             return None
-        moment = self.window.last_time(step_after(trainer, self.window.unit))
-        return None if moment == self.last_time else moment
+        time = self.window.last_time(step_after(trainer, self.window.unit))
+        return None if time == self.last_time else time
 
-    def mark_done(self, moment: int) -> None:
+    def mark_done(self, time: int) -> None:
         """Remember that what was due at `moment` has happened."""
-        self.last_time = moment
+        self.last_time = time
 
     def set_window(self, window: PhaseWindow) -> None:
         """Let the phase begin and end at other moments from now on, in a resumed run too."""

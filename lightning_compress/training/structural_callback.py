@@ -88,7 +88,7 @@ class StructuralCallback(CompressionCallback):
         """Names of the modules that this callback replaces, so that what cannot be is refused before training."""
         return ()
 
-    def change_structure(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
+    def change_structure(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
         """Change what is due at `moment` of the phase: the optimizer's step is taken, and its batch ends."""
 
     # Before training ------------------------------------------------------------------------------------------------
@@ -133,16 +133,16 @@ class StructuralCallback(CompressionCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.has_phase and not self.reached:
-            moment = self.due_time(trainer)
-            self.due = self.due if moment is None else moment
+            time = self.due_time(trainer)
+            self.due = self.due if time is None else time
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.due is not None:
-            moment, self.due = self.due, None
-            self.change_structure(trainer, pl_module, moment)
-            self.mark_done(moment)
+            time, self.due = self.due, None
+            self.change_structure(trainer, pl_module, time)
+            self.mark_done(time)
             self.release_monitors(trainer)
 
     def replace_modules(
@@ -228,13 +228,13 @@ def _rebuild_all(
     callbacks: Sequence[StructuralCallback], trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
 ) -> None:
     saved = [one._saved_structure(checkpoint) for one in callbacks]
-    whole = Structure.combined(saved)
+    entire = Structure.combined(saved)
     now = Structure.combined([one.structure for one in callbacks]).cut
     replaced = sorted((made for one in callbacks for made in one.replaced), key=lambda made: made.replacement.order)
     found: list[Replaced] = []
     for model, prefix in [(pl_module, ""), *averaged_copies(pl_module, kept_averages(trainer))]:
         inside = [one for one in (made.restricted_to(prefix) for made in replaced) if one is not None]
-        weights, wanted = checkpoint["state_dict"], whole.restricted_to(prefix)
+        weights, wanted = checkpoint["state_dict"], entire.restricted_to(prefix)
         rebuilt = rebuild(model, weights, wanted, "The checkpoint", now.restricted_to(prefix), inside)
         found = rebuilt if model is pl_module else found
     for callback, structure in zip(callbacks, saved, strict=True):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_compress import ChannelPruning
-from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.penalties import penalize
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
+from lightning_compress.channel_pruning.penalties import add_penalty_gradients
 
 STRENGTH = 0.3
 
@@ -23,8 +23,8 @@ def added(model, example, penalty):
     """What a penalty adds to gradients of 0, by name; nothing else."""
     for one in model.parameters():
         one.grad = torch.zeros_like(one)
-    free = [one for one in observe(model, example) if one.whole is None]
-    penalize(model, free, penalty, STRENGTH, set(model.parameters()))
+    free = [one for one in build_dependency_graph(model, example) if one.unprunable_reason is None]
+    add_penalty_gradients(model, free, penalty, STRENGTH, set(model.parameters()))
     return {name: one.grad for name, one in model.named_parameters() if one.grad.any()}
 
 

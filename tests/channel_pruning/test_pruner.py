@@ -7,7 +7,7 @@ from torch import nn
 from lightning_compress.channel_pruning.budget import Budget
 from lightning_compress.channel_pruning.functional.criteria import l2
 from lightning_compress.channel_pruning.functional.distributions import uniform
-from lightning_compress.channel_pruning.pruner import How, Shrinker
+from lightning_compress.channel_pruning.pruner import ChannelPruner, ChannelPruningConfig
 
 # Of u hidden units: 7 u + 2 parameters (58 of 8 at first) and 6 u multiplications.
 ALLOWED = {"0.weight", "2.weight"}
@@ -15,7 +15,9 @@ ALLOWED = {"0.weight", "2.weight"}
 
 def shrinker(kind, target, units=8, **how):
     model = nn.Sequential(nn.Linear(4, units), nn.ReLU(), nn.Linear(units, 2))
-    return Shrinker(model, torch.randn(1, 4), Budget(kind, target), How(l2, uniform, **how), ALLOWED)
+    return ChannelPruner(
+        model, torch.randn(1, 4), Budget(kind, target), ChannelPruningConfig(l2, uniform, **how), ALLOWED
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def shrinker(kind, target, units=8, **how):
 def test_as_few_units_go_as_the_budget_asks_for(kind, target, progress, stay):
     ours = shrinker(kind, target)
     scores = {"0": torch.tensor([5.0, 1.0, 7.0, 2.0, 8.0, 3.0, 6.0, 4.0])}  # lowest first: 1, 3, 5, 7, 0, 6, 2, 4
-    gone = ours.choose(scores, progress)
+    gone = ours.select_units(scores, progress)
     assert gone == {"0": tuple(sorted([1, 3, 5, 7, 0, 6, 2, 4][: 8 - stay]))}
 
 

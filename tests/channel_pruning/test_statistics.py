@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.channel_pruning.dependency.graph import observe
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
 from lightning_compress.channel_pruning.functional.criteria import taylor_activations
-from lightning_compress.channel_pruning.statistics import PATCHES, Gathered, offers
+from lightning_compress.channel_pruning.statistics import PATCHES, ChannelStatistics, criterion_inputs
 
 
 def network():
@@ -23,19 +23,19 @@ EXAMPLE = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
 def listened(model, asked, run):
     """What is gathered while `run` is under way, and the groups of the model by name."""
-    groups = {one.name: one for one in observe(model, EXAMPLE)}
-    gathered = Gathered(model, asked)
+    groups = {one.name: one for one in build_dependency_graph(model, EXAMPLE)}
+    gathered = ChannelStatistics(model, asked)
     handles = gathered.hooks()
     gathered.listening = True
     run(model)
-    gathered.take_gradients([one for one in groups.values() if one.whole is None])
+    gathered.take_gradients([one for one in groups.values() if one.unprunable_reason is None])
     for handle in handles:
         handle.remove()
     return gathered, groups
 
 
 def offered(gathered, group):
-    return offers(gathered, group, torch.Generator())
+    return criterion_inputs(gathered, group, torch.Generator())
 
 
 def backward(model):
@@ -151,8 +151,8 @@ def test_of_many_patches_some_are_taken_evenly_and_of_the_whole_batch():
         model[1].bias.zero_()
     batch = torch.arange(200.0).reshape(200, 1, 1, 1).expand(-1, 2, 6, 6)
     model(batch)
-    groups = {one.name: one for one in observe(model, batch[:2])}
-    gathered = Gathered(model, ["patches"])
+    groups = {one.name: one for one in build_dependency_graph(model, batch[:2])}
+    gathered = ChannelStatistics(model, ["patches"])
     gathered.hooks()
     gathered.listening = True
     model(batch)
@@ -184,19 +184,19 @@ def test_patches_that_are_not_taken_are_refused_in_words(reader):
 def test_names_are_those_of_the_part_that_holds_the_groups_compiled_or_not():
     model = network()
     around = nn.ModuleDict({"net": torch.compile(model, backend="eager")})
-    gathered = Gathered(around, ["activations"])
+    gathered = ChannelStatistics(around, ["activations"])
     gathered.hooks()
     gathered.listening = True
     around["net"](EXAMPLE)
-    gathered.within("net")
+    gathered.restrict_to("net")
     around["net"](EXAMPLE)
     assert {name: len(calls) for name, calls in gathered.inputs.items()} == {"0": 2, "3": 2, "6": 2}
 
 
 def test_nothing_is_kept_unless_it_listens_nor_hooked_unless_asked():
     model = network()
-    assert Gathered(model, ["weight", "grad", "gamma"]).hooks() == []
-    gathered = Gathered(model, ["activations", "activation_grads", "feature_maps"])
+    assert ChannelStatistics(model, ["weight", "grad", "gamma"]).hooks() == []
+    gathered = ChannelStatistics(model, ["activations", "activation_grads", "feature_maps"])
     assert gathered.hooks()
     backward(model)
     assert (gathered.inputs, gathered.outputs, gathered.input_grads) == ({}, {}, {})
@@ -205,5 +205,5 @@ def test_nothing_is_kept_unless_it_listens_nor_hooked_unless_asked():
     assert gathered.inputs
     assert gathered.outputs
     assert gathered.input_grads
-    gathered.forget()
+    gathered.reset()
     assert (gathered.inputs, gathered.outputs, gathered.input_grads) == ({}, {}, {})

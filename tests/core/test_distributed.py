@@ -50,9 +50,9 @@ def seen_by(rank):
     broadcast_([one])
     seen["first"] = one.tolist()
 
-    gathered = Pruner(layers_of(network(), targets="0"), wanda, uniform).gathered
+    gathered = Pruner(layers_of(network(), targets="0"), wanda, uniform).statistics
     gathered.squares = {"0.weight": torch.full((1, 6), rank + 1.0).square().sum(0)}
-    gathered.complete()
+    gathered.is_complete()
     seen["norms"] = gathered.squares["0.weight"].tolist()
 
     model = network()

@@ -18,7 +18,7 @@ from lightning_compress import (
     QuantizationAwareTraining,
 )
 from lightning_compress.core.distributed import tensor_hash
-from lightning_compress.quantization.lowering.lower import deployable
+from lightning_compress.quantization.lowering.lower import lower
 
 NAME = "pipeline"
 
@@ -76,7 +76,7 @@ def off(module, path):
     batch = torch.randn(16, 8, generator=torch.Generator().manual_seed(3))
     (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
     with torch.no_grad():
-        expected = deployable(module).module(batch)
+        expected = lower(module).module(batch)
     return float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.distillation.auxiliary_optimizer import Companion, like, owner_of
+from lightning_compress.distillation.auxiliary_optimizer import AuxiliaryOptimizer, clone_optimizer, optimizer_of
 
 MAKERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
@@ -26,7 +26,7 @@ def test_it_steps_as_the_same_optimizer_would(make):
     same.load_state_dict(beside.state_dict())
     followed, reference = make(model.parameters()), make(same.parameters())
     schedule = torch.optim.lr_scheduler.StepLR(followed, 2, 0.1)
-    companion, x = Companion(beside, followed), torch.randn(5, 4)
+    companion, x = AuxiliaryOptimizer(beside, followed), torch.randn(5, 4)
     for _ in range(6):
         for module in (model, beside, same):
             module(x).square().sum().backward()
@@ -48,7 +48,7 @@ def test_a_scaled_loss_takes_the_same_step():
     for scale in (1.0, 1024.0):
         beside.load_state_dict(pair()[1].state_dict())
         (beside(x).square().sum() * scale).backward()
-        Companion(beside, followed).step(scale)
+        AuxiliaryOptimizer(beside, followed).step(scale)
         results.append(beside.weight.detach().clone())
         beside.zero_grad()
     torch.testing.assert_close(*results)
@@ -56,7 +56,7 @@ def test_a_scaled_loss_takes_the_same_step():
 
 def test_gradients_may_be_forgotten():
     model, beside = pair()
-    companion = Companion(beside, MAKERS["sgd"](model.parameters()))
+    companion = AuxiliaryOptimizer(beside, MAKERS["sgd"](model.parameters()))
     before = beside.weight.clone()
     beside(torch.randn(2, 4)).sum().backward()
     companion.forget()
@@ -71,7 +71,7 @@ def test_an_optimizer_that_cannot_be_made_again_has_adamw_in_its_place():
             self.model = model
 
     model, beside = pair()
-    made = like(Odd(model.parameters(), model, lr=0.3), beside.parameters())
+    made = clone_optimizer(Odd(model.parameters(), model, lr=0.3), beside.parameters())
     assert type(made) is torch.optim.AdamW
     assert made.param_groups[0]["lr"] == 0.3
 
@@ -79,5 +79,5 @@ def test_an_optimizer_that_cannot_be_made_again_has_adamw_in_its_place():
 def test_the_optimizer_that_holds_a_module_is_found():
     model, beside = pair()
     optimizers = [MAKERS["sgd"](beside.parameters()), MAKERS["adam"](model.parameters())]
-    assert owner_of(optimizers, model) is optimizers[1]
-    assert owner_of(optimizers[:1], model) is None
+    assert optimizer_of(optimizers, model) is optimizers[1]
+    assert optimizer_of(optimizers[:1], model) is None

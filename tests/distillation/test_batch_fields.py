@@ -5,8 +5,8 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lightning_compress.distillation.batch_fields import detached, mask_of, target_of, tensor_of
-from lightning_compress.distillation.step_output import gradient_cosine, loss_in, with_loss
+from lightning_compress.distillation.batch_fields import detach_tensors, select_mask, select_target, select_tensor
+from lightning_compress.distillation.step_output import gradient_cosine, loss_of, replace_loss
 
 LOGITS, OTHER = torch.randn(2, 3), torch.randn(2)
 
@@ -21,7 +21,7 @@ class Output:
      namedtuple("Named", "logits hidden")(LOGITS, OTHER)],
 )  # fmt: skip
 def test_the_logits_are_found(output):
-    assert tensor_of(output) is LOGITS
+    assert select_tensor(output) is LOGITS
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_logits_are_found(output):
     ],
 )
 def test_the_logits_may_be_named(output, key):
-    assert tensor_of(output, key) is LOGITS
+    assert select_tensor(output, key) is LOGITS
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_logits_may_be_named(output, key):
 )
 def test_an_output_without_logits_is_refused_with_the_way_to_name_them(output, key):
     with pytest.raises(ValueError, match="output='logits', output=0"):
-        tensor_of(output, key)
+        select_tensor(output, key)
 
 
 class Batch:
@@ -55,36 +55,36 @@ class Batch:
      ({"x": LOGITS, "mine": OTHER}, "mine"), ((LOGITS, None, OTHER), 2), ((LOGITS, OTHER), lambda batch: batch[1])],
 )  # fmt: skip
 def test_the_target_is_found(batch, key):
-    assert target_of(batch, key) is OTHER
+    assert select_target(batch, key) is OTHER
 
 
 @pytest.mark.parametrize("batch", [LOGITS, (LOGITS,), {"x": LOGITS}, (LOGITS, "label")])
 def test_a_batch_may_have_no_target(batch):
-    assert target_of(batch) is None
+    assert select_target(batch) is None
 
 
 def test_tokens_count_by_their_labels_shifted_or_not():
     labels = torch.tensor([[5, -100, 7], [8, 9, -100]])
-    assert mask_of(LOGITS, labels).tolist() == [[True, False, True], [True, True, False]]
+    assert select_mask(LOGITS, labels).tolist() == [[True, False, True], [True, True, False]]
     # Of Hugging Face's, whose logits predict the next label.
-    assert mask_of(Output(), labels).tolist() == [[False, True, False], [True, False, False]]
-    assert mask_of(LOGITS, torch.tensor([1, 2])) is None
+    assert select_mask(Output(), labels).tolist() == [[False, True, False], [True, False, False]]
+    assert select_mask(LOGITS, torch.tensor([1, 2])) is None
 
 
 def test_a_loss_is_put_in_the_place_of_another():
     output = {"loss": OTHER, "shown": 3}
-    assert loss_in(output) is OTHER
-    assert with_loss(output, LOGITS) == {"loss": LOGITS, "shown": 3}
+    assert loss_of(output) is OTHER
+    assert replace_loss(output, LOGITS) == {"loss": LOGITS, "shown": 3}
     assert output["loss"] is OTHER
-    assert with_loss(OTHER, LOGITS) is LOGITS
-    assert loss_in({"shown": 3}) is None
+    assert replace_loss(OTHER, LOGITS) is LOGITS
+    assert loss_of({"shown": 3}) is None
     with pytest.raises(ValueError, match="training_step returned str"):
-        loss_in("loss")
+        loss_of("loss")
 
 
 def test_values_lose_their_gradients_at_any_depth():
     graph = torch.ones(2, requires_grad=True) * 2
-    found = detached({"a": [graph, "word"], "b": (graph,)})
+    found = detach_tensors({"a": [graph, "word"], "b": (graph,)})
     assert not found["a"][0].requires_grad
     assert not found["b"][0].requires_grad
     assert found["a"][1] == "word"

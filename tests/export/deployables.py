@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
 
 
 class Step(nn.Module):
@@ -30,17 +30,17 @@ class Keywords(nn.Module):
 
 def grid_of(weight, bits, axis=0, group=0):
     """Weight on a symmetric grid, by definition."""
-    high = 2 ** (bits - 1) - 1
+    quant_max = 2 ** (bits - 1) - 1
     if group:
         by_group = weight.transpose(0, axis).reshape(weight.shape[axis], -1, group)
-        scale = by_group.abs().amax(2) / high
+        scale = by_group.abs().amax(2) / quant_max
         swapped = weight.transpose(0, axis).shape
         codes = (by_group / scale.unsqueeze(2)).round().reshape(swapped).transpose(0, axis)
     else:
         dims = [dim for dim in range(weight.ndim) if dim != axis]
-        scale = weight.abs().amax(dims, keepdim=True) / high
+        scale = weight.abs().amax(dims, keepdim=True) / quant_max
         codes = (weight / scale).round()
-    return WeightGrid(codes.to(torch.int32), scale, bits, axis, group)
+    return WeightSpec(codes.to(torch.int32), scale, bits, axis, group)
 
 
 def deployed(module, bits=8, group=0):
@@ -56,7 +56,7 @@ def deployed(module, bits=8, group=0):
         if parameter.ndim > 1 and "weight" in name:
             grids[name] = grid_of(parameter, bits, axes.get(name, 0), group)
             parameter.copy_(grids[name].values())
-    return Deployable(module, grids)
+    return DeployedModel(module, grids)
 
 
 def random(*shape):

@@ -4,17 +4,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
 
 
 class Quantizer(nn.Module):
-    """An affine grid of `bits` bits from `low` to `high`, with zero on it."""
+    """An affine grid of `bits` bits from `quant_min` to `quant_max`, with zero on it."""
 
-    def __init__(self, low, high, bits=8):
+    def __init__(self, quant_min, quant_max, bits=8):
         super().__init__()
         highest = 2**bits - 1
-        scale = torch.tensor((high - low) / highest, dtype=torch.float32)
-        zero_point = round(-low / float(scale))
+        scale = torch.tensor((quant_max - quant_min) / highest, dtype=torch.float32)
+        zero_point = round(-quant_min / float(scale))
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
         self.limits = None if bits == 8 else (-zero_point * float(scale), (highest - zero_point) * float(scale))
@@ -27,20 +27,20 @@ class Quantizer(nn.Module):
 
 def affine(weight, bits=8, granularity="channel", axis=0, group=0):
     """The symmetric grid of a weight."""
-    high = 2 ** (bits - 1) - 1
+    quant_max = 2 ** (bits - 1) - 1
     by_channel = weight.detach().transpose(0, axis).reshape(weight.shape[axis], -1)
     if granularity == "tensor":
-        scale = by_channel.abs().max() / high
+        scale = by_channel.abs().max() / quant_max
         codes = (weight.detach() / scale).round()
-        return WeightGrid(codes.to(torch.int32), scale, bits)
+        return WeightSpec(codes.to(torch.int32), scale, bits)
     if group:
         rows = by_channel.reshape(len(by_channel), -1, group)
-        scale = rows.abs().amax(2) / high
-        grid = WeightGrid(torch.zeros(weight.shape, dtype=torch.int32), scale, bits, axis, group)
-        return WeightGrid((weight.detach() / grid.full_scale()).round().to(torch.int32), scale, bits, axis, group)
-    scale = by_channel.abs().amax(1).clamp_min(1e-9) / high
+        scale = rows.abs().amax(2) / quant_max
+        grid = WeightSpec(torch.zeros(weight.shape, dtype=torch.int32), scale, bits, axis, group)
+        return WeightSpec((weight.detach() / grid.full_scale()).round().to(torch.int32), scale, bits, axis, group)
+    scale = by_channel.abs().amax(1).clamp_min(1e-9) / quant_max
     scale = scale.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
-    return WeightGrid((weight.detach() / scale).round().to(torch.int32), scale, bits, axis)
+    return WeightSpec((weight.detach() / scale).round().to(torch.int32), scale, bits, axis)
 
 
 def deployable(module, *, only=None, **kwargs):
@@ -52,14 +52,14 @@ def deployable(module, *, only=None, **kwargs):
             transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d)
             weights[name] = affine(weight, axis=int(transposed), **kwargs)
             weight.data.copy_(weights[name].values())
-    return Deployable(module.eval(), weights)
+    return DeployedModel(module.eval(), weights)
 
 
 def with_levels(module, name, levels):
     """Put one weight of a module on the nearest of some levels."""
     weight = module.get_parameter(name)
     levels = torch.as_tensor(levels, dtype=torch.float32)
-    grid = WeightGrid((weight.detach()[..., None] - levels).abs().argmin(-1), None, 8, levels=levels)
+    grid = WeightSpec((weight.detach()[..., None] - levels).abs().argmin(-1), None, 8, levels=levels)
     weight.data.copy_(grid.values())
     return grid
 

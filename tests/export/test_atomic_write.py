@@ -2,12 +2,12 @@
 
 import pytest
 
-from lightning_compress.export.atomic_write import replacing
+from lightning_compress.export.atomic_write import replace_on_success
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
     (tmp_path / "file").write_text("before")
-    with replacing(tmp_path / "file") as part:
+    with replace_on_success(tmp_path / "file") as part:
         assert part.parent == tmp_path
         part.write_text("after")
         assert (tmp_path / "file").read_text() == "before"
@@ -20,7 +20,7 @@ def test_after_an_error_all_is_as_before(tmp_path, error):
     (tmp_path / "file").write_text("before")
 
     def write():
-        with replacing(tmp_path / "file") as part:
+        with replace_on_success(tmp_path / "file") as part:
             part.write_text("half")
             raise error
 
@@ -32,7 +32,7 @@ def test_after_an_error_all_is_as_before(tmp_path, error):
 
 def test_the_error_of_a_writer_that_wrote_nothing_is_its_own(tmp_path):
     def write():
-        with replacing(tmp_path / "file"):
+        with replace_on_success(tmp_path / "file"):
             raise ValueError("too early")
 
     with pytest.raises(ValueError, match="too early"):
@@ -43,6 +43,6 @@ def test_the_error_of_a_writer_that_wrote_nothing_is_its_own(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with (
         pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere to write file into"),
-        replacing(tmp_path / "nowhere" / "file"),
+        replace_on_success(tmp_path / "nowhere" / "file"),
     ):
         pass

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_compress import FineTuning
-from lightning_compress.finetuning.step_overrides import around_step, split
+from lightning_compress.finetuning.step_overrides import override_param_groups, split_param_groups
 from tests.conftest import sgd
 from tests.finetuning.by_hand import equal
 
@@ -45,7 +45,7 @@ def test_a_parameter_is_stepped_as_in_a_group_of_its_own(make):
         group["lr"] *= factor
     values = lambda place, group, parameter: {"lr": group["lr"] * factors[parameter]}
     groups = list(optimizer.param_groups)
-    with around_step(optimizer, lambda: values, lambda: []):
+    with override_param_groups(optimizer, lambda: values, lambda: []):
         for step in range(5):
             gradients(ours, step), gradients(theirs, step)
             optimizer.step(), apart.step()
@@ -58,18 +58,18 @@ def test_equal_settings_stay_together_and_names_go_along():
     several = parameters()
     optimizer = sgd([(f"p{place}", one) for place, one in enumerate(several)])
     (group,) = optimizer.param_groups
-    parts = split(0, group, lambda _, group, one: {"lr": 0.5 if one is several[1] else group["lr"]})
+    parts = split_param_groups(0, group, lambda _, group, one: {"lr": 0.5 if one is several[1] else group["lr"]})
     assert [(part["lr"], part["param_names"]) for part in parts] == [(0.1, ["p0", "p2"]), (0.5, ["p1"])]
     assert [len(part["params"]) for part in parts] == [2, 1]
-    assert split(0, group, lambda *_: {"lr": 0.1, "weight_decay": 0.01}) == [group]
-    assert split(0, {**group, "params": [], "param_names": []}, lambda *_: {"lr": 0.5})[0]["params"] == []
+    assert split_param_groups(0, group, lambda *_: {"lr": 0.1, "weight_decay": 0.01}) == [group]
+    assert split_param_groups(0, {**group, "params": [], "param_names": []}, lambda *_: {"lr": 0.5})[0]["params"] == []
 
 
 def test_a_rate_that_is_a_tensor_stays_one_and_the_same():
     several, rate = parameters(), torch.tensor(0.1)
     optimizer = torch.optim.AdamW(several, lr=rate, foreach=False)
     values = lambda place, group, one: {"lr": float(group["lr"]) * (0.5 if one is several[0] else 1.0)}
-    with around_step(optimizer, lambda: values, lambda: []):
+    with override_param_groups(optimizer, lambda: values, lambda: []):
         gradients(several, 0)
         optimizer.step()
     assert optimizer.param_groups[0]["lr"] is rate
@@ -86,7 +86,7 @@ def test_what_an_optimizer_writes_into_its_group_stays():
     several = parameters()
     optimizer = Counting(several, lr=0.1)
     values = lambda place, group, one: {"lr": 0.5 if one is several[0] else 0.1}
-    with around_step(optimizer, lambda: values, lambda: []):
+    with override_param_groups(optimizer, lambda: values, lambda: []):
         for step in range(3):
             gradients(several, step)
             optimizer.step()
@@ -105,7 +105,7 @@ def test_a_closure_sees_the_users_groups_and_an_exception_leaves_them():
         return torch.tensor(1.0)
 
     values = lambda place, group, one: {"lr": 0.5 if one is several[0] else 0.2}
-    with around_step(optimizer, lambda: values, lambda: []):
+    with override_param_groups(optimizer, lambda: values, lambda: []):
         before = several[0].detach().clone()
         assert optimizer.step(closure) == 1.0
         optimizer.step(closure=closure)
@@ -123,7 +123,10 @@ def test_a_step_that_fails_half_way_leaves_the_users_groups_when_all_is_over():
             raise RuntimeError("power cut")
 
     optimizer = Failing(parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match="power cut"), around_step(optimizer, lambda: lambda *_: {"lr": 9.0}, list):
+    with (
+        pytest.raises(RuntimeError, match="power cut"),
+        override_param_groups(optimizer, lambda: lambda *_: {"lr": 9.0}, list),
+    ):
         optimizer.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.1]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_compress import ChannelPruning, FineTuning, Pruning, QuantizationAwareTraining
-from lightning_compress.finetuning.stopping import Until, as_until
+from lightning_compress.finetuning.stopping import StopCriterion, as_stop_criterion
 from tests.conftest import adamw, sgd
 from tests.finetuning.by_hand import equal, noted
 
@@ -107,7 +107,7 @@ def test_a_run_without_an_end_may_have_a_phase_that_ends(make_module, make_train
 
 
 def test_a_metric_that_is_no_number_is_never_better():
-    until = Until("loss", patience=2)
+    until = StopCriterion("loss", patience=2)
     assert [until(float("nan")) for _ in range(2)] == [False, True]
 
 
@@ -126,7 +126,7 @@ def test_a_metric_that_is_no_number_is_never_better():
 )
 def test_refuses_what_says_no_end(written, message):
     with pytest.raises(ValueError, match=message):
-        as_until(written)
+        as_stop_criterion(written)
     with pytest.raises(ValueError, match=message):
         FineTuning(freeze="net.0", until=written)
 

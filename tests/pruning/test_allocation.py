@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_compress.core.registry import registered
-from lightning_compress.pruning.allocation import UnitScores, allocate, masks
+from lightning_compress.pruning.allocation import UnitScores, allocate, compute_masks
 from lightning_compress.pruning.functional import distributions
 from lightning_compress.pruning.functional.distributions import erk, global_, lamp, uniform
 from tests.pruning.layers_of import layers_of
@@ -43,8 +43,8 @@ def planned(
 def test_layers_know_shapes_costs_and_sizes_with_outputs_first():
     layers = layers_of(network(), "row")
     assert layers.shapes == {"0.weight": (8, 6, 3, 3), "1.weight": (4, 2), "2.weight": (12, 4, 1)}
-    assert layers.costs == {"0.weight": 54, "1.weight": 2, "2.weight": 4}
-    assert layers.sizes == {"0.weight": 8, "1.weight": 4, "2.weight": 12}
+    assert layers.weights_per_unit == {"0.weight": 54, "1.weight": 2, "2.weight": 4}
+    assert layers.num_units == {"0.weight": 8, "1.weight": 4, "2.weight": 12}
     assert layers.misfits() == {}
     assert layers_of(network(), "2:4").misfits() == {
         "0.weight": "6 inputs do not divide into groups of 4",
@@ -67,14 +67,14 @@ def test_scores_of_units_are_computed_when_they_are_read():
 def test_no_layer_empties_and_the_total_is_what_was_asked_for(distribution, granularity, min_density):
     for sparsity in (0.0, 0.3, 0.8, 0.93, 0.99):
         layers, _, kept = planned(network(), granularity, distribution, sparsity, min_density=min_density)
-        least = {name: max(1, math.ceil(round(min_density * size, 6))) for name, size in layers.sizes.items()}
-        assert all(least[name] <= kept[name] <= size for name, size in layers.sizes.items())
-        weights = sum(kept[name] * cost for name, cost in layers.costs.items())
+        least = {name: max(1, math.ceil(round(min_density * size, 6))) for name, size in layers.num_units.items()}
+        assert all(least[name] <= kept[name] <= size for name, size in layers.num_units.items())
+        weights = sum(kept[name] * cost for name, cost in layers.weights_per_unit.items())
         total = sum(SIZES.values())
-        held = sum(least[name] * cost for name, cost in layers.costs.items())
-        slack = max(layers.costs.values()) - 1
+        held = sum(least[name] * cost for name, cost in layers.weights_per_unit.items())
+        slack = max(layers.weights_per_unit.values()) - 1
         if distribution is uniform:
-            slack = sum(layers.costs.values()) / 2  # each layer is rounded for itself
+            slack = sum(layers.weights_per_unit.values()) / 2  # each layer is rounded for itself
         assert abs(weights - max(total - round(sparsity * total), held)) <= slack
 
 
@@ -83,7 +83,10 @@ def test_without_a_floor_the_smallest_layer_would_be_empty():
     assert kept["1.weight"] == 1
     assert sum(kept.values()) == 488 - round(0.9 * 488)
     assert global_(
-        {name: network().get_parameter(name).detach().abs().flatten() for name in NAMES}, layers.costs, SIZES, 0.9
+        {name: network().get_parameter(name).detach().abs().flatten() for name in NAMES},
+        layers.weights_per_unit,
+        SIZES,
+        0.9,
     )["1.weight"] == 0  # fmt: skip
 
 
@@ -142,14 +145,14 @@ def test_what_a_layer_may_keep_at_most_goes_to_the_others(distribution):
 def test_masks_are_as_stored_and_keep_the_best_units(granularity, distribution):
     model = network()
     layers, score, kept = planned(model, granularity, distribution, 0.6)
-    found = dict(masks(layers, score, kept))
+    found = dict(compute_masks(layers, score, kept))
     assert list(found) == list(NAMES)
     for name, mask in found.items():
         parameter = model.get_parameter(name)
         assert mask.shape == parameter.shape
         assert mask.dtype == torch.bool
         assert mask.is_contiguous()
-        assert mask.sum() == kept[name] * layers.costs[name]
+        assert mask.sum() == kept[name] * layers.weights_per_unit[name]
         units = UnitScores(layers, score, list(NAMES))[name]
         alive = UnitScores(layers, lambda name: found[name].float(), list(NAMES))[name] == 1.0
         assert alive.sum() == kept[name]
@@ -161,14 +164,14 @@ def test_masked_rows_are_the_weakest_outputs():
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]).view(2, 3, 1))
     layers, score, kept = planned(nn.Sequential(layer), "row", sparsity=1 / 3)
-    ((_, mask),) = masks(layers, score, kept)
+    ((_, mask),) = compute_masks(layers, score, kept)
     assert mask.flatten(1).int().tolist() == [[1, 0, 1], [1, 0, 1]]
 
 
 def test_n_of_m_is_met_in_every_group_of_every_layer():
     model = nn.Sequential(nn.Linear(8, 6), nn.Conv2d(4, 6, 3), nn.ConvTranspose1d(12, 5, 2))
     layers, score, kept = planned(model, "1:4", sparsity=0.75)
-    for name, mask in masks(layers, score, kept):
+    for name, mask in compute_masks(layers, score, kept):
         inputs_last = mask.transpose(0, -1) if name == "2.weight" else mask.movedim(1, -1)
         assert (inputs_last.unflatten(-1, (-1, 4)).sum(-1) == 1).all()
 

@@ -10,13 +10,13 @@ from lightning_compress.core.registry import check_signature, registered
 from lightning_compress.nn.selection import select
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.functional import criteria, distributions
-from lightning_compress.pruning.granularity import parse
+from lightning_compress.pruning.granularity import parse_granularity
 
 
 def pruning(granularity, final_sparsity, distribution=distributions.uniform, overrides=(), min_density=0.0):
     return SimpleNamespace(
         granularity=granularity,
-        grain=parse(granularity),
+        grain=parse_granularity(granularity),
         final_sparsity=final_sparsity,
         distribution=distribution,
         overrides=dict(overrides),

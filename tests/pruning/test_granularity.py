@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from lightning_compress.pruning.functional.topk import top_k_mask
-from lightning_compress.pruning.granularity import Block, NOfM, Slices, Weight, as_stored, outputs_first, parse
+from lightning_compress.pruning.granularity import (
+    Block,
+    NOfM,
+    PerWeight,
+    Slices,
+    outputs_to_front,
+    outputs_to_stored,
+    parse_granularity,
+)
 
 GRANULARITIES = ("weight", "2:4", "block 2x2", "block 1x4", "kernel", "row", "column", "filter", "group")
 SHAPES = ((4, 8), (4, 8, 3), (4, 8, 3, 2), (2, 4, 1, 2, 3))
@@ -43,7 +51,7 @@ CONVOLUTION = torch.arange(8.0).view(2, 2, 1, 2)
     ],
 )
 def test_the_scores_of_units_by_hand(granularity, scores, expected, size):
-    grain = parse(granularity)
+    grain = parse_granularity(granularity)
     assert grain.units(scores).tolist() == expected
     assert grain.size(scores.shape) == size
 
@@ -64,14 +72,14 @@ def test_the_scores_of_units_by_hand(granularity, scores, expected, size):
     ],
 )
 def test_the_masks_of_weights_by_hand(granularity, shape, units, expected):
-    mask = parse(granularity).mask(torch.tensor(units, dtype=torch.bool), torch.Size(shape))
+    mask = parse_granularity(granularity).mask(torch.tensor(units, dtype=torch.bool), torch.Size(shape))
     assert mask.int().tolist() == expected
 
 
 @pytest.mark.parametrize("granularity", [one for one in GRANULARITIES if ":" not in one])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_units_divide_the_weight_and_a_mask_of_them_comes_back(granularity, shape):
-    grain, shape = parse(granularity), torch.Size(shape)
+    grain, shape = parse_granularity(granularity), torch.Size(shape)
     assert grain.misfit(shape) is None
     generator = torch.Generator().manual_seed(0)
     chosen = torch.rand(shape.numel() // grain.size(shape), generator=generator) < 0.5
@@ -85,7 +93,7 @@ def test_units_divide_the_weight_and_a_mask_of_them_comes_back(granularity, shap
 @pytest.mark.parametrize("shape", [(6, 16), (3, 8, 3), (4, 8, 3, 2)], ids=str)
 def test_n_of_m_keeps_the_best_n_of_each_m_inputs_and_exactly_these(n, m, shape):
     scores = (torch.randn(shape, generator=torch.Generator().manual_seed(n * m)) * 2).round()  # with ties
-    grain = parse(f"{n}:{m}")
+    grain = parse_granularity(f"{n}:{m}")
     kept = scores.numel() * n // m
     mask = grain.mask(top_k_mask(grain.units(scores), kept), scores.shape)
     places = product(range(shape[0]), *(range(length) for length in shape[2:]))
@@ -99,7 +107,7 @@ def test_n_of_m_keeps_the_best_n_of_each_m_inputs_and_exactly_these(n, m, shape)
 
 
 def test_on_the_way_to_n_of_m_nothing_is_pruned_that_the_pattern_keeps():
-    grain, alive = parse("2:4"), torch.ones(8, 16, dtype=torch.bool)
+    grain, alive = parse_granularity("2:4"), torch.ones(8, 16, dtype=torch.bool)
     scores = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     for kept in (120, 100, 80, 65, 64):
         units = grain.units(torch.where(alive, scores, -torch.inf))
@@ -129,10 +137,10 @@ every_layer = pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS.values(),
 def output_without(layer, shape, granularity, unit):
     """What a layer puts out for a random input, before and after one unit of its weight is zeroed."""
     inputs, weight = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), layer.weight.detach()
-    grain, seen = parse(granularity), outputs_first(weight, layer)
+    grain, seen = parse_granularity(granularity), outputs_to_front(weight, layer)
     units = torch.ones(seen.numel() // grain.size(seen.shape), dtype=torch.bool)
     units[unit] = False
-    mask = as_stored(grain.mask(units, seen.shape), layer)
+    mask = outputs_to_stored(grain.mask(units, seen.shape), layer)
     assert mask.shape == weight.shape
     return inputs, layer(inputs).detach(), torch.func.functional_call(layer, {"weight": weight * mask}, inputs).detach()
 
@@ -164,24 +172,24 @@ def test_a_pruned_column_makes_a_layer_blind_to_its_input(layer, shape):
 @every_layer
 def test_outputs_first_and_as_stored_are_the_way_there_and_back(layer, shape):
     weight = layer.weight.detach()
-    seen = outputs_first(weight, layer)
+    seen = outputs_to_front(weight, layer)
     groups = getattr(layer, "groups", 1)
     outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     assert seen.shape == (outputs, 4 // groups, *weight.shape[2:])
-    assert torch.equal(as_stored(seen, layer), weight)
+    assert torch.equal(outputs_to_stored(seen, layer), weight)
 
 
 def test_a_transposed_convolution_with_groups_by_hand():
     layer = nn.ConvTranspose1d(4, 4, 1, groups=2)
     stored = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]]).view(4, 2, 1)  # rows are inputs, two of each group
-    assert outputs_first(stored, layer).flatten(1).tolist() == [[1, 3], [2, 4], [5, 7], [6, 8]]
+    assert outputs_to_front(stored, layer).flatten(1).tolist() == [[1, 3], [2, 4], [5, 7], [6, 8]]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("weight", Weight()),
-        (" weight ", Weight()),
+        ("weight", PerWeight()),
+        (" weight ", PerWeight()),
         ("2:4", NOfM(2, 4)),
         ("1:16", NOfM(1, 16)),
         ("block 4x8", Block(4, 8)),
@@ -194,7 +202,7 @@ def test_a_transposed_convolution_with_groups_by_hand():
     ],
 )
 def test_a_granularity_is_read(text, expected):
-    assert parse(text) == expected
+    assert parse_granularity(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,7 @@ def test_a_granularity_is_read(text, expected):
 )
 def test_what_is_no_granularity_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        parse(text)
+        parse_granularity(text)
 
 
 @pytest.mark.parametrize(
@@ -231,5 +239,5 @@ def test_what_is_no_granularity_is_refused(text, message):
     ],
 )
 def test_a_weight_that_does_not_divide_is_a_misfit(granularity, shape, reason):
-    found = parse(granularity).misfit(torch.Size(shape))
+    found = parse_granularity(granularity).misfit(torch.Size(shape))
     assert found is None if reason is None else reason in found

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.pruning.masks import MaskedParameters, pack, unpack
+from lightning_compress.pruning.masks import MaskedParameters, pack_mask, unpack_mask
 
 
 def drawn(shape, seed=0):
@@ -44,7 +44,7 @@ def test_without_masks_nothing_happens():
     masked.apply_to_gradients()
     masked.apply_to_state([torch.optim.SGD(layer.parameters())])
     assert torch.equal(layer.weight, before)
-    assert (masked.sparsity, masked.state()) == (0.0, {})
+    assert (masked.sparsity, masked.state_dict()) == (0.0, {})
 
 
 def test_gradients_of_what_is_pruned_are_zero_where_there_are_gradients():
@@ -112,30 +112,30 @@ def test_sparsity_counts_masks_and_sparsities_count_zeros():
 def test_packing_there_and_back_is_no_change(shape):
     for dtype in (torch.bool, torch.float32, torch.bfloat16):
         mask = drawn(shape)
-        packed = pack(mask.to(dtype))
+        packed = pack_mask(mask.to(dtype))
         assert packed.dtype == torch.uint8
         assert packed.numel() == -(-mask.numel() // 8)
-        assert torch.equal(unpack(packed, mask.shape), mask)
+        assert torch.equal(unpack_mask(packed, mask.shape), mask)
 
 
 def test_packing_by_hand():
     # Eight to a byte, the first one lowest: 1 + 4 + 128, then 2.
-    assert pack(torch.tensor([[1, 0, 1, 0, 0], [0, 0, 1, 0, 1]])).tolist() == [133, 2]
-    assert unpack(torch.tensor([133, 2], dtype=torch.uint8), torch.Size([2, 5])).int().tolist() == [
+    assert pack_mask(torch.tensor([[1, 0, 1, 0, 0], [0, 0, 1, 0, 1]])).tolist() == [133, 2]
+    assert unpack_mask(torch.tensor([133, 2], dtype=torch.uint8), torch.Size([2, 5])).int().tolist() == [
         [1, 0, 1, 0, 0], [0, 0, 1, 0, 1],
     ]  # fmt: skip
     transposed = torch.tensor([[1, 0], [0, 1], [1, 1]]).t()  # in the order of the indices: 1 0 1 0 1 1
-    assert pack(transposed).tolist() == [1 + 4 + 16 + 32]
+    assert pack_mask(transposed).tolist() == [1 + 4 + 16 + 32]
 
 
 def test_what_is_saved_is_read_without_trust_and_comes_back():
     _, masked = masked_network()
     file = BytesIO()
-    torch.save(masked.state(), file)
+    torch.save(masked.state_dict(), file)
     file.seek(0)
     _, again = masked_network(torch.bfloat16)
     again.masks = {}
-    again.load(torch.load(file, weights_only=True))
+    again.load_state_dict(torch.load(file, weights_only=True))
     assert list(again.masks) == ["a.weight", "b.weight"]
     for name, mask in again.masks.items():
         assert torch.equal(mask.bool(), masked.masks[name].bool())
@@ -164,7 +164,7 @@ def test_foreign_and_damaged_masks_are_refused_and_those_there_kept(state, messa
     masked = MaskedParameters({"a": nn.Parameter(torch.ones(5, 3)), "b": nn.Parameter(torch.ones(2, 2))})
     masked.set("a", torch.ones(5, 3))
     with pytest.raises(ValueError, match=message):
-        masked.load(state)
+        masked.load_state_dict(state)
     assert masked.sparsity == 0.0
     assert list(masked.masks) == ["a"]
 
@@ -172,5 +172,5 @@ def test_foreign_and_damaged_masks_are_refused_and_those_there_kept(state, messa
 def test_a_run_that_had_not_begun_to_prune_has_no_masks():
     masked = MaskedParameters({"a": nn.Parameter(torch.ones(5, 3))})
     masked.set("a", torch.zeros(5, 3))
-    masked.load({})
+    masked.load_state_dict({})
     assert masked.masks == {}

@@ -43,15 +43,15 @@ def test_a_plain_loop_trains_a_network_whose_pruned_weights_are_zero(criterion):
     inputs, truth = torch.randn(64, 6, generator=generator), torch.randint(0, 4, (64,), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     pruner = pruner_of(model, criterion, final_sparsity=0.75)
-    pruner.gathered.remember_initial()
-    pruner.gathered.listening = True
-    pruner.gathered.hooks()
+    pruner.statistics.remember_initial()
+    pruner.statistics.listening = True
+    pruner.statistics.hooks()
     losses = []
     for step in range(60):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(inputs), truth)
         loss.backward()
-        pruner.gathered.add_gradients(set(model.parameters()))
+        pruner.statistics.add_gradients(set(model.parameters()))
         if step % 5 == 4 and step <= 30:
             pruner.update(0.75 * (step + 1) / 35 if step < 30 else 0.75, [optimizer])
         pruner.masked.apply_to_gradients()
@@ -141,7 +141,7 @@ def test_an_update_zeroes_averages_too():
     model = network()
     average = {name: nn.Parameter(value.detach().clone()) for name, value in model.named_parameters()}
     pruner = pruner_of(model)
-    pruner.masked.followers.append(average)
+    pruner.masked.averaged_copies.append(average)
     pruner.update(0.5)
     for name, mask in masks_of(pruner).items():
         assert torch.equal(average[name] != 0, mask)
@@ -254,39 +254,39 @@ def test_gradients_are_waited_for(present, several_optimizers, scaled, expected)
     model = network()
     for name in present:
         model.get_parameter(name).grad = torch.ones_like(model.get_parameter(name))
-    assert pruner_of(model, taylor).gradients_are_there(several_optimizers, scaled) is expected
-    assert pruner_of(model, magnitude).gradients_are_there(several_optimizers, scaled)
+    assert pruner_of(model, taylor).has_gradients(several_optimizers, scaled) is expected
+    assert pruner_of(model, magnitude).has_gradients(several_optimizers, scaled)
     if scaled:
         model.get_parameter("2.weight").grad[0, 0] = float("inf")
-        assert not pruner_of(model, taylor).gradients_are_there(scaled=True)
-        assert pruner_of(model, taylor).gradients_are_there(scaled=False)
+        assert not pruner_of(model, taylor).has_gradients(scaled=True)
+        assert pruner_of(model, taylor).has_gradients(scaled=False)
 
 
 @pytest.mark.parametrize("criterion", [magnitude, movement, wanda, random], ids=lambda one: one.__name__)
 def test_a_pruner_that_is_loaded_goes_on_like_the_saved_one(criterion):
     def step(model, pruner):
         generator = torch.Generator().manual_seed(2)
-        pruner.gathered.listening = True
+        pruner.statistics.listening = True
         model.zero_grad()
         model(torch.randn(5, 6, generator=generator)).square().sum().backward()
-        pruner.gathered.add_gradients(set(model.parameters()))
+        pruner.statistics.add_gradients(set(model.parameters()))
 
     model = network()
     pruner = pruner_of(model, criterion)
-    pruner.gathered.remember_initial()
-    pruner.gathered.hooks()
+    pruner.statistics.remember_initial()
+    pruner.statistics.hooks()
     step(model, pruner)
     pruner.update(0.25)
     step(model, pruner)
     file = BytesIO()
-    torch.save({"pruner": pruner.state(), "model": model.state_dict()}, file)
+    torch.save({"pruner": pruner.state_dict(), "model": model.state_dict()}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     again = network()
     again.load_state_dict(saved["model"])
     resumed = pruner_of(again, criterion)
-    resumed.load(saved["pruner"])
-    resumed.gathered.hooks()
+    resumed.load_state_dict(saved["pruner"])
+    resumed.statistics.hooks()
     assert resumed.sparsity == 0.25
     assert equal(masks_of(resumed), masks_of(pruner))
     for one, two in ((model, pruner), (again, resumed)):
@@ -301,14 +301,14 @@ def test_a_checkpoint_of_fewer_or_other_weights_is_refused():
     fewer.update(0.5)
     whole = pruner_of(network())
     with pytest.raises(ValueError, match=r"no mask for 4.weight, which .* its targets: they were 0.weight, 2.weight"):
-        whole.load(fewer.state())
+        whole.load_state_dict(fewer.state_dict())
     assert whole.masked.masks == {}
     whole.update(0.5)
-    whole_state = whole.state()
+    whole_state = whole.state_dict()
     with pytest.raises(ValueError, match=r"mask for '0.weight', which is not pruned here"):
-        Pruner(layers_of(network(), targets="4"), magnitude, uniform).load(whole_state)
+        Pruner(layers_of(network(), targets="4"), magnitude, uniform).load_state_dict(whole_state)
     with pytest.raises(ValueError, match="damaged: it has no gathered, sparsity"):
-        whole.load({"masks": {}})
+        whole.load_state_dict({"masks": {}})
 
 
 def peak_bytes(action):

@@ -5,7 +5,7 @@ import torch
 
 from lightning_compress import FineTuning, Pruning, Recipe
 from lightning_compress.core.phases import Run
-from lightning_compress.recipe.builtin import shipped
+from lightning_compress.recipe.builtin import builtin_recipes
 from tests.conftest import adamw, sgd
 from tests.contract.test_contract import same, saver
 
@@ -17,7 +17,7 @@ OF_WHAT_IS_LEFT = 1 - 0.2**0.25  # what each of four rounds prunes to end at 0.8
 
 def callbacks():
     """Those of the recipe but the report, which comes last."""
-    return Recipe.load(shipped()["lottery_ticket"]).callbacks()[:-1]
+    return Recipe.load(builtin_recipes()["lottery_ticket"]).callbacks()[:-1]
 
 
 def test_each_round_begins_with_the_largest_weights_at_their_early_values(make_module, make_trainer, loader):

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from lightning_compress.pruning.functional.criteria import wanda
-from lightning_compress.pruning.statistics import Gathered
+from lightning_compress.pruning.statistics import CriterionStatistics
 from tests.pruning.layers_of import layers_of
 
 
 def gathered(model, *needs, targets=None):
-    return Gathered(layers_of(model, targets=targets).by_name, needs)
+    return CriterionStatistics(layers_of(model, targets=targets).by_name, needs)
 
 
 def listening(model, targets=None):
@@ -35,7 +35,7 @@ def test_input_norms_of_a_linear_layer_are_over_all_but_the_last_dimension(shape
     model(second)
     rows = [*first.reshape(-1, 6).tolist(), *second.reshape(-1, 6).tolist()]
     expected = [sum(row[column] ** 2 for row in rows) ** 0.5 for column in range(6)]
-    norm = found.offer("0.weight")["input_norm"]
+    norm = found.inputs_for("0.weight")["input_norm"]
     assert norm.shape == (1, 6)
     assert norm[0].tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -47,7 +47,7 @@ def test_input_norms_of_a_convolution_are_those_of_the_channels_its_filter_sees(
     model, inputs = nn.Sequential(layer), drawn(*batch, 4, 5, 5)
     found = listening(model)
     model(inputs)
-    norm = found.offer("0.weight")["input_norm"].expand_as(layer.weight)
+    norm = found.inputs_for("0.weight")["input_norm"].expand_as(layer.weight)
     channels = inputs.reshape(-1, 4, 25).square().sum((0, 2)).sqrt()
     for out, into in product(range(8), range(4 // groups)):
         seen = channels[out // (8 // groups) * (4 // groups) + into]
@@ -62,7 +62,7 @@ def test_input_norms_of_other_convolutions(kind):
     found = listening(model)
     model(inputs)
     expected = inputs.transpose(0, 1).flatten(1).norm(dim=1)
-    norm = found.offer("0.weight")["input_norm"]
+    norm = found.inputs_for("0.weight")["input_norm"]
     assert norm.shape == (1, 2, *[1] * len(sides))
     assert norm.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_norms_are_summed_in_float32_and_given_in_the_weights_type():
     model = nn.Sequential(nn.Linear(2, 3)).half()
     found = listening(model)
     model(torch.full((100, 2), 30.0, dtype=torch.float16))  # 100 * 900 is more than a half can hold
-    norm = found.offer("0.weight")["input_norm"]
+    norm = found.inputs_for("0.weight")["input_norm"]
     assert (norm.dtype, norm.tolist()) == (torch.float16, [[300.0, 300.0]])
 
 
@@ -86,7 +86,7 @@ def test_only_what_is_trained_on_is_heard_and_only_while_listening():
     found.listening = True
     model(3 * inputs)
     assert found.squares["0.weight"].tolist() == [9.0, 9.0]
-    found.forget_inputs()
+    found.reset_inputs()
     model(2 * inputs)
     assert found.squares["0.weight"].tolist() == [4.0, 4.0]
 
@@ -108,10 +108,10 @@ def test_nothing_is_gathered_that_is_not_asked_for():
     found.remember_initial()
     model(torch.ones(1, 2)).sum().backward()
     found.add_gradients(set(model.parameters()))
-    found.complete()
+    found.is_complete()
     assert found.hooks() == []
-    assert found.offer("0.weight") == {}
-    assert found.state() == {}
+    assert found.inputs_for("0.weight") == {}
+    assert found.state_dict() == {}
 
 
 def test_weight_times_gradient_is_summed_for_what_is_stepped():
@@ -125,9 +125,9 @@ def test_weight_times_gradient_is_summed_for_what_is_stepped():
         found.add_gradients({model[0].weight, model[2].weight})
         with torch.no_grad():
             model[0].weight -= 0.1 * model[0].weight.grad
-    assert torch.allclose(found.offer("0.weight")["weight_grad_sum"], expected)
-    assert (found.offer("1.weight")["weight_grad_sum"] == 0).all()  # had gradients, but another optimizer's turn
-    assert (found.offer("2.weight")["weight_grad_sum"] == 0).all()  # has none
+    assert torch.allclose(found.inputs_for("0.weight")["weight_grad_sum"], expected)
+    assert (found.inputs_for("1.weight")["weight_grad_sum"] == 0).all()  # had gradients, but another optimizer's turn
+    assert (found.inputs_for("2.weight")["weight_grad_sum"] == 0).all()  # has none
 
 
 def test_initial_weights_are_those_of_the_beginning():
@@ -136,12 +136,12 @@ def test_initial_weights_are_those_of_the_beginning():
     found.remember_initial()
     with torch.no_grad():
         model[0].weight.mul_(2.0)
-    assert torch.equal(found.offer("0.weight")["initial_weight"], before)
+    assert torch.equal(found.inputs_for("0.weight")["initial_weight"], before)
 
 
 def test_initial_weights_that_nobody_remembered_are_missed_in_words():
     with pytest.raises(RuntimeError, match=r"0.weight.*remember_initial\(\)"):
-        gathered(nn.Sequential(nn.Linear(3, 2)), "initial_weight").offer("0.weight")
+        gathered(nn.Sequential(nn.Linear(3, 2)), "initial_weight").inputs_for("0.weight")
 
 
 class Model(nn.Module):
@@ -178,7 +178,7 @@ def test_inputs_that_were_not_seen_are_refused_when_they_are_needed():
     found = listening(model, targets=["head", "unused"])
     model.head(torch.ones(1, 4))
     with pytest.raises(RuntimeError, match=r"No input of unused.weight was seen.*ignore=\['unused.weight'\]"):
-        found.complete()
+        found.is_complete()
 
 
 def test_what_is_saved_goes_on():
@@ -191,7 +191,7 @@ def test_what_is_saved_goes_on():
     model(drawn(4, 3)).sum().backward()
     found.add_gradients(set(model.parameters()))
     again = gathered(model, *needs)
-    again.load(found.state())
+    again.load_state_dict(found.state_dict())
     again.hooks()
     again.listening = True
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_what_is_saved_goes_on():
     model(drawn(4, 3, seed=1))
     for one in (found, again):
         one.add_gradients(set(model.parameters()))
-    first, second = found.offer("0.weight"), again.offer("0.weight")
+    first, second = found.inputs_for("0.weight"), again.inputs_for("0.weight")
     assert first.keys() == second.keys() == set(needs)
     assert all(torch.equal(first[name], second[name]) for name in needs)
 
@@ -218,4 +218,4 @@ def test_what_is_saved_goes_on():
 )
 def test_what_belongs_to_another_model_is_refused(state, message):
     with pytest.raises(ValueError, match=message):
-        gathered(nn.Sequential(nn.Linear(3, 2)), "initial_weight", "weight_grad_sum").load(state)
+        gathered(nn.Sequential(nn.Linear(3, 2)), "initial_weight", "weight_grad_sum").load_state_dict(state)

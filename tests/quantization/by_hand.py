@@ -5,18 +5,18 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_compress.nn.dataflow import trace_dataflow
-from lightning_compress.quantization.config import Request
-from lightning_compress.quantization.layers import layers_of
-from lightning_compress.quantization.placement.layout import layout_of
+from lightning_compress.quantization.config import QuantizationConfig
+from lightning_compress.quantization.layers import quantizable_layers
+from lightning_compress.quantization.placement.layout import place_activations
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
-def on_grid(weight, axis=0, high=127):
+def on_grid(weight, axis=0, quant_max=127):
     """A weight on a symmetric grid for each of its output channels."""
     others = tuple(place for place in range(weight.ndim) if place != axis)
-    scale = weight.detach().abs().amax(others).float() / high
+    scale = weight.detach().abs().amax(others).float() / quant_max
     zeros = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -high, high)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -quant_max, quant_max)
 
 
 class Place:
@@ -30,17 +30,19 @@ class Place:
             found = values.detach().min().float(), values.detach().max().float()
             old = self.range or found
             self.range = tuple(torch.lerp(one, other, 0.01) for one, other in zip(old, found, strict=True))
-        low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)
-        self.scale = scale = high / 255 - low / 255
-        return torch.fake_quantize_per_tensor_affine(values, scale, (-(low / scale).round()).to(torch.int32), 0, 255)
+        quant_min, quant_max = self.range[0].clamp(max=0), self.range[1].clamp(min=0)
+        self.scale = scale = quant_max / 255 - quant_min / 255
+        return torch.fake_quantize_per_tensor_affine(
+            values, scale, (-(quant_min / scale).round()).to(torch.int32), 0, 255
+        )
 
 
-def whole(layer, place, bias=None, high=127):
+def whole(layer, place, bias=None, quant_max=127):
     """In evaluation, a bias that is a whole number of steps of the layer's product; in training as it is."""
     bias = layer.bias if bias is None else bias
     if layer.training:
         return bias
-    step = (layer.weight.detach().abs().flatten(1).amax(1) / high).double() * place.scale.double()
+    step = (layer.weight.detach().abs().flatten(1).amax(1) / quant_max).double() * place.scale.double()
     return ((bias.double() / step).round() * step).to(bias.dtype)
 
 
@@ -55,22 +57,22 @@ def randn(*shape, seed=0):
 
 
 def request(**settings):
-    return Request(**{"first": "same", "last": "same", **settings})
+    return QuantizationConfig(**{"first": "same", "last": "same", **settings})
 
 
 def quantized(model, *inputs, active=True, layers=None, **settings):
     """A model with its quantizers installed after one watched step, and those: as in the middle of training."""
-    layers = layers_of(model)[1] if layers is None else layers
+    layers = quantizable_layers(model)[1] if layers is None else layers
     asked = request(**settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad(), trace_dataflow(model) as flow:
         output = model(*inputs)
         (output[0] if isinstance(output, tuple) else output).square().mean()
     model.load_state_dict(before)  # the running statistics of a BatchNorm
-    found = QuantizedModel(model, layers, asked, layout_of(flow, model, layers, asked))
+    found = QuantizedModel(model, layers, asked, place_activations(flow, model, layers, asked))
     if active:
         found.begin()
-        found.mode.quantizing, found.mode.observing = True, True
+        found.state.fake_quant_enabled, found.state.observer_enabled = True, True
     found.install()
     return found
 

@@ -100,7 +100,7 @@ def test_bits_fall_as_the_timeline_says(pl, make_module, make_trainer, loader):
 
 
 def forms(quantization, side):
-    return [one.form for one in getattr(quantization.quantized, side).values()]
+    return [one.fmt for one in getattr(quantization.quantized, side).values()]
 
 
 def run_of_24_steps():

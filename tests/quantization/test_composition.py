@@ -114,7 +114,7 @@ def test_masks_hold_on_the_grids_and_a_resumed_run_is_the_same(
     module, pruning = pruned_and_quantized(*given, saving=[Save()])
     known = quantized_of(module)
     for name, mask in pruning.masks.items():
-        weight = known.weights[name](known.held()[name].parameter)
+        weight = known.weights[name](known.quantized_weights()[name].parameter)
         assert (weight[~mask] == 0).all()
         assert ((weight.reshape(-1, 4) != 0).sum(1) <= 2).all()
         assert mask.float().mean() == 0.5

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_other_arguments_is_refused_with_both(make_module, make_
 def test_a_second_fit_of_the_module_is_quantized_from_its_first_step_on(pl, make_module, make_trainer, loader):
     quantization, module = QuantizationAwareTraining(begin=4), make_module()
     make_trainer([quantization], max_epochs=2).fit(module, loader)
-    ranges = str(quantization.quantized.activations["net.1 output"].state())
+    ranges = str(quantization.quantized.activations["net.1 output"].quantizer_state())
     note = noted(pl, quantization, lambda one: (is_active(one), str(one.quantized.activations["net.1 output"].state())))
     make_trainer([quantization, note], max_epochs=1).fit(module, loader)
     assert all(active for active, _ in note.by_batch)

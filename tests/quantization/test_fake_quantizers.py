@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining
-from lightning_compress.quantization.fake_quantizers import ActivationQuantizer, Mode
-from lightning_compress.quantization.functional.formats import parse
-from lightning_compress.quantization.functional.ranges import Range
-from lightning_compress.quantization.methods import method_for
+from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, QuantState
+from lightning_compress.quantization.functional.formats import parse_format
+from lightning_compress.quantization.functional.ranges import RangeEstimator
+from lightning_compress.quantization.methods import resolve_method
 from tests.quantization.by_hand import randn
 from tests.quantization.watching import noted
 
@@ -17,39 +17,41 @@ SETTINGS = {"lsq": 4, "pact": 4, "moving_average": 8, "min_max": 8, "percentile"
 
 def place(name):
     """A quantizer in the middle of a batch."""
-    mode, form = Mode(), parse(SETTINGS[name], "activations")
-    mode.quantizing = mode.observing = True
-    method = method_for({"activations": name}, None, form)
-    return ActivationQuantizer(method.activations, form, mode, method.range, non_negative=False)
+    mode, form = QuantState(), parse_format(SETTINGS[name], "activations")
+    mode.fake_quant_enabled = mode.observer_enabled = True
+    method = resolve_method({"activations": name}, None, form)
+    return ActivationFakeQuantize(method.activations, form, mode, method.range, non_negative=False)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_zeros_that_come_first_leave_the_beginning_to_what_comes_then(name):
     ours, other, values = place(name), place(name), randn(4, 6)
     assert not ours(torch.zeros(4, 6)).any()
-    assert not ours.started
+    assert not ours.calibrated
     assert torch.equal(ours(values), other(values))
-    assert str(ours.state()) == str(other.state())
+    assert str(ours.quantizer_state()) == str(other.quantizer_state())
     later = torch.zeros(4, 6)
     assert torch.equal(ours(later), other(later))
-    assert str(ours.state()) == str(other.state())
+    assert str(ours.quantizer_state()) == str(other.quantizer_state())
 
 
 def test_a_grid_that_needs_to_see_nothing_takes_zeros_from_the_first_on():
-    mode, form = Mode(), parse("binary", "activations")
-    mode.quantizing = mode.observing = True
-    binary = ActivationQuantizer(method_for("bnn", None, form).activations, form, mode, Range(), non_negative=False)
+    mode, form = QuantState(), parse_format("binary", "activations")
+    mode.fake_quant_enabled = mode.observer_enabled = True
+    binary = ActivationFakeQuantize(
+        resolve_method("bnn", None, form).activations, form, mode, RangeEstimator(), non_negative=False
+    )
     assert torch.equal(binary(torch.zeros(2)), torch.ones(2))
-    assert binary.obstacle() is None
+    assert binary.invalid_reason() is None
 
 
 @pytest.mark.parametrize("name", ["min_max", "lsq"])
 @pytest.mark.parametrize(("non_negative", "levels"), [(True, {0.0, 1.0, 2.0}), (False, {-1.0, 0.0, 1.0})])
 def test_three_levels_of_activations_lie_where_their_numbers_do(name, non_negative, levels):
-    mode, form = Mode(), parse("ternary", "activations")
-    mode.quantizing = mode.observing = True
-    method = method_for({"activations": name}, None, form)
-    ternary = ActivationQuantizer(method.activations, form, mode, method.range, non_negative=non_negative)
+    mode, form = QuantState(), parse_format("ternary", "activations")
+    mode.fake_quant_enabled = mode.observer_enabled = True
+    method = resolve_method({"activations": name}, None, form)
+    ternary = ActivationFakeQuantize(method.activations, form, mode, method.range, non_negative=non_negative)
     values = torch.linspace(0 if non_negative else -2, 2, 41) ** 3
     on_grid = ternary(values)
     _, scale, _ = ternary.on_grid(values)
@@ -59,11 +61,11 @@ def test_three_levels_of_activations_lie_where_their_numbers_do(name, non_negati
 @pytest.mark.parametrize("name", SETTINGS)
 def test_nothing_but_zeros_is_an_obstacle_in_a_resumed_run_too(name):
     ours, again = place(name), place(name)
-    assert ours.obstacle() is None  # no batch has come here yet
+    assert ours.invalid_reason() is None  # no batch has come here yet
     ours(torch.zeros(4, 6))
-    again.load(ours.state())
-    assert ours.obstacle() == again.obstacle() == "are all zero"
-    assert ours.obstacle(zeros=False) is None
+    again.load_quantizer_state(ours.quantizer_state())
+    assert ours.invalid_reason() == again.invalid_reason() == "are all zero"
+    assert ours.invalid_reason(zeros=False) is None
 
 
 class OwnRecurrence(nn.Module):

@@ -10,9 +10,11 @@ from lightning_compress.quantization.functional.quantizers import lsq, stochasti
 from tests.quantization.by_hand import randn
 
 
-def passed(values, low, high):
+def passed(values, quant_min, quant_max):
     """Rounding and its limits left to autograd; the rounding passes gradients."""
-    places = torch.where((values > low) & (values < high), values, values.detach().clamp(low, high))
+    places = torch.where(
+        (values > quant_min) & (values < quant_max), values, values.detach().clamp(quant_min, quant_max)
+    )
     return places + (places.round() - places).detach()
 
 

@@ -141,7 +141,7 @@ def test_what_is_pruned_is_zero_on_the_grid_too(first, settings, make_module, ma
     fit(make_trainer, loader, module, *order)
     known = quantized_of(module)
     for name, mask in pruning.masks.items():
-        weight = known.weights[name](known.held()[name].parameter)
+        weight = known.weights[name](known.quantized_weights()[name].parameter)
         assert (weight[~mask] == 0).all()
         assert (weight.reshape(-1, 4) != 0).sum(1).max() <= 2
 
@@ -178,7 +178,7 @@ def test_to_calibrate_only_leaves_the_training_as_it_is(make_module, make_traine
     fit(make_trainer, loader, plain)
     fit(make_trainer, loader, calibrated, QuantizationAwareTraining(calibrate_only=True, begin=2))
     assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), calibrated.parameters(), strict=True))
-    assert not quantized_of(calibrated).unstarted()
+    assert not quantized_of(calibrated).uncalibrated()
 
 
 def test_ranges_and_norms_stay_when_they_are_frozen(make_module, make_trainer, loader, pl):
@@ -209,7 +209,7 @@ def test_bits_are_as_asked_for_by_layer(make_module, make_trainer, loader):
 
     module = make_module(net=net)
     fit(make_trainer, loader, module, QuantizationAwareTraining(weights=4, begin=2, overrides={"net.2": 3}, last=6))
-    found = {name: one.form.bits for name, one in quantized_of(module).weights.items()}
+    found = {name: one.fmt.bits for name, one in quantized_of(module).weights.items()}
     assert list(found.values()) == [8, 4, 3, 4, 6]
 
 

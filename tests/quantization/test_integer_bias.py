@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_compress import quantize
-from lightning_compress.quantization.integer_bias import finer
+from lightning_compress.quantization.integer_bias import finer_scale
 
 NARROW = {"first": "same", "last": "same", "method": "min_max", "progress": False}
 
@@ -29,7 +29,7 @@ def linear(bias):
 @pytest.mark.parametrize("highest", [*range(1, 20), 31, 32, 33, 63, 64, 127, 255])
 def test_numbers_times_a_power_of_two_stay_within_7_bits(highest):
     powers = [power for power in (1, 2, 4, 8, 16, 32, 64) if highest * power <= 64]
-    assert finer(highest) == max(powers, default=1)
+    assert finer_scale(highest) == max(powers, default=1)
 
 
 @pytest.mark.parametrize(

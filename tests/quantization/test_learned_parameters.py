@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lightning_compress import QuantizationAwareTraining
-from lightning_compress.quantization.learned_parameters import add_damping, learners, quantize_gradients
+from lightning_compress.quantization.learned_parameters import add_damping, attachments, quantize_gradients
 from tests.conftest import adamw, sgd
 from tests.quantization.by_hand import Perceptron, quantized, randn, seeded
 from tests.quantization.watching import noted
@@ -14,12 +14,12 @@ from tests.quantization.watching import noted
 LSQ = {"weights": 4, "activations": 4, "first": "same", "last": "same"}
 
 
-def lsq(values, step, low, high):
+def lsq(values, step, quant_min, quant_max):
     """The paper's equations left to autograd; the step's gradient is scaled by a detour that has no value."""
     features = values.shape[1:].numel()
-    scaled = step / (features * high) ** 0.5
+    scaled = step / (features * quant_max) ** 0.5
     step = scaled + (step - scaled).detach()
-    places = (values / step).clamp(low, high)
+    places = (values / step).clamp(quant_min, quant_max)
     return (places + (places.round() - places).detach()) * step
 
 
@@ -45,10 +45,12 @@ def lsq_by_hand(make_module):
             return nn.functional.linear(lsq(values, self.steps[3], 0, 15), second, self.net[2].bias)
 
         @torch.no_grad()
-        def begin(self, place, values, high, *dim):
+        def begin(self, place, values, quant_max, *dim):
             if place not in self.begun:
                 self.begun.add(place)
-                self.steps[place].copy_(2 * values.abs().mean(*dim, **({"keepdim": True} if dim else {})) / high**0.5)
+                self.steps[place].copy_(
+                    2 * values.abs().mean(*dim, **({"keepdim": True} if dim else {})) / quant_max**0.5
+                )
 
         def training_step(self, batch, batch_idx):
             self.batches += 1
@@ -108,17 +110,20 @@ def two_groups(parameters):
 def test_each_group_trains_the_steps_of_its_own_layers_and_no_decay_pulls_at_them():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6), **LSQ)
-    first, second = learners(found, [two_groups(model.parameters())])
+    first, second = attachments(found, [two_groups(model.parameters())])
     assert list(first.learned) == ["weights/net.0.weight/step", "activations/net.0 input 0/step"]
     assert list(second.learned) == ["weights/net.2.weight/step", "activations/net.1 output/step"]
-    assert (first.like.parameter, second.like.parameter) == (model.net[0].weight, model.net[2].weight)
+    assert (first.reference_param.parameter, second.reference_param.parameter) == (
+        model.net[0].weight,
+        model.net[2].weight,
+    )
     assert first.changed == second.changed == {"weight_decay": 0.0}
 
 
 def test_the_clips_of_pact_are_pulled_down_by_the_decay_of_the_weights():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6), method={"weights": "lsq", "activations": "pact"}, **LSQ)
-    changed = {tuple(one.learned): one.changed for one in learners(found, [sgd(model.parameters())])}
+    changed = {tuple(one.learned): one.changed for one in attachments(found, [sgd(model.parameters())])}
     assert changed == {
         ("weights/net.0.weight/step", "weights/net.2.weight/step"): {"weight_decay": 0.0},
         ("activations/net.0 input 0/clip", "activations/net.1 output/clip"): {},
@@ -128,10 +133,10 @@ def test_the_clips_of_pact_are_pulled_down_by_the_decay_of_the_weights():
 def test_steps_of_layers_that_nobody_trains_go_to_the_first_that_is_trained():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6), **LSQ)
-    (only,) = learners(found, [sgd(model.net[2].parameters())])
-    assert only.like.parameter is model.net[2].weight
+    (only,) = attachments(found, [sgd(model.net[2].parameters())])
+    assert only.reference_param.parameter is model.net[2].weight
     assert len(only.learned) == 4
-    assert learners(found, [sgd([nn.Parameter(torch.ones(1))])]) == []
+    assert attachments(found, [sgd([nn.Parameter(torch.ones(1))])]) == []
 
 
 def test_several_optimizers_of_a_manual_loop_train_the_steps_of_their_layers(pl, make_module, make_trainer, loader):
@@ -221,7 +226,7 @@ def test_gradients_of_weights_lie_on_their_grid_for_the_optimizer_that_gets_them
     found = quantized(model, randn(5, 6), method="wage", weight_grad_bits=8, weights=4)
     model(randn(5, 6)).square().sum().backward()
     other = model.net[2].weight.grad.clone()
-    found.draw_anew(3)
+    found.set_step(3)
     quantize_gradients(found, sgd(model.net[0].parameters()))
     gradient = model.net[0].weight.grad
     assert torch.equal(gradient, (gradient * 128).round() / 128)
@@ -232,7 +237,7 @@ def test_gradients_of_weights_lie_on_their_grid_for_the_optimizer_that_gets_them
 def test_damping_pulls_once_per_weight_and_only_inside_of_the_grid():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6), weights=3, method="min_max")
-    found.freeze()
+    found.freeze_observers()
     weight = model.net[0].weight
     with torch.no_grad():
         weight[0, 0] = 10.0

@@ -8,16 +8,23 @@ import torch
 
 from lightning_compress.core.registry import call_with_supported_args
 from lightning_compress.quantization.functional import gradients, quantizers
-from lightning_compress.quantization.functional.formats import parse
-from lightning_compress.quantization.functional.ranges import Range, min_max, mse, percentile
-from lightning_compress.quantization.methods import METHODS, SIDES, Method, default_name, fitting, method_for
+from lightning_compress.quantization.functional.formats import parse_format
+from lightning_compress.quantization.functional.ranges import RangeEstimator, min_max, mse, percentile
+from lightning_compress.quantization.methods import (
+    METHODS,
+    SIDES,
+    ResolvedMethod,
+    default_name,
+    fitting_methods,
+    resolve_method,
+)
 from tests.quantization.own_quantizer import coarse
 
 ALL_BITS = [16, 8, 7, 5, 4, 3, 2, "ternary", "binary", "fp16", "bf16", "fp8", "fp8_e5m2", None]
 
 
 def resolved(method, weights=None, activations=None):
-    return method_for(method, parse(weights), parse(activations, "activations"))
+    return resolve_method(method, parse_format(weights), parse_format(activations, "activations"))
 
 
 def names(method):
@@ -55,8 +62,8 @@ def test_each_side_is_resolved_by_its_own_format():
 
 def test_without_a_method_ranges_of_activations_are_moving_averages_and_those_of_weights_whole():
     method = resolved(None, 8, 8)
-    assert method.range == Range(min_max, 0.01)
-    assert method.weight_range == Range(min_max, None)
+    assert method.range == RangeEstimator(min_max, 0.01)
+    assert method.weight_range == RangeEstimator(min_max, None)
     assert method.gradients is method.errors is None
 
 
@@ -67,7 +74,7 @@ def test_every_pair_of_formats_has_quantizers_that_work(weights, activations):
     for side, bits in (("weights", weights), ("activations", activations)):
         assert (getattr(method, side) is None) == (bits is None)
         if bits is not None:
-            runs(getattr(method, side), parse(bits, side), side)
+            runs(getattr(method, side), parse_format(bits, side), side)
 
 
 # Named methods ------------------------------------------------------------------------------------------------------
@@ -104,10 +111,10 @@ def test_a_name_means_these_quantizers(name, weights, activations, quantizers_):
 @pytest.mark.parametrize(
     ("name", "activations", "weights"),
     [
-        ("min_max", Range(min_max, None), Range(min_max, None)),
-        ("moving_average", Range(min_max, 0.01), Range(min_max, None)),
-        ("percentile", Range(percentile, 0.01), Range(percentile, None)),
-        ("mse", Range(mse, 0.01), Range(mse, None)),
+        ("min_max", RangeEstimator(min_max, None), RangeEstimator(min_max, None)),
+        ("moving_average", RangeEstimator(min_max, 0.01), RangeEstimator(min_max, None)),
+        ("percentile", RangeEstimator(percentile, 0.01), RangeEstimator(percentile, None)),
+        ("mse", RangeEstimator(mse, 0.01), RangeEstimator(mse, None)),
     ],
 )
 def test_methods_of_ranges_differ_in_how_those_are_found_and_joined(name, activations, weights):
@@ -126,8 +133,8 @@ def test_dorefa_and_wage_quantize_what_flows_back():
 def test_every_method_works_on_every_format_that_it_says_it_fits(name):
     fitted = 0
     for side, bits in product(SIDES, ALL_BITS[:-1]):
-        form = parse(bits, side)
-        if name not in fitting(form, side):
+        form = parse_format(bits, side)
+        if name not in fitting_methods(form, side):
             continue
         fitted += 1
         method = resolved({side: name}, **{side: bits})
@@ -141,12 +148,12 @@ def runs(quantizer, form, side):
     values = torch.randn(4, 20, generator=generator)
     shape = (4, 1) if side == "weights" else ()
     # Who rounds to two whole numbers is given 0 and 1.
-    low = 0 if form.name == "binary" and "high" in signature(quantizer).parameters else form.low
-    offered = {"low": low, "high": form.high, "dtype": form.dtype, "generator": generator}
+    quant_min = 0 if form.name == "binary" and "quant_max" in signature(quantizer).parameters else form.quant_min
+    offered = {"quant_min": quant_min, "quant_max": form.quant_max, "dtype": form.dtype, "generator": generator}
     offered |= {"scale": torch.full(shape, 0.1), "zero_point": torch.zeros(shape, dtype=torch.int32)}
     for name, initial in getattr(quantizer, "learned", {}).items():
         rows = values if side == "weights" else values.reshape(1, -1)
-        offered[name] = initial(rows, low, form.high).reshape(shape)
+        offered[name] = initial(rows, quant_min, form.quant_max).reshape(shape)
     found = call_with_supported_args(quantizer, values=values, **offered)
     assert found.values.shape == values.shape
     assert found.values.isfinite().all()
@@ -157,7 +164,7 @@ def runs(quantizer, form, side):
 @pytest.mark.parametrize("bits", ALL_BITS[:-1], ids=str)
 @pytest.mark.parametrize("side", SIDES)
 def test_what_suits_a_format_is_among_what_fits_it(bits, side):
-    assert default_name(parse(bits, side), side) in fitting(parse(bits, side), side)
+    assert default_name(parse_format(bits, side), side) in fitting_methods(parse_format(bits, side), side)
 
 
 # Sides by name, and your own ----------------------------------------------------------------------------------------
@@ -173,7 +180,7 @@ def test_sides_may_have_methods_of_their_own():
 
 @pytest.mark.parametrize("bits", [8, "ternary", "binary", "fp8"])
 def test_a_function_of_ones_own_is_taken_for_any_format(bits):
-    assert resolved(coarse, bits, bits) == Method(coarse, coarse)
+    assert resolved(coarse, bits, bits) == ResolvedMethod(coarse, coarse)
     assert resolved({"weights": coarse}, bits, 8).weights is coarse
     assert names(resolved({"weights": coarse}, bits, 8)) == ("coarse", "uniform")
 
@@ -191,7 +198,7 @@ def test_a_dotted_path_to_a_quantizer_of_ours_knows_its_formats():
 
 
 def test_a_learned_quantizer_of_ones_own_may_ask_for_what_it_learns():
-    @quantizers.learns(size=lambda values, low, high: values.abs().mean(1, keepdim=True))
+    @quantizers.learns(size=lambda values, quant_min, quant_max: values.abs().mean(1, keepdim=True))
     def own(values, size):
         return quantizers.Quantized(values, None, None)
 
@@ -240,19 +247,21 @@ COMBINATIONS = [(name, side, bits) for name in METHODS for side in SIDES for bit
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "bits"), [one for one in COMBINATIONS if one[0] in fitting(parse(one[2], one[1]), one[1])]
+    ("name", "side", "bits"),
+    [one for one in COMBINATIONS if one[0] in fitting_methods(parse_format(one[2], one[1]), one[1])],
 )
 def test_what_fits_is_taken(name, side, bits):
-    assert getattr(resolved({side: name}, **{side: bits}), side) in METHODS[name].of(side)
+    assert getattr(resolved({side: name}, **{side: bits}), side) in METHODS[name].for_format(side)
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "bits"), [one for one in COMBINATIONS if one[0] not in fitting(parse(one[2], one[1]), one[1])]
+    ("name", "side", "bits"),
+    [one for one in COMBINATIONS if one[0] not in fitting_methods(parse_format(one[2], one[1]), one[1])],
 )
 def test_what_does_not_fit_is_refused_and_all_that_the_refusal_names_does(name, side, bits):
     with pytest.raises(ValueError) as refusal:
         resolved({side: name}, **{side: bits})
-    form = parse(bits, side)
-    for fit in (default_name(form, side), *fitting(form, side)):
+    form = parse_format(bits, side)
+    for fit in (default_name(form, side), *fitting_methods(form, side)):
         assert f"'{fit}'" in str(refusal.value)
         assert getattr(resolved({side: fit}, **{side: bits}), side) is not None

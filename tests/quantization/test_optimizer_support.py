@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining
-from lightning_compress.quantization.config import Request
-from lightning_compress.quantization.layers import layers_of
-from lightning_compress.quantization.optimizer_support import refuse_unable
+from lightning_compress.quantization.config import QuantizationConfig
+from lightning_compress.quantization.layers import quantizable_layers
+from lightning_compress.quantization.optimizer_support import check_optimizers_supported
 
 LSQ = {"weights": 4, "activations": 4, "first": "same", "last": "same"}
 OPTIMIZERS = {
@@ -43,10 +43,10 @@ def test_layers_that_another_optimizer_or_group_trains_are_fine():
 
     OfTwoKinds.__name__ = "MuonWithAuxAdam"
     groups = [{"params": first, "use_muon": True}, {"params": second, "use_muon": False}]
-    optimizer, layers = OfTwoKinds(groups, lr=0.1), layers_of(model)[1]
-    refuse_unable([optimizer], layers, Request(overrides={"1": LSQ_ALONE}))
+    optimizer, layers = OfTwoKinds(groups, lr=0.1), quantizable_layers(model)[1]
+    check_optimizers_supported([optimizer], layers, QuantizationConfig(overrides={"1": LSQ_ALONE}))
     with pytest.raises(ValueError, match="of '0', but MuonWithAuxAdam"):
-        refuse_unable([optimizer], layers, Request(overrides={"0": LSQ_ALONE}))
+        check_optimizers_supported([optimizer], layers, QuantizationConfig(overrides={"0": LSQ_ALONE}))
 
 
 LSQ_ALONE = {"weights": 4, "activations": 4, "method": "lsq"}

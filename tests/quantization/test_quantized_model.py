@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lightning_compress.nn.forward_capture import tensors_in
-from lightning_compress.quantization.layers import layers_of
+from lightning_compress.quantization.layers import quantizable_layers
 from lightning_compress.quantization.quantized_model import QuantizedModel, quantized_of
 from tests.quantization.by_hand import (
     Convolutional,
@@ -67,7 +67,7 @@ def test_in_evaluation_ranges_stay_as_they_are(kind, batch):
     found = quantized(ours, batch(0))
     by_hand = theirs.hands()
     ours(batch(0)), by_hand(batch(0))
-    found.mode.observing = False
+    found.state.observer_enabled = False
     ours.eval(), theirs.eval()
     for place in by_hand.places:
         place.follows = False
@@ -158,7 +158,7 @@ def test_no_fast_path_of_an_encoder_goes_around_the_quantizers():
     found = quantized(ours, randn(2, 3, 8))
     places = [Place() for _ in range(3)]
     assert torch.allclose(ours(randn(2, 3, 8)), encoder_by_hand(ours, places, randn(2, 3, 8)), atol=1e-6)
-    found.mode.observing = False
+    found.state.observer_enabled = False
     for place in places:
         place.follows = False
     ours.eval()
@@ -172,7 +172,7 @@ def test_a_padded_batch_that_torch_makes_a_nested_one_is_quantized_too():
     ours = seeded(lambda: nn.TransformerEncoder(encoder(), 2))
     found = quantized(ours, randn(2, 3, 8))
     ours(randn(2, 3, 8))
-    found.mode.observing = False
+    found.state.observer_enabled = False
     ours.eval()
     padding = torch.tensor([[False, False, True], [False, False, False]])
     with torch.no_grad():
@@ -216,16 +216,16 @@ def test_tensors_within_lists_do_not_shift_the_places_of_others():
     inner = functional.linear(first(values + 1), on_grid(block.first.weight), block.first.bias)
     inner = inner + functional.linear(second(values * 2), on_grid(block.second.weight), block.second.bias)
     assert torch.equal(result, functional.linear(last(inner), on_grid(ours.head.weight), ours.head.bias))
-    assert len(found.layout.sites) == 3
+    assert len(found.placement.sites) == 3
 
 
 def test_what_comes_in_groups_of_nothing_is_left_as_it_is():
     ours = seeded(Perceptron)
     found = quantized(ours, randn(5, 6))
     ours(randn(5, 6))
-    before = found.state()["activations"]
+    before = found.state_dict()["activations"]
     assert ours(torch.zeros(0, 6)).shape == (0, 3)
-    assert str(found.state()["activations"]) == str(before)
+    assert str(found.state_dict()["activations"]) == str(before)
 
 
 class InPlace(nn.Module):
@@ -283,17 +283,19 @@ def test_outside_of_its_phase_it_computes_in_floating_point():
     wanted = model(randn(5, 6))
     found = quantized(model, randn(5, 6), active=False)
     assert torch.equal(model(randn(5, 6)), wanted)
-    assert len(found.unstarted()) == 2
+    assert len(found.uncalibrated()) == 2
 
 
 def test_the_hooks_leave_the_model_as_it_was():
     model = seeded(Perceptron)
     wanted = model(randn(5, 6))
-    found = QuantizedModel(model, layers_of(model)[1], request(activations=None), quantized(model, randn(5, 6)).layout)
+    found = QuantizedModel(
+        model, quantizable_layers(model)[1], request(activations=None), quantized(model, randn(5, 6)).placement
+    )
     for module in model.modules():
         module._forward_hooks.clear(), module._forward_pre_hooks.clear()
     found.begin()
-    found.mode.quantizing = True
+    found.state.fake_quant_enabled = True
     with found.installed():
         assert not torch.equal(model(randn(5, 6)), wanted)
     assert torch.equal(model(randn(5, 6)), wanted)
@@ -348,12 +350,12 @@ def test_a_copy_computes_the_same_and_neither_disturbs_the_other():
     found = quantized(model, randn(5, 6))
     model(randn(5, 6))
     other = copy.deepcopy(model)
-    state = str(found.state())
-    found.mode.observing = False
+    state = str(found.state_dict())
+    found.state.observer_enabled = False
     wanted = model(randn(5, 6, seed=1))
     other(100 * randn(5, 6))
-    assert str(found.state()["activations"]) == str({**found.state(), "frozen": False}["activations"])
-    assert state == str(found.state())
+    assert str(found.state_dict()["activations"]) == str({**found.state_dict(), "frozen": False}["activations"])
+    assert state == str(found.state_dict())
     assert torch.equal(model(randn(5, 6, seed=1)), wanted)
     assert quantized_of(other) is None
 
@@ -362,10 +364,10 @@ def test_a_copy_goes_on_with_the_grids_that_it_was_copied_with():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6))
     model(randn(5, 6))
-    found.mode.observing = False
+    found.state.observer_enabled = False
     wanted = model(randn(5, 6, seed=1))
     other = copy.deepcopy(model)
-    found.mode.observing = True
+    found.state.observer_enabled = True
     model(100 * randn(5, 6))
     assert torch.equal(other(randn(5, 6, seed=1)), wanted)
 
@@ -374,7 +376,7 @@ def test_a_quantized_model_can_be_sent_to_another_process():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6))
     model(randn(5, 6))
-    found.mode.observing = False
+    found.state.observer_enabled = False
     other = pickle.loads(pickle.dumps(model))
     assert torch.equal(other(randn(5, 6, seed=1)), model(randn(5, 6, seed=1)))
 
@@ -393,7 +395,7 @@ def test_a_checkpointed_forward_gives_the_same_values_ranges_and_gradients(metho
         result = checkpoint(model, values, use_reentrant=reentrant) if checkpointed else model(values)
         result.square().sum().backward()
         learned = [one.grad for one in found.learned().values()]
-        return [result, values.grad, *gradients(model), *learned], str(found.state())
+        return [result, values.grad, *gradients(model), *learned], str(found.state_dict())
 
     (ones, state), (others, other) = run(checkpointed=True), run(checkpointed=False)
     assert equal(ones, others)
@@ -406,7 +408,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_number_of_the_batch_alone():
         found = quantized(model, randn(5, 6), method="stochastic", weights=4, activations=4)
         for place, one in enumerate(found.quantizers()):
             one.seed = seed + place
-        found.draw_anew(number)
+        found.set_step(number)
         return model(randn(5, 6))
 
     state = torch.get_rng_state()
@@ -462,13 +464,13 @@ def test_a_penalty_on_a_weight_is_no_such_use():
 
 def test_a_state_of_other_settings_is_refused_by_the_layers_name():
     model = seeded(Perceptron)
-    state = quantized(model, randn(5, 6)).state()
+    state = quantized(model, randn(5, 6)).state_dict()
     other = quantized(seeded(Perceptron), randn(5, 6), weights=4)
     with pytest.raises(ValueError, match=r"'net.0' was quantized with weights='8', .* but now weights='4'"):
-        other.load(state)
+        other.load_state_dict(state)
     third = quantized(seeded(Perceptron), randn(5, 6), symmetric=False)
     with pytest.raises(ValueError, match="symmetric=True when this was saved, but now symmetric=False"):
-        third.load(state)
+        third.load_state_dict(state)
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "lsq", "weights": 4}, {"symmetric": False}], ids=str)
@@ -477,10 +479,10 @@ def test_a_state_brings_back_what_was_learned_and_seen(settings):
     found = quantized(model, randn(5, 6), **settings)
     for seed in range(3):
         model(randn(5, 6, seed=seed))
-    found.mode.observing = False
+    found.state.observer_enabled = False
     again = quantized(other, randn(5, 6), **settings)
-    again.load(found.state())
-    again.mode.observing = False
+    again.load_state_dict(found.state_dict())
+    again.state.observer_enabled = False
     assert torch.equal(other(randn(5, 6, seed=7)), model(randn(5, 6, seed=7)))
 
 
@@ -490,16 +492,16 @@ def test_activations_that_are_not_finite_are_refused_with_the_place(bad):
     found = quantized(model, randn(5, 6))
     model(torch.full((5, 6), bad))
     with pytest.raises(ValueError, match=r"'net.0 input 0' \(input of net.0\) are not finite.*ignore=\['net.0'\]"):
-        found.refuse_senseless_ranges(early=True)
+        found.check_ranges(early=True)
 
 
 def test_activations_of_zeros_alone_are_refused_unless_it_is_early():
     model = seeded(Perceptron)
     found = quantized(model, randn(5, 6))
     model(torch.zeros(5, 6))
-    found.refuse_senseless_ranges(early=True)
+    found.check_ranges(early=True)
     with pytest.raises(ValueError, match="'net.0 input 0' .*are all zero"):
-        found.refuse_senseless_ranges()
+        found.check_ranges()
 
 
 def test_weights_that_are_not_finite_are_refused_by_name():
@@ -509,7 +511,7 @@ def test_weights_that_are_not_finite_are_refused_by_name():
         model.net[2].weight[0, 0] = torch.nan
     model(randn(5, 6))
     with pytest.raises(ValueError, match=r"The numbers of 'net.2.weight' are not all finite"):
-        found.refuse_senseless_ranges()
+        found.check_ranges()
 
 
 # What it says -------------------------------------------------------------------------------------------------------
@@ -521,7 +523,7 @@ def test_it_says_how_many_bits_and_how_far_above_the_error_each_weight_stands():
     metrics = found.metrics()
     assert metrics["bits"] == pytest.approx((48 * 8 + 24 * 4) / 72)
     weight = model.net[2].weight.detach()
-    error = (on_grid(weight, high=7) - weight).square().sum()
+    error = (on_grid(weight, quant_max=7) - weight).square().sum()
     assert metrics["sqnr_db/net.2.weight"] == pytest.approx(
         10 * float((weight.square().sum() / error).log10()), abs=1e-4
     )
@@ -533,12 +535,12 @@ def test_freezing_fits_the_weights_grids_once_more_and_then_no_more():
     model(randn(5, 6))
     with torch.no_grad():
         model.net[0].weight.mul_(2)
-    found.freeze()
+    found.freeze_observers()
     scale = model.net[0].weight.detach().abs().amax(1, keepdim=True) / 127
     assert torch.equal(found.weights["net.0.weight"].scale, scale)
-    before = str(found.state())
+    before = str(found.state_dict())
     with torch.no_grad():
         model.net[0].weight.mul_(3)
     model(100 * randn(5, 6))
-    found.freeze()
-    assert str(found.state()) == before
+    found.freeze_observers()
+    assert str(found.state_dict()) == before

@@ -23,7 +23,7 @@ def noted(pl, quantization, what):
 
 
 def is_active(quantization):
-    return quantization.quantized is not None and quantization.quantized.mode.active
+    return quantization.quantized is not None and quantization.quantized.state.enabled
 
 
 def normed(make_module):

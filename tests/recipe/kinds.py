@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import Recipe
-from lightning_compress.recipe.builtin import shipped
+from lightning_compress.recipe.builtin import builtin_recipes
 from lightning_compress.recipes.characters import Block
 
 EPOCHS, BATCHES, CLASSES = 14, 3, 4  # at 3 steps an epoch, hardly any share of the run falls on the end of an epoch
@@ -92,7 +92,7 @@ def kind_of(name):
 
 def callbacks(name, lightning):
     """Those of a ready recipe, with a report that takes no time."""
-    path = shipped()[name]
+    path = builtin_recipes()[name]
     quietly = QUIETLY if "CompressionReport" in path.read_text(encoding="utf-8") else []
     return Recipe.load(path, overrides=quietly).callbacks(lightning)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_compress import Distillation, Recipe, export
-from lightning_compress.recipe.builtin import shipped
+from lightning_compress.recipe.builtin import builtin_recipes
 from tests.recipe.kinds import EPOCHS, STEPS, callbacks, kind_of, module_of
 
 
@@ -118,10 +118,10 @@ PROMISES = {
 }
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", builtin_recipes())
 def test_a_ready_recipe_says_what_it_is_for_and_when_everything_happens(name):
-    head, _, _ = shipped()[name].read_text(encoding="utf-8").partition("\ncallbacks:")
-    recipe = Recipe.load(shipped()[name])
+    head, _, _ = builtin_recipes()[name].read_text(encoding="utf-8").partition("\ncallbacks:")
+    recipe = Recipe.load(builtin_recipes()[name])
     lines = recipe.timeline(1000)
     assert head.startswith("# ")
     assert "\n# For: " in head
@@ -131,12 +131,12 @@ def test_a_ready_recipe_says_what_it_is_for_and_when_everything_happens(name):
 
 
 def test_the_recipe_of_a_whole_run_has_its_model_and_data():
-    recipe = Recipe.load(shipped()["prune_mnist"])
+    recipe = Recipe.load(builtin_recipes()["prune_mnist"])
     assert sum(parameter.numel() for parameter in recipe.model().parameters()) == 431_080
     assert recipe.data() is not None
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", builtin_recipes())
 @pytest.mark.parametrize("pl", ["pytorch_lightning"], indirect=True)  # that both names act alike is seen elsewhere
 def test_a_ready_recipe_does_what_it_promises(name, pl, make_trainer, tmp_path):
     seen = {}

@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from lightning_compress.recipe.safe_yaml import MAX_BYTES, parse, read
+from lightning_compress.recipe.safe_yaml import MAX_BYTES, parse_yaml, read_yaml
 
 
 def at(line):
@@ -13,7 +13,7 @@ def at(line):
 
 
 def value_of(text):
-    return parse(f"[{text}]", at).plain()[0]
+    return parse_yaml(f"[{text}]", at).plain()[0]
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def test_nan_is_a_number():
 
 def test_what_is_no_pattern_of_ours_reads_as_in_pyyaml():
     text = "{a: [1, 2.5, x], b: {c: 'y', d: null, e: [true, off]}}\n"
-    assert parse(text, at).plain() == yaml.safe_load(text)
+    assert parse_yaml(text, at).plain() == yaml.safe_load(text)
     text = "a: |\n  two\n  lines\nb: >-\n  one\n  line\n3: four\n"
-    assert parse(text, at).plain() == yaml.safe_load(text)
+    assert parse_yaml(text, at).plain() == yaml.safe_load(text)
 
 
 def test_every_value_knows_its_line():
-    root = parse("a:\n  - 1\n  - b: 2\nc: 3\n", at)
+    root = parse_yaml("a:\n  - 1\n  - b: 2\nc: 3\n", at)
     assert root.value["a"].where == "r.yaml:1"
     assert root.value["a"].value[1].value["b"].where == "r.yaml:3"
     assert root.value["c"].where == "r.yaml:4"
@@ -56,17 +56,17 @@ def test_every_value_knows_its_line():
 )  # fmt: skip
 def test_a_tag_is_refused_with_its_line(tag):
     with pytest.raises(ValueError, match=rf"^r\.yaml:2: the tag '{tag}' is refused"):
-        parse(f"a: 1\nb: {tag} [echo]\n", at)
+        parse_yaml(f"a: 1\nb: {tag} [echo]\n", at)
 
 
 def test_a_key_that_stands_twice_is_refused_with_both_places():
     with pytest.raises(ValueError, match=r"^r\.yaml:3: 'a' stands here twice; the first is at r\.yaml:1"):
-        parse("a: 1\nb: 2\na: 3\n", at)
+        parse_yaml("a: 1\nb: 2\na: 3\n", at)
 
 
 def test_aliases_and_merges_are_written_out():
     text = "base: &base {a: 1, b: 2}\ncopy: *base\nmerged: {<<: *base, b: 3}\nboth: {<<: [{a: 5}, *base]}\n"
-    values = parse(text, at).plain()
+    values = parse_yaml(text, at).plain()
     assert values["copy"] == {"a": 1, "b": 2}
     assert values["merged"] == {"a": 1, "b": 3}
     assert values["both"] == yaml.safe_load(text)["both"] == {"a": 5, "b": 2}
@@ -74,28 +74,28 @@ def test_aliases_and_merges_are_written_out():
 
 def test_an_alias_of_itself_is_refused():
     with pytest.raises(ValueError, match=r"r\.yaml:1: this value contains an alias of itself"):
-        parse("a: &a [*a]", at)
+        parse_yaml("a: &a [*a]", at)
     with pytest.raises(ValueError, match="alias of itself"):
-        parse("a: &a {<<: *a}", at)
+        parse_yaml("a: &a {<<: *a}", at)
 
 
 def test_an_alias_bomb_is_refused():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)]
     with pytest.raises(ValueError, match=r"more than 10,000 values once every alias is written out"):
-        parse("\n".join(lines), at)
+        parse_yaml("\n".join(lines), at)
 
 
 def test_a_merge_bomb_is_refused():
     lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))]
     with pytest.raises(ValueError, match=r"more than 10,000 values"):
-        parse("\n".join(lines), at)
+        parse_yaml("\n".join(lines), at)
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "- " * 5000, "{a: " * 5000])
 def test_values_too_deep_inside_each_other_are_refused(text):
     with pytest.raises(ValueError, match="more than 100 values inside each other"):
-        parse(text, at)
+        parse_yaml(text, at)
 
 
 @pytest.mark.parametrize(
@@ -114,20 +114,20 @@ def test_values_too_deep_inside_each_other_are_refused(text):
 )
 def test_what_is_not_yaml_is_refused_in_words(text, words):
     with pytest.raises(ValueError, match=words):
-        parse(text, at)
+        parse_yaml(text, at)
 
 
 def test_a_file_must_be_there_small_and_text(tmp_path):
     path = tmp_path / "r.yaml"
     with pytest.raises(FileNotFoundError, match=r"r\.yaml does not exist"):
-        read(path)
+        read_yaml(path)
     with pytest.raises(ValueError, match="is not a file"):
-        read(tmp_path)
+        read_yaml(tmp_path)
     path.write_bytes(b"a: \xff")
     with pytest.raises(ValueError, match="not UTF-8 text: byte 3 is 0xff"):
-        read(path)
+        read_yaml(path)
     path.write_text("# " + "x" * MAX_BYTES)
     with pytest.raises(ValueError, match=r"has 1,048,578 bytes, but a recipe has at most 1,048,576"):
-        read(path)
+        read_yaml(path)
     path.write_bytes(b"\xef\xbb\xbfa: 1")
-    assert read(path).plain() == {"a": 1}
+    assert read_yaml(path).plain() == {"a": 1}

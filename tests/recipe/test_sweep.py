@@ -4,9 +4,9 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lightning_compress.recipe.builtin import shipped
-from lightning_compress.recipe.run_sweep import jobs
-from lightning_compress.recipe.subprocess_env import overrides_of
+from lightning_compress.recipe.builtin import builtin_recipes
+from lightning_compress.recipe.run_sweep import make_jobs
+from lightning_compress.recipe.subprocess_env import overrides_from_arguments
 from lightning_compress.recipe.sweep import read_sweep
 
 
@@ -51,18 +51,18 @@ parameters:
     assert 40 < sum(float(one) < 0.01 for one in rate) < 94
 
 
-@pytest.mark.parametrize("name", shipped("sweeps"))
+@pytest.mark.parametrize("name", builtin_recipes("sweeps"))
 def test_a_ready_sweep_fits_its_recipe_and_is_the_same_under_wandbs_agent(name, tmp_path):
-    path = shipped("sweeps")[name]
+    path = builtin_recipes("sweeps")[name]
     assert path.read_text(encoding="utf-8").startswith("# ")
     *_, command, recipe, args, end, _, program = yaml.safe_load(path.read_text(encoding="utf-8"))["command"]
     assert (command, args, end, program) == ("join", "${args}", "--", "${program}")
     runs = read_sweep(path).settings()
     assert len(runs) > 1
-    assert len(jobs(read_sweep(path), recipe, runs, tmp_path)) == len(runs)
+    assert len(make_jobs(read_sweep(path), recipe, runs, tmp_path)) == len(runs)
     for run in runs:
         values = {key: {"value": yaml.safe_load(value)} for key, _, value in (one.partition("=") for one in run)}
-        assert tuple(overrides_of(create_sweep_command_args({"args": values})["args"])) == run
+        assert tuple(overrides_from_arguments(create_sweep_command_args({"args": values})["args"])) == run
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from lightning_compress import ChannelPruning, Pruning, QuantizationAwareTraining, Recipe
 from lightning_compress.core.phases import Run
-from lightning_compress.recipe.timeline import rows, run_of
+from lightning_compress.recipe.timeline import run_from_length, timeline_rows
 
 
 @pytest.fixture
@@ -19,22 +19,22 @@ def pruning(**arguments):
 
 
 def test_moments_are_steps_where_the_length_is_known():
-    assert rows([pruning()], Run(None, 1000)) == [
+    assert timeline_rows([pruning()], Run(None, 1000)) == [
         ("step 200", "pruning", "sparsity 0.00%"),
         ("step 400", "pruning", "sparsity 45.00%"),
         ("step 600", "pruning", "sparsity 90.00%"),
         ("step 1,000", "", "the run ends"),
     ]
-    assert rows([pruning()], Run(10, None, 7, accumulate=2))[0][0] == "step 8"
+    assert timeline_rows([pruning()], Run(10, None, 7, accumulate=2))[0][0] == "step 8"
 
 
 def test_moments_are_epochs_where_only_these_are_known():
-    assert [when for when, _, _ in rows([pruning()], Run(10))] == ["epoch 2", "epoch 4", "epoch 6"]
+    assert [when for when, _, _ in timeline_rows([pruning()], Run(10))] == ["epoch 2", "epoch 4", "epoch 6"]
 
 
 def test_moments_of_all_callbacks_are_in_the_order_of_time_and_may_lie_beyond_the_end():
     late = pruning(name="late", begin=300, end=5000, every=4700)
-    table = rows([late, pruning()], Run(None, 1000))
+    table = timeline_rows([late, pruning()], Run(None, 1000))
     assert [when for when, _, _ in table] == [
         "step 200",
         "step 300",
@@ -47,14 +47,16 @@ def test_moments_of_all_callbacks_are_in_the_order_of_time_and_may_lie_beyond_th
 
 
 def test_of_many_moments_the_first_and_the_last_are_shown():
-    table = rows([pruning(every=1)], Run(None, 1000))
+    table = timeline_rows([pruning(every=1)], Run(None, 1000))
     assert len(table) == 13
     assert "(then 389 more)" in table[5][2]
     assert (table[0][0], table[-2][0]) == ("step 200", "step 600")
 
 
 def test_what_cannot_be_known_is_said_in_words_at_the_end():
-    *_, (when, who, what) = rows([pruning(begin="1 epochs", end="3 epochs"), pruning(name="other")], Run(None, 100))
+    *_, (when, who, what) = timeline_rows(
+        [pruning(begin="1 epochs", end="3 epochs"), pruning(name="other")], Run(None, 100)
+    )
     assert (when, who) == ("?", "pruning")
     assert "the training loader's length is unknown" in what
 
@@ -65,7 +67,7 @@ def test_what_cannot_be_known_is_said_in_words_at_the_end():
 )
 def test_what_a_trainer_would_refuse_is_said_where_steps_are_known(begin, words):
     callbacks = [QuantizationAwareTraining(begin=begin, end=200), ChannelPruning(sparsity=0.5, end="60%")]
-    refused = [what for when, _, what in rows(callbacks, Run(None, 100)) if when == "refused"]
+    refused = [what for when, _, what in timeline_rows(callbacks, Run(None, 100)) if when == "refused"]
     assert len(refused) == (words is not None)
     assert all(words in what for what in refused)
 
@@ -86,8 +88,8 @@ def test_a_trainer_tells_the_length(pl, recipe, make_trainer):
     by_epoch = load.timeline(make_trainer(max_epochs=10))
     assert "epoch 6 " in by_epoch
     assert "cannot be known without the data" in " ".join(by_epoch.split())
-    assert run_of(make_trainer()).epochs == 1000
-    assert run_of(make_trainer(max_epochs=-1)).epochs is None
+    assert run_from_length(make_trainer()).epochs == 1000
+    assert run_from_length(make_trainer(max_epochs=-1)).epochs is None
     timed = load.timeline(make_trainer(max_time="00:00:01:00"))
     assert "which ends by max_time" in timed
     assert "only max_time ends this run" in " ".join(timed.split())

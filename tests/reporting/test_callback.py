@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_compress import CompressionReport, Pruning, Report, report
 from lightning_compress.core.phases import Run
-from lightning_compress.recipe.timeline import rows
+from lightning_compress.recipe.timeline import timeline_rows
 from tests.reporting.wandb_file import key_of, records
 
 PARAMETERS = 8 * 16 + 16 + 16 * 3 + 3
@@ -46,10 +46,10 @@ def test_reports_before_and_after(make_module, make_trainer, loader, tmp_path, c
 def test_the_timeline_says_when_it_measures(tmp_path):
     before, after = ("step 0", "report", "measures before"), ("step 1,000", "report", "measures after")
     end = ("step 1,000", "", "the run ends")
-    assert rows([CompressionReport()], Run(None, 1000)) == [before, after, end]
+    assert timeline_rows([CompressionReport()], Run(None, 1000)) == [before, after, end]
     assert CompressionReport().timeline(Run(10)) == [(0, "measures before")]  # how many steps these are is not known
     given = report(nn.Linear(2, 3)).save(tmp_path / "given.json")
-    assert rows([CompressionReport(baseline=str(given))], Run(None, 1000)) == [after, end]
+    assert timeline_rows([CompressionReport(baseline=str(given))], Run(None, 1000)) == [after, end]
 
 
 def test_metrics_of_a_test_join_the_report(make_module, make_trainer, loader, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_compress.reporting.checkpoint_report import report_checkpoint
-from lightning_compress.reporting.values import Report
+from lightning_compress.reporting.report import Report
 
 STATE = {
     "fc.weight": torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, -0.0]]),

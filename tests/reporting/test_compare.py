@@ -6,12 +6,12 @@ import pytest
 
 from lightning_compress.cli import main
 from lightning_compress.measure.latency import Latency
-from lightning_compress.reporting import Layer, Report
+from lightning_compress.reporting import LayerReport, Report
 from lightning_compress.reporting.compare import compare
 
 
 def made(nonzero, *, median_ms=2.0, macs_batch=1, cpu="one", **values):
-    layer = Layer("fc", "Linear", (4, 5), 20, nonzero, 20, nonzero, 80, 40, 20 * macs_batch, nonzero * macs_batch)
+    layer = LayerReport("fc", "Linear", (4, 5), 20, nonzero, 20, nonzero, 80, 40, 20 * macs_batch, nonzero * macs_batch)
     latency = Latency(1, median_ms, 0.1, 5, 1, 1)
     place = {"cpu": cpu, "torch": "2"}
     return Report("Net", (layer,), 100, 60, macs_batch=macs_batch, latency_batch_1=latency, environment=place, **values)

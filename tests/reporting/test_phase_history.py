@@ -19,9 +19,9 @@ from lightning_compress import (
     report,
 )
 from lightning_compress._lightning import resume_wandb_runs
-from lightning_compress.reporting.loggers import markdown
-from lightning_compress.reporting.phase_history import Course
-from lightning_compress.reporting.wandb_resume import ids_of
+from lightning_compress.reporting.loggers import report_markdown
+from lightning_compress.reporting.phase_history import PhaseHistory
+from lightning_compress.reporting.wandb_resume import saved_run_ids
 from tests.reporting.wandb_file import key_of, records
 
 ONE_NAME = pytest.mark.parametrize("pl", ["pytorch_lightning"], indirect=True)
@@ -42,7 +42,7 @@ def pipeline(**arguments):
 
 
 def test_who_begins_and_ends_by_hand():
-    course = Course()
+    course = PhaseHistory()
     assert course.crossed(0, {"a": ("A", True), "b": ("B", False)}) == ["a begins"]
     assert course.crossed(1, {"a": ("A", True), "b": ("B", False)}) == []
     assert course.crossed(2, {"a": ("A", False), "b": ("B", True)}) == ["a ends", "b begins"]
@@ -50,7 +50,7 @@ def test_who_begins_and_ends_by_hand():
         {"name": "a", "type": "A", "begin": 0, "end": 2},
         {"name": "b", "type": "B", "begin": 2, "end": None},
     ]
-    assert Course.of(json.loads(json.dumps(course.state()))) == course
+    assert PhaseHistory.from_state_dict(json.loads(json.dumps(course.state_dict()))) == course
 
 
 def test_phases_and_boundaries_of_a_run(make_module, make_trainer, loader):
@@ -168,7 +168,7 @@ def test_the_page_draws_phases_and_boundaries(make_module, make_trainer, loader)
     assert page.count('class="band"') == 4
     assert "pruning ends, recover begins" in page
     assert "recover from step 12 to 20" in page
-    text = markdown(told.report)
+    text = report_markdown(told.report)
     assert "| pruning | Pruning | 4 | 12 |" in text
     assert "| 12 | pruning ends, recover begins |" in text
 
@@ -248,7 +248,7 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(pl, make_module, make_trainer, l
         callbacks, _ = pipeline(latency=False)
         logger = pl.loggers.WandbLogger(project="compress", save_dir=tmp_path / folder, **which)
         if path is not None and not which:
-            resume_wandb_runs([logger], ids_of(path))  # what `lightning-compress run --ckpt-path` does
+            resume_wandb_runs([logger], saved_run_ids(path))  # what `lightning-compress run --ckpt-path` does
         (tmp_path / folder).mkdir()
         stops = [stopping_after(pl, 0, stopped)] if path is None else []
         trainer = make_trainer([*callbacks, *stops], max_epochs=3, logger=logger, log_every_n_steps=1)

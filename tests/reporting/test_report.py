@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_compress import export, quantize
 from lightning_compress.measure.sparse_encoding import encode
-from lightning_compress.reporting import Layer, Report, report
+from lightning_compress.reporting import LayerReport, Report, report
 
 QUICK = {"runs": 2, "seconds": 0.1}
 
@@ -298,7 +298,7 @@ def test_a_wide_terminal_shows_types_and_shapes(before_and_after):
 
 
 def test_markup_in_names_is_printed_as_it_is():
-    layer = Layer("[red]x[/red]", "Linear", (1, 1), 1, 1, 1, 1, 4, 4)
+    layer = LayerReport("[red]x[/red]", "Linear", (1, 1), 1, 1, 1, 1, 4, 4)
     one = Report("[bold]net", (layer,), 4, 4, metrics={"[a]": 1.0}, notes=("[b] is odd",))
     text = printed(one, width=80)
     assert "[red]x[/red]" in text

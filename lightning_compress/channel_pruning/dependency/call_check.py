@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.channel_pruning.dependency.probe import name_of, probing
+from lightning_compress.channel_pruning.dependency.probe import install_probe, module_name
 from lightning_compress.nn.example_inputs import call_model, copy_example
 
 
-class Calls:
+class CallRecorder:
     """The layers with weights that are called while `listening`."""
 
     def __init__(self, model: nn.Module, features_only: bool) -> None:
@@ -17,7 +17,7 @@ class Calls:
         self.listening = False
         self.features_only = features_only
         self._handles = [
-            module.register_forward_pre_hook(self._listener(name_of(name)), with_kwargs=True)
+            module.register_forward_pre_hook(self._listener(module_name(name)), with_kwargs=True)
             for name, module in model.named_modules()
             if any(True for _ in module.parameters(recurse=False))
         ]
@@ -44,10 +44,10 @@ def refuse_other_calls(model: nn.Module, example: Any, seen: set[str]) -> None:
     Raises:
         ValueError: with the layers.
     """
-    calls = Calls(model, features_only=False)
+    calls = CallRecorder(model, features_only=False)
     calls.listening = True
     try:
-        with probing(model):
+        with install_probe(model):
             call_model(model, copy_example(example))
     finally:
         calls.close()

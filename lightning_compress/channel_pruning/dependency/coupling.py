@@ -7,18 +7,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_compress.channel_pruning.functional.groups import Group, Member, Place
+from lightning_compress.channel_pruning.functional.groups import ChannelAxis, ChannelGroup, GroupMember
 
 
 @dataclass
-class Coupling:
+class ChannelUnion:
     """Places, edges between their channels, and channels that must stay with the reason."""
 
-    places: list[Place] = field(default_factory=list)
+    places: list[ChannelAxis] = field(default_factory=list)
     edges: list[tuple[int, int, Tensor]] = field(default_factory=list)
     fixed: list[tuple[int, Tensor, str]] = field(default_factory=list)
 
-    def add(self, place: Place) -> int:
+    def add(self, place: ChannelAxis) -> int:
         """A new place; its number is returned."""
         self.places.append(place)
         return len(self.places) - 1
@@ -33,10 +33,10 @@ class Coupling:
         if len(channels):
             self.fixed.append((place, channels.cpu(), reason))
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ChannelGroup]:
         """The groups, in the order of their first places."""
         offsets = _offsets(self.places)
-        labels = components(offsets[-1], self._edges(offsets))
+        labels = connected_components(offsets[-1], self._edges(offsets))
         reasons = self._reasons(offsets, labels)
         return _grouped(self.places, [labels[a:b].tolist() for a, b in pairwise(offsets)], reasons)
 
@@ -52,14 +52,14 @@ class Coupling:
         return found
 
 
-def components(nodes: int, edges: Tensor) -> Tensor:
+def connected_components(nodes: int, edges: Tensor) -> Tensor:
     """The smallest node that each node is connected with.
 
     Args:
         nodes: how many there are.
         edges: shape (2, edges).
 
-    >>> components(5, torch.tensor([[0, 3], [3, 4]])).tolist()
+    >>> connected_components(5, torch.tensor([[0, 3], [3, 4]])).tolist()
     [0, 1, 2, 0, 0]
     """
     labels = torch.arange(nodes)
@@ -75,14 +75,14 @@ def components(nodes: int, edges: Tensor) -> Tensor:
         labels = new
 
 
-def _offsets(places: Sequence[Place]) -> list[int]:
+def _offsets(places: Sequence[ChannelAxis]) -> list[int]:
     offsets = [0]
     for place in places:
         offsets.append(offsets[-1] + place.size)
     return offsets
 
 
-def _shared(places: Sequence[Place], offsets: list[int]) -> list[Tensor]:
+def _shared(places: Sequence[ChannelAxis], offsets: list[int]) -> list[Tensor]:
     """Edges between channels of several places that lie at the same index of one tensor (tied weights)."""
     first: dict[tuple[str, int], tuple[int, int]] = {}
     edges = []
@@ -95,7 +95,9 @@ def _shared(places: Sequence[Place], offsets: list[int]) -> list[Tensor]:
     return edges
 
 
-def _grouped(places: Sequence[Place], labels: list[list[int]], whole: Mapping[int, str]) -> list[Group]:
+def _grouped(
+    places: Sequence[ChannelAxis], labels: list[list[int]], protected: Mapping[int, str]
+) -> list[ChannelGroup]:
     """Units with the same number of channels at the same places make a group."""
     spots: dict[int, dict[int, int]] = {}
     for number, own in enumerate(labels):
@@ -104,29 +106,31 @@ def _grouped(places: Sequence[Place], labels: list[list[int]], whole: Mapping[in
             counts[number] = counts.get(number, 0) + 1
     together: dict[tuple[tuple[tuple[int, int], ...], str | None], list[int]] = {}
     for label, counts in spots.items():
-        together.setdefault((tuple(counts.items()), whole.get(label)), []).append(label)
+        together.setdefault((tuple(counts.items()), protected.get(label)), []).append(label)
     groups = [
         _group(places, {number: labels[number] for number, _ in where}, why, units)
         for (where, why), units in together.items()
     ]
-    return _with_own_names([group for group in groups if group.makers])
+    return _with_own_names([group for group in groups if group.producers])
 
 
-def _group(places: Sequence[Place], labels: dict[int, list[int]], whole: str | None, units: list[int]) -> Group:
+def _group(
+    places: Sequence[ChannelAxis], labels: dict[int, list[int]], protected: str | None, units: list[int]
+) -> ChannelGroup:
     """Of the units with these labels; `labels` are those of the places, by number, at which they are."""
     number_of = {label: number for number, label in enumerate(sorted(units))}
     members = tuple(
-        Member(places[number], tuple(number_of.get(label, -1) for label in own)) for number, own in labels.items()
+        GroupMember(places[number], tuple(number_of.get(label, -1) for label in own)) for number, own in labels.items()
     )
-    name = next((member.place.module for member in members if member.place.side == "out"), members[0].place.module)
-    if whole is None and len(units) == 1:
-        whole = "all of its channels depend on each other"
-    if whole is None and not any(member.place.side == "in" for member in members):
-        whole = "no layer reads it"
-    return Group(name, len(units), members, whole)
+    name = next((member.axis.module for member in members if member.axis.side == "out"), members[0].axis.module)
+    if protected is None and len(units) == 1:
+        protected = "all of its channels depend on each other"
+    if protected is None and not any(member.axis.side == "in" for member in members):
+        protected = "no layer reads it"
+    return ChannelGroup(name, len(units), members, protected)
 
 
-def _with_own_names(groups: list[Group]) -> list[Group]:
+def _with_own_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
     """A layer may make channels of several groups: the later ones get a number."""
     seen: dict[str, int] = {}
     named = []

@@ -5,13 +5,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channel_pruning.dependency.coupling import Coupling
-from lightning_compress.channel_pruning.dependency.layer_types import Apart, Mixing
-from lightning_compress.channel_pruning.dependency.probe import LEAST, MOST, Passage, Probe, Sink, Source, keys, name_of
-from lightning_compress.channel_pruning.functional.groups import Group, Place, Slice
+from lightning_compress.channel_pruning.dependency.coupling import ChannelUnion
+from lightning_compress.channel_pruning.dependency.layer_types import ChannelwiseLayer, DenseLayer
+from lightning_compress.channel_pruning.dependency.probe import (
+    LEAST,
+    MOST,
+    Probe,
+    ProbeSource,
+    ProbeTrace,
+    Sink,
+    module_name,
+    tensor_keys,
+)
+from lightning_compress.channel_pruning.functional.groups import ChannelAxis, ChannelGroup, TensorSlice
 
 
-def observe(model: nn.Module, example: Any) -> list[Group]:
+def build_dependency_graph(model: nn.Module, example: Any) -> list[ChannelGroup]:
     """The groups of coupled channels of a module, whole ones with the reason why they are.
 
     Every mixing layer (convolution, linear, embedding) is cut through: its output is replaced by random numbers, and
@@ -37,7 +46,7 @@ def observe(model: nn.Module, example: Any) -> list[Group]:
 class _Observation:
     def __init__(self, probe: Probe) -> None:
         self.probe, self.model = probe, probe.model
-        self.coupling = Coupling()
+        self.coupling = ChannelUnion()
         self._generator = torch.Generator().manual_seed(2)
         self.makes: dict[str, int] = {}
         self.reads: dict[str, int] = {}
@@ -45,11 +54,11 @@ class _Observation:
         self.pending: dict[int, tuple[Sink, set[int]]] = {}
         exact = probe.dtype == torch.float64
         self.tolerance, self.noise = (1e-8, 1e-12) if exact else (1e-3, 1e-6)
-        names = {module: name_of(name) for name, module in self.model.named_modules()}
+        names = {module: module_name(name) for name, module in self.model.named_modules()}
         for module, kind in probe.kinds.items():
             self._add(names[module], kind)
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ChannelGroup]:
         passage = self.probe.run()
         self.sources = passage.sources
         self.sinks = passage.sinks
@@ -71,14 +80,14 @@ class _Observation:
 
     def _add(self, name: str, kind: Any) -> None:
         coupling = self.coupling
-        if isinstance(kind, Mixing):
+        if isinstance(kind, DenseLayer):
             self.makes[name] = coupling.add(kind.makes)
             if kind.reads is not None:
                 self.reads[name] = coupling.add(kind.reads)
             for place in (self.makes[name], self.reads.get(name)):
                 if place is not None:
                     self._tie(place, kind.groups)
-        if isinstance(kind, Apart):
+        if isinstance(kind, ChannelwiseLayer):
             self.reads[name] = coupling.add(kind.channels)
             self._tie(self.reads[name], kind.tied)
 
@@ -89,7 +98,7 @@ class _Observation:
             first = channels % (len(channels) // sections)
             self.coupling.join(place, place, torch.stack([first, channels], dim=1))
 
-    def _place(self, source: Source, dim: int) -> int | None:
+    def _place(self, source: ProbeSource, dim: int) -> int | None:
         """The number of the place at which a source has its units along a dimension."""
         name, value = source.name, source.value
         if source.dim is not None:
@@ -98,7 +107,7 @@ class _Observation:
             return None
         if (name, dim) not in self.dims:
             size = value.shape[dim]
-            place = Place(name, f"dim {dim}", size, (Slice(name, dim, size),))
+            place = ChannelAxis(name, f"dim {dim}", size, (TensorSlice(name, dim, size),))
             self.dims[name, dim] = self.coupling.add(place)
         return self.dims[name, dim]
 
@@ -112,9 +121,9 @@ class _Observation:
         labels = torch.randperm(channels, generator=torch.Generator().manual_seed(1)).to(sink.value.device) + 1
         channel_of = torch.empty_like(labels).scatter_(0, labels - 1, torch.arange(channels, device=labels.device))
         weights = self._weights(sink.value)
-        moments = [self._gradients(sink.value, weights * self._along(sink, labels.double() ** n)) for n in range(3)]
+        times = [self._gradients(sink.value, weights * self._along(sink, labels.double() ** n)) for n in range(3)]
         reached = torch.zeros(channels, dtype=torch.bool)
-        for source, zeroth, first, second in zip(self.sources, *moments, strict=True):
+        for source, zeroth, first, second in zip(self.sources, *times, strict=True):
             if zeroth is None:
                 continue
             hit = (zeroth != 0) | (first != 0)
@@ -137,7 +146,7 @@ class _Observation:
         if id(sink) not in self.pending:
             self.coupling.fix(place, (~reached).nonzero()[:, 0], "the module's input goes into it")
 
-    def _join(self, source: Source, dim: int, place: int, pairs: Tensor) -> None:
+    def _join(self, source: ProbeSource, dim: int, place: int, pairs: Tensor) -> None:
         if source.dim is None:
             # A bare parameter's dimension has channels if each channel meets one index of it.
             meets = len(pairs) == len(set(pairs[:, 1].tolist())) and len(set(pairs[:, 0].tolist())) > 1
@@ -171,7 +180,7 @@ class _Observation:
             again = self._moved(moved)
             grown = {key for key in grown if self._grow(*work[key], again)}
 
-    def _join_met(self, source: Source, touched: Tensor, place: int, met: list[int]) -> None:
+    def _join_met(self, source: ProbeSource, touched: Tensor, place: int, met: list[int]) -> None:
         for dim in range(touched.ndim):
             units, channels = _met(touched, dim), torch.tensor(met, device=touched.device)
             # A bare parameter's dimension has channels if one channel meets one index of it.
@@ -183,17 +192,17 @@ class _Observation:
                 pairs += [torch.stack([units[:1].expand(len(channels)), channels], 1)]
                 self.coupling.join(number, place, torch.cat(pairs))
 
-    def _moved(self, touched: dict[int, Tensor]) -> Passage:
+    def _moved(self, touched: dict[int, Tensor]) -> ProbeTrace:
         """Run again with other values at the touched elements."""
         given = {}
-        for key, source in zip(keys(self.sources), self.sources, strict=True):
+        for key, source in zip(tensor_keys(self.sources), self.sources, strict=True):
             value = source.value.detach()
             if id(source) in touched:
                 value = torch.where(touched[id(source)], LEAST + MOST - value, value)
             given[key] = value
         return self.probe.run(given)
 
-    def _grow(self, sink: Sink, met: set[int], again: Passage) -> bool:
+    def _grow(self, sink: Sink, met: set[int], again: ProbeTrace) -> bool:
         """Add the channels that have changed; whether there were any new ones."""
         now = next(one for one, old in zip(again.sinks, self.sinks, strict=True) if old is sink)
         changed = (now.value.detach() - sink.value.detach()).abs() > self.noise
@@ -204,7 +213,7 @@ class _Observation:
 
     # What stays -----------------------------------------------------------------------------------------------------
 
-    def _fix(self, source: Source, touched: Tensor, why: str) -> None:
+    def _fix(self, source: ProbeSource, touched: Tensor, why: str) -> None:
         for dim in range(touched.ndim):
             known = source.dim is not None or (source.name, dim) in self.dims
             if known and (number := self._place(source, dim)) is not None:
@@ -221,7 +230,7 @@ class _Observation:
         leaves = [source.value for source in self.sources]
         return list(torch.autograd.grad(value, leaves, seeds.to(value.dtype), retain_graph=True, allow_unused=True))
 
-    def _touched(self, value: Tensor, seeds: Tensor) -> list[tuple[Source, Tensor]]:
+    def _touched(self, value: Tensor, seeds: Tensor) -> list[tuple[ProbeSource, Tensor]]:
         gradients = self._gradients(value, seeds)
         pairs = zip(self.sources, gradients, strict=True)
         return [(source, one != 0) for source, one in pairs if one is not None and bool((one != 0).any())]

@@ -11,52 +11,52 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_compress.channel_pruning.functional.groups import Attribute, Place, Slice
+from lightning_compress.channel_pruning.functional.groups import ChannelAxis, ModuleAttribute, TensorSlice
 from lightning_compress.nn.empty_layers import is_empty
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True)
-class Mixing:
+class DenseLayer:
     """A layer each of whose outputs depends on all of its inputs (of its group)."""
 
-    reads: Place | None
-    makes: Place
+    reads: ChannelAxis | None
+    makes: ChannelAxis
     groups: int = 1
 
 
 @dataclass(frozen=True)
-class Apart:
+class ChannelwiseLayer:
     """A layer that keeps its channels apart: normalisation, depth-wise convolution, PReLU.
 
     `tied` is the number of sections of equal length whose channels may only leave together, place by place.
     """
 
-    channels: Place
+    channels: ChannelAxis
     tied: int = 1
 
 
 @dataclass(frozen=True)
-class Opaque:
+class UnsupportedLayer:
     """A layer that stays as it is, with everything that goes into it and comes out of it."""
 
-    why: str
+    reason: str
 
 
-Kind = Mixing | Apart | Opaque
+Kind = DenseLayer | ChannelwiseLayer | UnsupportedLayer
 
 
-def kind_of(name: str, module: nn.Module) -> Kind | None:
+def layer_type(name: str, module: nn.Module) -> Kind | None:
     """What is known of a module; None if nothing is, and its forward must tell."""
     if any(is_lazy(one) for one in module.parameters(recurse=False)):
         raise ValueError(f"'{name}' is lazy: run one batch through the module before trainer.fit.")
     described = f"{type(module).__name__} '{name}'"
     if isinstance(module, OPAQUE):
-        return Opaque(f"{described}, which is left whole")
+        return UnsupportedLayer(f"{described}, which is left whole")
     known = isinstance(module, _ConvNd | nn.Linear | nn.Embedding | _NormBase | nn.LayerNorm | nn.GroupNorm)
     if known and (is_parametrized(module) or "weight" not in module._parameters):
-        return Opaque(f"{described}, whose weight is computed from other tensors, and which is left whole")
+        return UnsupportedLayer(f"{described}, whose weight is computed from other tensors, and which is left whole")
     if isinstance(module, _ConvNd):
         return _convolution(name, module) if _has_torchs_forward(module) or is_empty(module) else None
     if isinstance(module, nn.Linear):
@@ -66,7 +66,7 @@ def kind_of(name: str, module: nn.Module) -> Kind | None:
     return _keeping_apart(name, module)
 
 
-def channel_dim(module: nn.Module, tensor: Tensor, place: Place) -> int:
+def channel_dim(module: nn.Module, tensor: Tensor, place: ChannelAxis) -> int:
     """Along which dimension of what it takes or gives a layer has its channels."""
     if isinstance(module, _ConvNd):
         return tensor.ndim - module.weight.ndim + 1
@@ -76,7 +76,7 @@ def channel_dim(module: nn.Module, tensor: Tensor, place: Place) -> int:
     return tensor.ndim - 1
 
 
-def spread(module: nn.Module, given: Tensor) -> Tensor:
+def propagate_shapes(module: nn.Module, given: Tensor) -> Tensor:
     """What a layer that keeps channels apart does to shapes, with positive weights whatever its own are."""
     if not isinstance(module, _ConvNd):
         return given.clone()
@@ -104,72 +104,78 @@ def _convolution(name: str, module: _ConvNd) -> Kind:
     taken, given, groups = module.in_channels, module.out_channels, module.groups
     transposed = isinstance(module, _ConvTransposeNd)
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
-    bias = [Slice(f"{name}.bias", 0, given)] if module.bias is not None else []
+    bias = [TensorSlice(f"{name}.bias", 0, given)] if module.bias is not None else []
     if groups == taken and groups > 1:
         repeat = given // taken
-        weight = Slice(f"{name}.weight", 0, *((taken, 1) if transposed else (given, repeat)))
+        weight = TensorSlice(f"{name}.weight", 0, *((taken, 1) if transposed else (given, repeat)))
         if transposed and repeat > 1:
-            return Opaque(f"{type(module).__name__} '{name}', a depth-wise one of several outputs a channel")
-        slices = (weight, *(Slice(one.tensor, 0, given, repeat) for one in bias))
+            return UnsupportedLayer(f"{type(module).__name__} '{name}', a depth-wise one of several outputs a channel")
+        slices = (weight, *(TensorSlice(one.tensor, 0, given, repeat) for one in bias))
         attributes = (
-            Attribute(name, "in_channels"), Attribute(name, "out_channels", repeat), Attribute(name, "groups"),
+            ModuleAttribute(name, "in_channels"), ModuleAttribute(name, "out_channels", repeat),
+            ModuleAttribute(name, "groups"),
         )  # fmt: skip
-        return Apart(Place(name, "channels", taken, slices, attributes))
-    reads = Place(
-        name, "in", taken, (Slice(f"{name}.weight", in_dim, taken if transposed else taken // groups),),
-        (Attribute(name, "in_channels"),),
+        return ChannelwiseLayer(ChannelAxis(name, "channels", taken, slices, attributes))
+    reads = ChannelAxis(
+        name, "in", taken, (TensorSlice(f"{name}.weight", in_dim, taken if transposed else taken // groups),),
+        (ModuleAttribute(name, "in_channels"),),
     )  # fmt: skip
-    makes = Place(
-        name, "out", given, (Slice(f"{name}.weight", out_dim, given // groups if transposed else given), *bias),
-        (Attribute(name, "out_channels"),),
+    makes = ChannelAxis(
+        name, "out", given, (TensorSlice(f"{name}.weight", out_dim, given // groups if transposed else given), *bias),
+        (ModuleAttribute(name, "out_channels"),),
     )  # fmt: skip
-    return Mixing(reads, makes, groups)
+    return DenseLayer(reads, makes, groups)
 
 
 def _linear(name: str, module: nn.Linear) -> Kind:
-    bias = [Slice(f"{name}.bias", 0, module.out_features)] if module.bias is not None else []
+    bias = [TensorSlice(f"{name}.bias", 0, module.out_features)] if module.bias is not None else []
     weight, taken = f"{name}.weight", module.in_features
-    return Mixing(
-        Place(name, "in", taken, (Slice(weight, 1, taken),), (Attribute(name, "in_features"),)),
-        Place(
-            name, "out", module.out_features, (Slice(weight, 0, module.out_features), *bias),
-            (Attribute(name, "out_features"),),
+    return DenseLayer(
+        ChannelAxis(name, "in", taken, (TensorSlice(weight, 1, taken),), (ModuleAttribute(name, "in_features"),)),
+        ChannelAxis(
+            name, "out", module.out_features, (TensorSlice(weight, 0, module.out_features), *bias),
+            (ModuleAttribute(name, "out_features"),),
         ),
     )  # fmt: skip
 
 
 def _embedding(name: str, module: nn.Embedding) -> Kind:
     size = module.embedding_dim
-    return Mixing(
-        None, Place(name, "out", size, (Slice(f"{name}.weight", 1, size),), (Attribute(name, "embedding_dim"),))
+    return DenseLayer(
+        None,
+        ChannelAxis(
+            name, "out", size, (TensorSlice(f"{name}.weight", 1, size),), (ModuleAttribute(name, "embedding_dim"),)
+        ),
     )
 
 
 def _keeping_apart(name: str, module: nn.Module) -> Kind | None:
     if isinstance(module, _NormBase):
-        return Apart(_vectors(name, module, module.num_features, "num_features"))
+        return ChannelwiseLayer(_vectors(name, module, module.num_features, "num_features"))
     if isinstance(module, nn.GroupNorm):
-        return Apart(_vectors(name, module, module.num_channels, "num_channels"), module.num_groups)
+        return ChannelwiseLayer(_vectors(name, module, module.num_channels, "num_channels"), module.num_groups)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         if len(module.normalized_shape) != 1:
-            return Opaque(f"{type(module).__name__} '{name}', which normalises over several dimensions")
+            return UnsupportedLayer(f"{type(module).__name__} '{name}', which normalises over several dimensions")
         place = _vectors(name, module, module.normalized_shape[0], "normalized_shape")
-        as_tuple = tuple(Attribute(one.module, one.name, as_tuple=True) for one in place.attributes)
-        return Apart(Place(place.module, place.side, place.size, place.slices, as_tuple))
+        as_tuple = tuple(ModuleAttribute(one.module, one.name, as_tuple=True) for one in place.attributes)
+        return ChannelwiseLayer(ChannelAxis(place.module, place.side, place.size, place.slices, as_tuple))
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        return Apart(_vectors(name, module, module.num_parameters, "num_parameters"))
+        return ChannelwiseLayer(_vectors(name, module, module.num_parameters, "num_parameters"))
     if _is_own_norm(module):
-        return Apart(_vectors(name, module, next(iter(module.parameters(recurse=False))).numel(), None))
+        return ChannelwiseLayer(_vectors(name, module, next(iter(module.parameters(recurse=False))).numel(), None))
     return None
 
 
-def _vectors(name: str, module: nn.Module, size: int, attribute: str | None) -> Place:
+def _vectors(name: str, module: nn.Module, size: int, attribute: str | None) -> ChannelAxis:
     """A place with every parameter and buffer of a module that has one number for each channel."""
-    held = {**module._parameters, **module._buffers}
+    inputs_held = {**module._parameters, **module._buffers}
     slices = tuple(
-        Slice(f"{name}.{leaf}", 0, size) for leaf, one in held.items() if one is not None and one.shape == (size,)
+        TensorSlice(f"{name}.{leaf}", 0, size)
+        for leaf, one in inputs_held.items()
+        if one is not None and one.shape == (size,)
     )
-    return Place(name, "channels", size, slices, (Attribute(name, attribute),) if attribute else ())
+    return ChannelAxis(name, "channels", size, slices, (ModuleAttribute(name, attribute),) if attribute else ())
 
 
 def _has_torchs_forward(module: nn.Module) -> bool:

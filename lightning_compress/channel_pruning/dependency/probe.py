@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_compress.channel_pruning.dependency.layer_types import (
-    Apart,
+    ChannelwiseLayer,
     Kind,
-    Opaque,
+    UnsupportedLayer,
     channel_dim,
     is_norm,
-    kind_of,
-    spread,
+    layer_type,
+    propagate_shapes,
 )
 from lightning_compress.nn.example_inputs import call_model, copy_example, map_tensors
 from lightning_compress.nn.isolation import isolated_eval
@@ -27,7 +27,7 @@ LEAST, MOST = 0.1, 0.9  # positive and below 1: no activation function or clamp 
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ProbeSource:
     """A marked value: what a mixing layer gave (`dim` is where its channels are), or a bare parameter or buffer."""
 
     name: str
@@ -45,10 +45,10 @@ class Sink:
 
 
 @dataclass
-class Passage:
+class ProbeTrace:
     """One run: what was marked, where it arrived, what stays whole and why, and what the module returned."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[ProbeSource] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
     ends: list[tuple[str, Tensor]] = field(default_factory=list)
     called: set[str] = field(default_factory=set)
@@ -60,20 +60,20 @@ class Probe:
     def __init__(self, model: nn.Module, example: Any, dtype: torch.dtype = torch.float64) -> None:
         self.model, self.example, self.dtype = model, example, dtype
         self.kinds = _kinds(model)
-        self.passage = Passage()
+        self.passage = ProbeTrace()
         self._generator = torch.Generator()
 
-    def run(self, marked: dict[str, Tensor] | None = None) -> Passage:
+    def run(self, marked: dict[str, Tensor] | None = None) -> ProbeTrace:
         """Call the module once.
 
         Args:
             marked: values to give again, as an earlier run's sources had them, by name.
         """
-        self.passage, self._given = Passage(), marked or {}
+        self.passage, self._given = ProbeTrace(), marked or {}
         self._generator.manual_seed(0)
-        with probing(self.model), ExitStack() as undo:
+        with install_probe(self.model), ExitStack() as undo:
             for full, module in list(self.model.named_modules(remove_duplicate=True)):
-                name = name_of(full)
+                name = module_name(full)
                 if (kind := self.kinds.get(module)) is not None:
                     undo.enter_context(replaced_forward(module, partial(self._layer, name, module, kind)))
                 elif is_norm(module):
@@ -89,13 +89,13 @@ class Probe:
         self, name: str, module: nn.Module, kind: Kind, original: Callable[..., Any], *args: Any, **kw: Any
     ) -> Any:
         self.passage.called.add(name)
-        if isinstance(kind, Opaque):
-            self.passage.ends += [(kind.why, one) for one in _differentiable((args, kw))]
-            return tree_map(partial(self._opaque, name, kind.why), _original(module, original, args, kw))
+        if isinstance(kind, UnsupportedLayer):
+            self.passage.ends += [(kind.reason, one) for one in _differentiable((args, kw))]
+            return tree_map(partial(self._opaque, name, kind.reason), _original(module, original, args, kw))
         given: Tensor = args[0] if args else next(iter(kw.values()))
-        if isinstance(kind, Apart):
+        if isinstance(kind, ChannelwiseLayer):
             self._arrive(name, module, given, kind.channels)
-            return spread(module, given)
+            return propagate_shapes(module, given)
         if kind.reads is not None:
             self._arrive(name, module, given, kind.reads)
         output = _original(module, original, args, kw)
@@ -118,7 +118,7 @@ class Probe:
         key = f"{name}@{sum(one.name == name for one in self.passage.sources)}"
         drawn = torch.rand(like.shape, generator=self._generator, dtype=self.dtype).to(like.device)
         value = self._given.get(key, drawn * (MOST - LEAST) + LEAST).detach().requires_grad_()
-        self.passage.sources.append(Source(name, value, dim))
+        self.passage.sources.append(ProbeSource(name, value, dim))
         return value.clone()  # what comes next may write into it
 
     @contextmanager
@@ -126,22 +126,22 @@ class Probe:
         """Marked values for the parameters and buffers of a module that is not known."""
         kept: dict[str, dict[str, Any]] = {"_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}
         try:
-            for table, held in kept.items():
-                for leaf, one in held.items():
+            for table, inputs_held in kept.items():
+                for leaf, one in inputs_held.items():
                     if one is not None and one.is_floating_point() and one.numel() > 1:
                         full = f"{name}.{leaf}" if name else leaf
                         getattr(module, table)[leaf] = self._mark(full, one, None)
             yield
         finally:
-            for table, held in kept.items():
-                getattr(module, table).update(held)
+            for table, inputs_held in kept.items():
+                getattr(module, table).update(inputs_held)
 
 
 def _passed(original: Callable[..., Any], given: Tensor, *_: Any, **__: Any) -> Tensor:
     return given.clone()
 
 
-def keys(sources: list[Source]) -> list[str]:
+def tensor_keys(sources: list[ProbeSource]) -> list[str]:
     """The name of each source's value for `Probe.run`."""
     seen: dict[str, int] = {}
     found = []
@@ -152,7 +152,7 @@ def keys(sources: list[Source]) -> list[str]:
 
 
 @contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
+def install_probe(model: nn.Module) -> Iterator[None]:
     """Run a module uncompiled, in eval mode, in its own precision, by its modules' own forwards, and leave no trace."""
     fast = torch.backends.mha.get_fastpath_enabled()
     device = next((one.device.type for one in model.parameters()), "cpu")
@@ -169,7 +169,7 @@ def probing(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def name_of(module: str) -> str:
+def module_name(module: str) -> str:
     """A module's name without what `torch.compile` puts in, as its tensors are called in a cut."""
     return canonical_name(f"{module}.").rstrip(".")
 
@@ -180,10 +180,10 @@ def _kinds(model: nn.Module) -> dict[nn.Module, Kind]:
     for name, module in model.named_modules():
         if module in inside:
             continue
-        kind = kind_of(name_of(name), module)
+        kind = layer_type(module_name(name), module)
         if kind is not None:
             found[module] = kind
-        if isinstance(kind, Opaque):
+        if isinstance(kind, UnsupportedLayer):
             inside.update(module.modules())
     return found
 

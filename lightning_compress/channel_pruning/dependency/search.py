@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.dependency.verification import verified
-from lightning_compress.channel_pruning.functional.groups import Group
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
+from lightning_compress.channel_pruning.dependency.verification import verified_groups
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup
 from lightning_compress.nn.example_inputs import crop_images, describe_shapes
 
 SIDES = (32, 64)  # pixels: observing takes time in proportion to the values in the module
 
 
-def find_groups(model: nn.Module, example: Any) -> tuple[list[Group], Any]:
+def find_groups(model: nn.Module, example: Any) -> tuple[list[ChannelGroup], Any]:
     """What can be cut out of a module together, as far as verification on the example bears it out.
 
     Returns:
@@ -28,14 +28,14 @@ def find_groups(model: nn.Module, example: Any) -> tuple[list[Group], Any]:
         if describe_shapes(small) == describe_shapes(example):
             break
         try:
-            observed = observe(model, small)
+            observed = build_dependency_graph(model, small)
         except Exception:  # whatever the user's code says to smaller images
             continue
-        found = verified(model, example, observed)
+        found = verified_groups(model, example, observed)
         if 0 < _free(found) == _free(observed):
             return found, small
-    return verified(model, example, observe(model, example)), example
+    return verified_groups(model, example, build_dependency_graph(model, example)), example
 
 
-def _free(groups: list[Group]) -> int:
-    return sum(group.whole is None for group in groups)
+def _free(groups: list[ChannelGroup]) -> int:
+    return sum(group.unprunable_reason is None for group in groups)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.channel_pruning.cut_plan import cut_of, indices_of, lost_channels
+from lightning_compress.channel_pruning.cut_plan import indices_of, lost_channels, plan_cut
 from lightning_compress.channel_pruning.dependency.layer_types import is_norm
-from lightning_compress.channel_pruning.dependency.probe import name_of, probing, replaced_forward
-from lightning_compress.channel_pruning.functional.groups import Attribute, Gone, Group
+from lightning_compress.channel_pruning.dependency.probe import install_probe, module_name, replaced_forward
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, ModuleAttribute, PrunedUnits
 from lightning_compress.nn.example_inputs import call_model, copy_example, crop_images, resize_batch
 from lightning_compress.nn.surgery import get_tensor, temporarily_cut
 
@@ -26,19 +26,19 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PACKAGE, TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
 
 
-def verified(model: nn.Module, example: Any, groups: Sequence[Group]) -> list[Group]:
+def verified_groups(model: nn.Module, example: Any, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     """The same groups, with the attributes that must follow them, and whole where the code around them insists on it.
 
     Some units of each group are removed on trial, and the module's output is compared with what it gives when all
     layers that read these units have zeros for them. In both, normalisation layers only scale, by one number each.
     """
-    free = [group for group in groups if group.whole is None]
-    if not free or problem(model, example, groups, _some(free)) is None:
+    free = [group for group in groups if group.unprunable_reason is None]
+    if not free or verify_cut(model, example, groups, _some(free)) is None:
         return list(groups)
     checked = {group.name: _alone(model, example, group) for group in free}
     found = [checked.get(group.name, group) for group in groups]
-    free = [group for group in found if group.whole is None]
-    if free and (why := problem(model, example, found, _some(free))) is not None:
+    free = [group for group in found if group.unprunable_reason is None]
+    if free and (why := verify_cut(model, example, found, _some(free))) is not None:
         return [_left(group, f"together with others, {why}") if group in free else group for group in found]
     return found
 
@@ -48,7 +48,7 @@ def small_example(model: nn.Module, example: Any, batch: int = 2) -> Any:
     for side in (32, None):  # small images tell as much, if the module takes them
         try:
             small = resize_batch(example, batch)
-            with probing(model):
+            with install_probe(model):
                 call_model(model, copy_example(small if side is None else crop_images(small, side)))
         except Exception:  # whatever the user's code says to another batch size, or to smaller images
             continue
@@ -56,53 +56,55 @@ def small_example(model: nn.Module, example: Any, batch: int = 2) -> Any:
     return example
 
 
-def problem(model: nn.Module, example: Any, groups: Sequence[Group], gone: Gone) -> str | None:
+def verify_cut(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], pruned: PrunedUnits) -> str | None:
     """Why these units cannot go: what the smaller module raises, or does otherwise; None if it is right."""
-    cut = cut_of(groups, gone)
+    cut = plan_cut(groups, pruned)
     scales = _Scales()
-    with probing(model), scales.recording(model), _silenced(model, groups, gone):
+    with install_probe(model), scales.recording(model), _silenced(model, groups, pruned):
         expected = _run(model, example)
     try:
-        with temporarily_cut(model, cut), probing(model), scales.replaying(model):
+        with temporarily_cut(model, cut), install_probe(model), scales.replaying(model):
             found = _run(model, example)
     except Exception as error:  # whatever the user's code raises when channels are missing
         return f"{_place_of(error)} raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return _difference(expected, found)
 
 
-def _alone(model: nn.Module, example: Any, group: Group) -> Group:
-    why = problem(model, example, [group], _some([group]))
+def _alone(model: nn.Module, example: Any, group: ChannelGroup) -> ChannelGroup:
+    why = verify_cut(model, example, [group], _some([group]))
     if why is None:
         return group
     candidates = _candidates(model, group)[:MOST_ATTRIBUTES]
     for attributes in _subsets(candidates):
         tuned = replace(group, attributes=tuple(attributes))
-        if problem(model, example, [tuned], _some([group])) is None:
+        if verify_cut(model, example, [tuned], _some([group])) is None:
             return tuned
     return _left(group, why)
 
 
-def _left(group: Group, why: str) -> Group:
-    return replace(group, whole=f"code around it depends on how many channels there are, or on their order: {why}")
+def _left(group: ChannelGroup, why: str) -> ChannelGroup:
+    return replace(
+        group, unprunable_reason=f"code around it depends on how many channels there are, or on their order: {why}"
+    )
 
 
-def _some(groups: Sequence[Group]) -> Gone:
+def _some(groups: Sequence[ChannelGroup]) -> PrunedUnits:
     """Other units of each group, up to a half; seldom so many that what is left divides evenly, unnoticed."""
-    gone = {}
+    pruned = {}
     for number, group in enumerate(groups):
         generator = torch.Generator().manual_seed(number)
         count = max(1, group.units // (2 + number % 3) - (group.units > 4))
-        gone[group.name] = tuple(sorted(torch.randperm(group.units, generator=generator)[:count].tolist()))
-    return gone
+        pruned[group.name] = tuple(sorted(torch.randperm(group.units, generator=generator)[:count].tolist()))
+    return pruned
 
 
-def _candidates(model: nn.Module, group: Group) -> list[Attribute]:
+def _candidates(model: nn.Module, group: ChannelGroup) -> list[ModuleAttribute]:
     """Numbers that the modules around a group's layers remember, and that count its units or channels."""
     most = max(sum(unit >= 0 for unit in member.units) for member in group.members)
-    modules = {name_of(name): module for name, module in model.named_modules()}
-    around = dict.fromkeys(_owner(modules, member.place.module) for member in group.members)
+    modules = {module_name(name): module for name, module in model.named_modules()}
+    around = dict.fromkeys(_owner(modules, member.axis.module) for member in group.members)
     found = [
-        Attribute(name, key, value // group.units)
+        ModuleAttribute(name, key, value // group.units)
         for name in around
         for key, value in vars(modules[name]).items()
         if type(value) is int and not key.startswith("_") and 0 < value <= most and value % group.units == 0
@@ -118,7 +120,7 @@ def _owner(modules: Mapping[str, nn.Module], name: str) -> str:
     return name
 
 
-def _subsets(candidates: list[Attribute]) -> Iterator[tuple[Attribute, ...]]:
+def _subsets(candidates: list[ModuleAttribute]) -> Iterator[tuple[ModuleAttribute, ...]]:
     # The fewest first: a number that has nothing to do with the group would do no harm here, but later.
     sizes = range(1, len(candidates) + 1)
     return chain.from_iterable(combinations(candidates, size) for size in sizes)
@@ -159,10 +161,10 @@ def _scaled(scale: Callable[[Tensor], float], original: Any, given: Tensor, *_: 
 
 
 @contextmanager
-def _silenced(model: nn.Module, groups: Sequence[Group], gone: Gone) -> Iterator[None]:
+def _silenced(model: nn.Module, groups: Sequence[ChannelGroup], pruned: PrunedUnits) -> Iterator[None]:
     """Zeros in every layer's weight for the units that it would no longer be given."""
     with ExitStack() as undo:
-        for place, channels in lost_channels(groups, gone).items():
+        for place, channels in lost_channels(groups, pruned).items():
             if place.side != "in":
                 continue
             for one in place.slices:

@@ -8,49 +8,49 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_compress.channel_pruning.functional.groups import Gone, Group
-from lightning_compress.channel_pruning.functional.unit_selection import lowest, most_that_may_go
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, PrunedUnits
+from lightning_compress.channel_pruning.functional.unit_selection import lowest_scores, max_prunable_units
 
 
 def uniform(
-    groups: Sequence[Group],
+    groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
     originals: Mapping[str, int],
     fraction: float,
     min_density: float,
-) -> Gone:
+) -> PrunedUnits:
     """The lowest units of each group, so that `fraction` of its original ones is gone."""
-    gone = {}
+    pruned = {}
     for group in groups:
         original = originals[group.name]
         wanted = int(fraction * original + 1e-9) - (original - group.units)
-        count = min(max(wanted, 0), most_that_may_go(group, original, min_density))
-        gone[group.name] = lowest(scores[group.name], count)
-    return gone
+        count = min(max(wanted, 0), max_prunable_units(group, original, min_density))
+        pruned[group.name] = lowest_scores(scores[group.name], count)
+    return pruned
 
 
 def global_(
-    groups: Sequence[Group],
+    groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
     originals: Mapping[str, int],
     fraction: float,
     min_density: float,
-) -> Gone:
+) -> PrunedUnits:
     """The lowest units of all groups together, so that `fraction` of all the original ones is gone."""
     total = sum(originals[group.name] for group in groups)
     wanted = max(int(fraction * total + 1e-9) - sum(originals[group.name] - group.units for group in groups), 0)
-    allowed = {group.name: most_that_may_go(group, originals[group.name], min_density) for group in groups}
+    allowed = {group.name: max_prunable_units(group, originals[group.name], min_density) for group in groups}
     counts = dict.fromkeys(allowed, 0)
     ranked = sorted(
         (float(score), number, unit)
         for number, group in enumerate(groups)
         for unit, score in enumerate(scores[group.name].tolist())
     )
-    gone: dict[str, list[int]] = {name: [] for name in allowed}
+    pruned: dict[str, list[int]] = {name: [] for name in allowed}
     for _, number, unit in ranked:
         name = groups[number].name
         if wanted > 0 and counts[name] < allowed[name]:
             counts[name] += 1
-            gone[name].append(unit)
+            pruned[name].append(unit)
             wanted -= 1
-    return {name: tuple(sorted(units)) for name, units in gone.items()}
+    return {name: tuple(sorted(units)) for name, units in pruned.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Slice:
+class TensorSlice:
     """A dimension of a stored tensor along which a place has its channels: index `i` is of channel `i // repeat`."""
 
     tensor: str
@@ -15,7 +15,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Attribute:
+class ModuleAttribute:
     """A number that a module remembers: its channels times `repeat`, or a tuple that holds them."""
 
     module: str
@@ -29,7 +29,7 @@ class Attribute:
 
 
 @dataclass(frozen=True)
-class Place:
+class ChannelAxis:
     """Where a module has channels: among what it takes ("in"), what it gives ("out"), or both ("channels").
 
     A bare parameter's place is its dimension, such as "dim 2".
@@ -38,23 +38,23 @@ class Place:
     module: str
     side: str
     size: int
-    slices: tuple[Slice, ...] = ()
-    attributes: tuple[Attribute, ...] = ()
+    slices: tuple[TensorSlice, ...] = ()
+    attributes: tuple[ModuleAttribute, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.module} ({self.side})"
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupMember:
     """A place of a group: which unit each of its channels belongs to, -1 for another group's."""
 
-    place: Place
+    axis: ChannelAxis
     units: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Units that are coupled in the same way: each is removed at all of its places, or stays.
 
     Attributes:
@@ -68,55 +68,57 @@ class Group:
 
     name: str
     units: int
-    members: tuple[Member, ...]
-    whole: str | None = None
-    attributes: tuple[Attribute, ...] = ()
-    may_vanish: bool = False
+    members: tuple[GroupMember, ...]
+    unprunable_reason: str | None = None
+    attributes: tuple[ModuleAttribute, ...] = ()
+    removable: bool = False
 
     @property
-    def makers(self) -> tuple[Member, ...]:
+    def producers(self) -> tuple[GroupMember, ...]:
         """The places that make the units: layers' outputs."""
-        return tuple(member for member in self.members if member.place.side == "out")
+        return tuple(member for member in self.members if member.axis.side == "out")
 
     @property
-    def readers(self) -> tuple[Member, ...]:
+    def consumers(self) -> tuple[GroupMember, ...]:
         """The places that are given the units, and mix them."""
-        return tuple(member for member in self.members if member.place.side == "in")
+        return tuple(member for member in self.members if member.axis.side == "in")
 
 
-Gone = dict[str, tuple[int, ...]]  # units that are removed, by the name of their group
+PrunedUnits = dict[str, tuple[int, ...]]  # units that are removed, by the name of their group
 
 
-def gone_channels(member: Member, gone: Collection[int]) -> set[int]:
+def pruned_channels(member: GroupMember, pruned: Collection[int]) -> set[int]:
     """The channels of a place that leave with these units of its group.
 
-    >>> sorted(gone_channels(Member(Place("conv", "out", 4), (0, 1, 0, -1)), [0]))
+    >>> sorted(pruned_channels(GroupMember(ChannelAxis("conv", "out", 4), (0, 1, 0, -1)), [0]))
     [0, 2]
     """
-    leaving = set(gone)
+    leaving = set(pruned)
     return {channel for channel, unit in enumerate(member.units) if unit in leaving}
 
 
-def remaining(groups: Iterable[Group], gone: Gone) -> list[Group]:
+def remaining_group(groups: Iterable[ChannelGroup], pruned: PrunedUnits) -> list[ChannelGroup]:
     """The groups as they are when those units are gone: places shrink, units are numbered anew."""
     groups = list(groups)
-    lost: dict[Place, set[int]] = {}
+    lost: dict[ChannelAxis, set[int]] = {}
     for group in groups:
         for member in group.members:
-            lost.setdefault(member.place, set()).update(gone_channels(member, gone.get(group.name, ())))
+            lost.setdefault(member.axis, set()).update(pruned_channels(member, pruned.get(group.name, ())))
     places = {place: _smaller(place, len(channels)) for place, channels in lost.items()}
-    return [_without(group, set(gone.get(group.name, ())), lost, places) for group in groups]
+    return [_without(group, set(pruned.get(group.name, ())), lost, places) for group in groups]
 
 
-def _without(group: Group, gone: set[int], lost: dict[Place, set[int]], places: dict[Place, Place]) -> Group:
-    new_number = {old: new for new, old in enumerate(unit for unit in range(group.units) if unit not in gone)}
+def _without(
+    group: ChannelGroup, pruned: set[int], lost: dict[ChannelAxis, set[int]], places: dict[ChannelAxis, ChannelAxis]
+) -> ChannelGroup:
+    new_number = {old: new for new, old in enumerate(unit for unit in range(group.units) if unit not in pruned)}
     members = tuple(
-        Member(
-            places[member.place],
+        GroupMember(
+            places[member.axis],
             tuple(
                 new_number.get(unit, -1)
                 for channel, unit in enumerate(member.units)
-                if channel not in lost[member.place]
+                if channel not in lost[member.axis]
             ),
         )
         for member in group.members
@@ -124,7 +126,7 @@ def _without(group: Group, gone: set[int], lost: dict[Place, set[int]], places: 
     return replace(group, units=len(new_number), members=members)
 
 
-def _smaller(place: Place, channels: int) -> Place:
+def _smaller(place: ChannelAxis, channels: int) -> ChannelAxis:
     if not channels:
         return place
     size = place.size - channels

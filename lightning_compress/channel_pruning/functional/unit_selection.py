@@ -5,36 +5,40 @@ from math import ceil
 
 from torch import Tensor
 
-from lightning_compress.channel_pruning.functional.groups import Gone, Group
+from lightning_compress.channel_pruning.functional.groups import ChannelGroup, PrunedUnits
 
 
-def most_that_may_go(group: Group, original: int, min_density: float) -> int:
+def max_prunable_units(group: ChannelGroup, original: int, min_density: float) -> int:
     """How many of a group's units may go: `min_density` of the original ones stay, and one if it may not vanish."""
-    return max(group.units - max(ceil(min_density * original - 1e-9), not group.may_vanish), 0)
+    return max(group.units - max(ceil(min_density * original - 1e-9), not group.removable), 0)
 
 
-def rounded(
-    groups: Sequence[Group], gone: Gone, scores: Mapping[str, Tensor], round_to: int, floors: Mapping[str, int]
-) -> Gone:
+def round_units(
+    groups: Sequence[ChannelGroup],
+    pruned: PrunedUnits,
+    scores: Mapping[str, Tensor],
+    round_to: int,
+    floors: Mapping[str, int],
+) -> PrunedUnits:
     """Let units go or stay until the channels that stay are the nearest multiple of `round_to`.
 
     Args:
         floors: how many units of each group must stay.
     """
     if round_to == 1:
-        return gone
+        return pruned
     found = {}
     for group in groups:
-        channels = max(sum(unit >= 0 for unit in member.units) for member in group.makers) // group.units
-        stays = group.units - len(gone[group.name])
-        multiple = max(round(stays * channels / round_to), not group.may_vanish) * round_to
+        channels = max(sum(unit >= 0 for unit in member.units) for member in group.producers) // group.units
+        stays = group.units - len(pruned[group.name])
+        multiple = max(round(stays * channels / round_to), not group.removable) * round_to
         wanted = multiple // channels if multiple % channels == 0 else stays
         wanted = max(wanted, floors[group.name]) if wanted <= group.units else group.units
-        found[group.name] = lowest(scores[group.name], group.units - wanted)
+        found[group.name] = lowest_scores(scores[group.name], group.units - wanted)
     return found
 
 
-def lowest(scores: Tensor, count: int) -> tuple[int, ...]:
+def lowest_scores(scores: Tensor, count: int) -> tuple[int, ...]:
     """The units of the lowest scores; among equals the later ones go."""
     order = len(scores) - 1 - scores.flip(0).argsort(stable=True)
     return tuple(order[:count].sort().values.tolist())

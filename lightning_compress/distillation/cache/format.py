@@ -21,7 +21,7 @@ Part = tuple[str, str]  # name of an output, and what is stored of it
 
 
 @dataclass(frozen=True)
-class Form:
+class CacheFormat:
     """How outputs are stored: as they are, with other `floats`, or as the `top` most probable classes.
 
     The latter are log-probabilities in float16, their places in the last dimension, and the log of the probability mass
@@ -47,25 +47,25 @@ class Form:
         return logs.scatter_(-1, parts["places"].long(), parts["values"].to(logs.dtype)).to(dtype)
 
 
-def parse_form(form: str) -> Form:
+def parse_cache_format(form: str) -> CacheFormat:
     """Read "full", "float16" or "top-k".
 
     Raises:
         ValueError: if it is none of them.
 
-    >>> parse_form("top-20")
-    Form(floats=None, top=20)
+    >>> parse_cache_format("top-20")
+    CacheFormat(floats=None, top=20)
     """
     if form in ("full", "float16"):
-        return Form(floats=torch.float16 if form == "float16" else None)
+        return CacheFormat(floats=torch.float16 if form == "float16" else None)
     top = re.fullmatch("top-([1-9][0-9]{0,8})", form) if isinstance(form, str) else None
     if top is None:
         raise ValueError(f'form is {form!r}. Write "full", "float16", or "top-20" for the 20 most probable classes.')
-    return Form(top=int(top[1]))
+    return CacheFormat(top=int(top[1]))
 
 
 @dataclass(frozen=True)
-class Array:
+class StoredArray:
     """A file that has a row for each sample."""
 
     file: str
@@ -78,7 +78,7 @@ class Array:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        return np.dtype(name_of(stored_as(self.dtype)))
+        return np.dtype(dtype_name(storage_dtype(self.dtype)))
 
     def create(self, folder: Path) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(folder / self.file, "w+", self.numpy_dtype, self.shape)
@@ -91,9 +91,9 @@ class Array:
                 shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
                 begin, end = file.tell(), file.seek(0, os.SEEK_END)
         except Exception as error:  # numpy has several parsers for its own header, and each has its errors
-            raise damaged(folder, f"{self.file} cannot be read ({error}).") from error
+            raise damaged_cache_error(folder, f"{self.file} cannot be read ({error}).") from error
         if (shape, by_column, dtype, end) != (self.shape, False, self.numpy_dtype, begin + self.size_bytes):
-            raise damaged(
+            raise damaged_cache_error(
                 folder,
                 f"{self.file} has {end} bytes, {dtype} and shape {shape}, instead of {begin + self.size_bytes} bytes, "
                 f"{self.numpy_dtype} and shape {self.shape}.",
@@ -101,16 +101,16 @@ class Array:
         return np.asarray(np.memmap(folder / self.file, dtype, "r", begin, shape))
 
 
-def arrays(count: int, form: Form, outputs: Mapping[str, Output]) -> dict[Part, Array]:
+def cache_arrays(count: int, form: CacheFormat, outputs: Mapping[str, Output]) -> dict[Part, StoredArray]:
     """All files; they are numbered, because the name of an output could be anything."""
-    found = {KEYS: Array("keys.npy", torch.int64, (count,))}
+    found = {KEYS: StoredArray("keys.npy", torch.int64, (count,))}
     for name, (dtype, shape) in outputs.items():
         for part, rows in form.encode(name, torch.empty(0, *shape, dtype=dtype)).items():
-            found[name, part] = Array(f"{len(found) - 1}.npy", rows.dtype, (count, *rows.shape[1:]))
+            found[name, part] = StoredArray(f"{len(found) - 1}.npy", rows.dtype, (count, *rows.shape[1:]))
     return found
 
 
-def damaged(folder: Path, why: str) -> ValueError:
+def damaged_cache_error(folder: Path, why: str) -> ValueError:
     """The error of a cache that cannot be read."""
     return ValueError(f"The cache {folder} is damaged: {why} Remove the folder to have it computed again.")
 
@@ -129,11 +129,11 @@ def _top(name: str, output: Tensor, top: int) -> dict[str, Tensor]:
     return {"values": values.to(torch.float16), "places": places.to(small), "rest": rest.to(torch.float32)}
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """A type as numpy and the header call it."""
     return str(dtype).removeprefix("torch.")
 
 
-def stored_as(dtype: torch.dtype) -> torch.dtype:
+def storage_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which numpy can hold one; the bits stay."""
     return torch.int16 if dtype is torch.bfloat16 else dtype  # numpy has no bfloat16

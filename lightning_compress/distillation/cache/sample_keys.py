@@ -19,7 +19,7 @@ STEP, FIRST, SECOND = (
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
-def content_keys(inputs: object) -> Tensor:
+def sample_keys(inputs: object) -> Tensor:
     """Hash what each sample of a batch consists of, so that it can be found again wherever it turns up.
 
     Args:
@@ -35,8 +35,8 @@ def content_keys(inputs: object) -> Tensor:
 
     Reference: Steele et al., 2014, https://doi.org/10.1145/2660193.2660195 (SplitMix64, for weights and final mix)
 
-    >>> one, other = content_keys(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
-    >>> bool(one == other), bool(one == content_keys(torch.tensor([[1.0, 2.0]])))
+    >>> one, other = sample_keys(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    >>> bool(one == other), bool(one == sample_keys(torch.tensor([[1.0, 2.0]])))
     (False, True)
     """
     tensors = list(_tensors(inputs))
@@ -54,7 +54,7 @@ def content_keys(inputs: object) -> Tensor:
     return _mix(keys)
 
 
-def fingerprint(teacher: nn.Module | Callable[..., object]) -> str:
+def data_fingerprint(teacher: nn.Module | Callable[..., object]) -> str:
     """SHA-256 of a module or a plain function, in hexadecimal; the device does not matter.
 
     Of a module: the classes of it and of its parts, and the names, types, shapes and bytes in its `state_dict`. Of a
@@ -167,7 +167,7 @@ def _add_values(digest: Any, values: Mapping[str, object]) -> None:
             digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, nn.Module):
-            digest.update(repr((name, fingerprint(value))).encode())
+            digest.update(repr((name, data_fingerprint(value))).encode())
         else:
             digest.update(repr((name, value if isinstance(value, PLAIN) else type(value).__qualname__)).encode())
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from lightning_compress.distillation.cache.format import (
     DTYPES,
     KEYS,
-    Array,
-    Form,
+    CacheFormat,
     Output,
     Part,
-    arrays,
-    damaged,
-    name_of,
-    parse_form,
-    stored_as,
+    StoredArray,
+    cache_arrays,
+    damaged_cache_error,
+    dtype_name,
+    parse_cache_format,
+    storage_dtype,
 )
 
 VERSION = 1
@@ -56,7 +56,7 @@ def write_cache(
     Raises:
         ValueError: if `path` exists, the disk is too full, rows are missing or come twice, or outputs are not finite.
     """
-    folder, parsed = Path(path), parse_form(form)
+    folder, parsed = Path(path), parse_cache_format(form)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count is the number of samples in the data set, at least 1, but is {count!r}.")
     if not isinstance(teacher, str):
@@ -78,7 +78,7 @@ def write_cache(
         raise
 
 
-def open_cache(path: str | Path, *, teacher: str, count: int | None) -> "Cache":
+def open_cache(path: str | Path, *, teacher: str, count: int | None) -> "TeacherCache":
     """Open what `write_cache` wrote.
 
     Args:
@@ -101,16 +101,16 @@ def open_cache(path: str | Path, *, teacher: str, count: int | None) -> "Cache":
     form, outputs, planned = _planned(folder, header)
     files = {part: (array.open(folder), array.dtype) for part, array in planned.items()}
     if _sha256(files[KEYS][0]) != header["data"]:
-        raise damaged(folder, "its keys are not those that were written.")
-    return Cache(folder, form, outputs, files, header["data"])
+        raise damaged_cache_error(folder, "its keys are not those that were written.")
+    return TeacherCache(folder, form, outputs, files, header["data"])
 
 
 @dataclass(frozen=True, eq=False)
-class Cache:
+class TeacherCache:
     """Outputs of a teacher on disk; `data_fingerprint` is SHA-256 of all samples' keys in the order of the data set."""
 
     folder: Path
-    form: Form
+    form: CacheFormat
     outputs: dict[str, Output]
     files: dict[Part, tuple[np.ndarray[Any, Any], torch.dtype]] = field(repr=False)
     data_fingerprint: str
@@ -154,7 +154,7 @@ class Cache:
 class _Writer:
     """A cache in the making, and which of its rows are filled."""
 
-    def __init__(self, folder: Path, count: int, form: Form) -> None:
+    def __init__(self, folder: Path, count: int, form: CacheFormat) -> None:
         self.folder, self.count, self.form = folder, count, form
         self.filled = np.zeros(count, dtype=bool)
         self.outputs: dict[str, Output] = {}
@@ -174,7 +174,7 @@ class _Writer:
                 _check_finite(name, rows, values, 'It is beyond float16, which ends at 65504: write "full".')
                 parts[name, part] = values
         for place, values in parts.items():
-            self.files[place][rows.numpy()] = values.view(stored_as(values.dtype)).cpu().numpy()
+            self.files[place][rows.numpy()] = values.view(storage_dtype(values.dtype)).cpu().numpy()
         self.filled[rows.numpy()] = True
 
     def finish(self, form: str, teacher: str) -> None:
@@ -183,7 +183,9 @@ class _Writer:
                 f"{int((~self.filled).sum())} of {self.count} rows are missing, row {int(self.filled.argmin())} first. "
                 f"Go through the whole data set once, with no sample dropped."
             )
-        described = [{"name": n, "dtype": name_of(dtype), "shape": shape} for n, (dtype, shape) in self.outputs.items()]
+        described = [
+            {"name": n, "dtype": dtype_name(dtype), "shape": shape} for n, (dtype, shape) in self.outputs.items()
+        ]
         header = {"version": VERSION, "count": self.count, "form": form, "teacher": teacher}
         header |= {"data": _sha256(self.files[KEYS]), "outputs": described}
         for file in self.files.values():
@@ -199,7 +201,7 @@ class _Writer:
                 raise ValueError(
                     f"Output {name!r} is {dtype} of shape {shape} a sample. Types to be kept are {[*DTYPES]}."
                 )
-        planned = arrays(self.count, self.form, outputs)
+        planned = cache_arrays(self.count, self.form, outputs)
         needed, free = sum(array.size_bytes for array in planned.values()), shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
@@ -233,25 +235,25 @@ def _header(folder: Path) -> dict[str, Any]:
     try:
         header = json.loads(text) if len(text) <= HEADER_LIMIT_BYTES else None
     except (ValueError, RecursionError) as error:
-        raise damaged(folder, "header.json is not JSON.") from error
+        raise damaged_cache_error(folder, "header.json is not JSON.") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         version = header.get("version") if isinstance(header, dict) else None
-        raise damaged(folder, f"header.json has the version {version!r}, and {VERSION} can be read.")
+        raise damaged_cache_error(folder, f"header.json has the version {version!r}, and {VERSION} can be read.")
     types = {"count": int, "form": str, "teacher": str, "data": str, "outputs": list}
     wrong = [name for name, kind in types.items() if type(header.get(name)) is not kind]
     if wrong:
-        raise damaged(folder, f"header.json has no valid {' nor '.join(wrong)}.")
+        raise damaged_cache_error(folder, f"header.json has no valid {' nor '.join(wrong)}.")
     return header
 
 
-def _planned(folder: Path, header: dict[str, Any]) -> tuple[Form, dict[str, Output], dict[Part, Array]]:
+def _planned(folder: Path, header: dict[str, Any]) -> tuple[CacheFormat, dict[str, Output], dict[Part, StoredArray]]:
     """What the files of a cache should be, by its header."""
     try:
-        form = parse_form(header["form"])
+        form = parse_cache_format(header["form"])
         outputs = {str(one["name"]): (DTYPES[one["dtype"]], tuple(one["shape"])) for one in header["outputs"]}
-        return form, outputs, arrays(header["count"], form, outputs)
+        return form, outputs, cache_arrays(header["count"], form, outputs)
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise damaged(folder, f"header.json describes outputs that cannot be ({error!r}).") from error
+        raise damaged_cache_error(folder, f"header.json describes outputs that cannot be ({error!r}).") from error
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -5,10 +5,10 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_compress.distillation.losses._precision import widened
+from lightning_compress.distillation.losses._precision import to_float32
 
 
-def check_temperature(temperature: float) -> None:
+def check_positive_temperature(temperature: float) -> None:
     """Refuse a temperature that softens nothing.
 
     Raises:
@@ -18,10 +18,10 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature is above 0, but is {temperature}. 1 leaves the probabilities as they are.")
 
 
-def softened(logits: Tensor, temperature: float) -> Tensor:
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Log-probabilities over the last dimension, of logits divided by the temperature, in float32 or wider."""
-    check_temperature(temperature)
-    return functional.log_softmax(widened(logits) / temperature, dim=-1)
+    check_positive_temperature(temperature)
+    return functional.log_softmax(to_float32(logits) / temperature, dim=-1)
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def check_labels(target: Tensor, student: Tensor) -> None:
         )
 
 
-def pooled_alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def pool_to_same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Average both over space, shape `(batch, channels, *space)`, until each axis has the smaller size of the two."""
     size = [min(pair) for pair in zip(one.shape[2:], other.shape[2:], strict=True)]
     return _pooled(one, size), _pooled(other, size)

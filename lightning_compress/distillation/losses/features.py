@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_compress.distillation.losses._divergence import divergence
-from lightning_compress.distillation.losses._precision import inner, widened
-from lightning_compress.distillation.losses._shapes import check_batch, check_layers, check_same, pooled_alike
+from lightning_compress.distillation.losses._precision import inner_dtype, to_float32
+from lightning_compress.distillation.losses._shapes import check_batch, check_layers, check_same, pool_to_same_size
 
 MAPS = (3, 4, 5)  # dimensions of (batch, channels, *space)
 
@@ -22,7 +22,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     Reference: Romero et al., 2015, section 2.2, https://arxiv.org/abs/1412.6550
     """
     check_same(student, teacher)
-    return functional.mse_loss(widened(student), widened(teacher))
+    return functional.mse_loss(to_float32(student), to_float32(teacher))
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     Reference: Zagoruyko and Komodakis, 2017, section 3.1, https://arxiv.org/abs/1612.03928
     """
     check_batch(student.shape, teacher.shape, MAPS)
-    maps = pooled_alike(*(widened(features).square().sum(1, keepdim=True) for features in (student, teacher)))
+    maps = pool_to_same_size(*(to_float32(features).square().sum(1, keepdim=True) for features in (student, teacher)))
     looks_student, looks_teacher = (functional.normalize(one.flatten(1)) for one in maps)
     return functional.mse_loss(looks_student, looks_teacher)
 
@@ -61,7 +61,9 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     Reference: Tung and Mori, 2019, section 3, https://arxiv.org/abs/1907.09682
     """
     check_batch(student.shape, teacher.shape)
-    alike_student, alike_teacher = (functional.normalize(inner(rows, rows)) for rows in _samples(student, teacher))
+    alike_student, alike_teacher = (
+        functional.normalize(inner_dtype(rows, rows)) for rows in _samples(student, teacher)
+    )
     return functional.mse_loss(alike_student, alike_teacher)
 
 
@@ -169,13 +171,13 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
     Reference: Huang and Wang, 2017, section 4, https://arxiv.org/abs/1707.01219
     """
     check_batch(student.shape, teacher.shape, MAPS)
-    maps = pooled_alike(widened(student), widened(teacher))
+    maps = pool_to_same_size(to_float32(student), to_float32(teacher))
     ours, theirs = (functional.normalize(one.flatten(2), dim=-1) for one in maps)
     return (_kernel_mean(ours, ours) + _kernel_mean(theirs, theirs) - 2 * _kernel_mean(ours, theirs)).mean()
 
 
 def _samples(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    return widened(student).flatten(1), widened(teacher).flatten(1)
+    return to_float32(student).flatten(1), to_float32(teacher).flatten(1)
 
 
 def _relative_distances(rows: Tensor) -> Tensor:
@@ -188,13 +190,13 @@ def _angles(rows: Tensor) -> Tensor:
     towards = rows[None] - rows[:, None]
     length = torch.linalg.vector_norm(towards, dim=-1, keepdim=True)
     directions = towards / torch.where(length > 0, length, 1.0)
-    return inner(directions, directions)
+    return inner_dtype(directions, directions)
 
 
 def _neighbours(rows: Tensor) -> Tensor:
     """Log-probabilities, shape `(batch, batch)`, in proportion to the closeness of two samples, none to oneself."""
     directions = functional.normalize(rows)
-    closeness = ((inner(directions, directions) + 1) / 2).clamp(min=1e-7).log()
+    closeness = ((inner_dtype(directions, directions) + 1) / 2).clamp(min=1e-7).log()
     oneself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     # The lowest number in place of -inf: 0 * log(0) is to be 0.
     return functional.log_softmax(closeness.masked_fill(oneself, torch.finfo(closeness.dtype).min), dim=-1)
@@ -202,13 +204,13 @@ def _neighbours(rows: Tensor) -> Tensor:
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
     check_batch(first.shape, second.shape, MAPS)
-    first, second = (layer.flatten(2) for layer in pooled_alike(widened(first), widened(second)))
-    return inner(first, second) / first.shape[-1]
+    first, second = (layer.flatten(2) for layer in pool_to_same_size(to_float32(first), to_float32(second)))
+    return inner_dtype(first, second) / first.shape[-1]
 
 
 def _kernel_mean(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean of `(x . y) ** 2` over the draws x of one and y of the other, shape `(batch, draws, places)`."""
     draws = ours.shape[1] * theirs.shape[1]
     if ours.shape[-1] ** 2 < draws:  # the same sum with the smaller table: places by places instead of draws by draws
-        return (inner(ours.mT, ours.mT) * inner(theirs.mT, theirs.mT)).sum((1, 2)) / draws
-    return inner(ours, theirs).square().sum((1, 2)) / draws
+        return (inner_dtype(ours.mT, ours.mT) * inner_dtype(theirs.mT, theirs.mT)).sum((1, 2)) / draws
+    return inner_dtype(ours, theirs).square().sum((1, 2)) / draws

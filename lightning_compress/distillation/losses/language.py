@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_compress.distillation.losses._divergence import divergence, softened
+from lightning_compress.distillation.losses._divergence import divergence, log_probabilities
 from lightning_compress.distillation.losses._shapes import check_same
 
 
@@ -77,7 +77,7 @@ def _counted(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor 
         _check_mask(mask, student)
         # Padding costs no memory, and whatever stands there cannot spoil the sum.
         student, teacher = student[mask], teacher[mask]
-    return softened(student, temperature), softened(teacher, temperature)
+    return log_probabilities(student, temperature), log_probabilities(teacher, temperature)
 
 
 def _check_mask(mask: Tensor, student: Tensor) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_compress.distillation.losses._layers import Convolutions, Fusion, as_parameters_of, pointwise
-from lightning_compress.distillation.losses._precision import inner, widened
-from lightning_compress.distillation.losses._shapes import Shape, check_batch, check_layers, pooled_alike
+from lightning_compress.distillation.losses._precision import inner_dtype, to_float32
+from lightning_compress.distillation.losses._shapes import Shape, check_batch, check_layers, pool_to_same_size
 
 ANY = (2, 3, 4, 5)  # dimensions of (batch, channels) and of (batch, channels, *space)
 IMAGES = (4,)
@@ -37,7 +37,7 @@ class ProjectedHint(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_batch(student.shape, teacher.shape, ANY)
         projected = self.project(as_parameters_of(self, student))
-        return functional.mse_loss(*pooled_alike(widened(projected), widened(teacher)))
+        return functional.mse_loss(*pool_to_same_size(to_float32(projected), to_float32(teacher)))
 
 
 class Vid(nn.Module):
@@ -85,12 +85,12 @@ class Vid(nn.Module):
     @property
     def variance(self) -> Tensor:
         """The variance of each of the teacher's channels, shape `(channels,)`."""
-        return functional.softplus(widened(self.scale)) + self.least_variance
+        return functional.softplus(to_float32(self.scale)) + self.least_variance
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_batch(student.shape, teacher.shape, ANY)
-        student, teacher = pooled_alike(student, widened(teacher))
-        guess = widened(self.mean(as_parameters_of(self, student)))
+        student, teacher = pool_to_same_size(student, to_float32(teacher))
+        guess = to_float32(self.mean(as_parameters_of(self, student)))
         variance = self.variance.reshape(-1, *[1] * (teacher.ndim - 2))
         return 0.5 * ((guess - teacher).square() / variance + variance.log()).mean()
 
@@ -126,9 +126,9 @@ class FactorTransfer(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_batch(student.shape, teacher.shape, IMAGES)
         factor = self.paraphrase(as_parameters_of(self, teacher))
-        rebuilt = functional.mse_loss(widened(self.rebuild(factor)), widened(teacher))
+        rebuilt = functional.mse_loss(to_float32(self.rebuild(factor)), to_float32(teacher))
         translated = self.translate(as_parameters_of(self, student))
-        pair = pooled_alike(widened(translated), widened(factor).detach())
+        pair = pool_to_same_size(to_float32(translated), to_float32(factor).detach())
         ours, theirs = (functional.normalize(one.flatten(1)) for one in pair)
         return rebuilt + functional.l1_loss(ours, theirs)
 
@@ -172,7 +172,7 @@ class ReviewKd(nn.Module):
         for fusion, ours, theirs in reversed(list(zip(self.fusions, student, teacher, strict=True))):
             check_batch(ours.shape, theirs.shape, IMAGES)
             output, deeper = fusion(ours, deeper, theirs.shape[2:])
-            losses.append(_at_several_sizes(widened(output), widened(theirs)))
+            losses.append(_at_several_sizes(to_float32(output), to_float32(theirs)))
         return torch.stack(losses).sum()
 
 
@@ -233,10 +233,10 @@ class Crd(nn.Module):
         check_batch(student.shape, teacher.shape)
         ours, theirs = _embedded(self.embed_student, student), _embedded(self.embed_teacher, teacher)
         empty = torch.arange(len(self.queue), device=ours.device) >= self.filled
-        among_memory = inner(ours, self.queue).masked_fill(empty, -math.inf)
+        among_memory = inner_dtype(ours, self.queue).masked_fill(empty, -math.inf)
         same = torch.arange(len(ours), device=ours.device)
-        find_teacher = torch.cat([inner(ours, theirs), among_memory], dim=1) / self.contrast
-        find_student = inner(theirs, ours) / self.contrast
+        find_teacher = torch.cat([inner_dtype(ours, theirs), among_memory], dim=1) / self.contrast
+        find_student = inner_dtype(theirs, ours) / self.contrast
         if self.training:
             self._remember(theirs.detach())
         return functional.cross_entropy(find_teacher, same) + functional.cross_entropy(find_student, same)
@@ -249,7 +249,7 @@ class Crd(nn.Module):
 
 
 def _embedded(embed: nn.Linear, features: Tensor) -> Tensor:
-    return functional.normalize(widened(embed(as_parameters_of(embed, features).flatten(1))))
+    return functional.normalize(to_float32(embed(as_parameters_of(embed, features).flatten(1))))
 
 
 def _at_several_sizes(student: Tensor, teacher: Tensor) -> Tensor:

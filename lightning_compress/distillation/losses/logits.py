@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_compress.distillation.losses._divergence import check_temperature, divergence, softened
-from lightning_compress.distillation.losses._precision import widened
+from lightning_compress.distillation.losses._divergence import check_positive_temperature, divergence, log_probabilities
+from lightning_compress.distillation.losses._precision import to_float32
 from lightning_compress.distillation.losses._shapes import check_labels, check_same
 
 
@@ -26,7 +26,10 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 4.0) ->
     Reference: Hinton et al., 2015, section 2, https://arxiv.org/abs/1503.02531
     """
     check_same(student, teacher)
-    return divergence(softened(teacher, temperature), softened(student, temperature)).mean() * temperature**2
+    return (
+        divergence(log_probabilities(teacher, temperature), log_probabilities(student, temperature)).mean()
+        * temperature**2
+    )
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -59,7 +62,7 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Reference: Ba and Caruana, 2014, section 2.2, https://arxiv.org/abs/1312.6184
     """
     check_same(student, teacher)
-    return functional.mse_loss(widened(student), widened(teacher))
+    return functional.mse_loss(to_float32(student), to_float32(teacher))
 
 
 def dkd(
@@ -87,9 +90,9 @@ def dkd(
     """
     check_same(student, teacher)
     check_labels(target, student)
-    check_temperature(temperature)
-    own_student, rest_student = _own_and_rest(widened(student) / temperature, target)
-    own_teacher, rest_teacher = _own_and_rest(widened(teacher) / temperature, target)
+    check_positive_temperature(temperature)
+    own_student, rest_student = _own_and_rest(to_float32(student) / temperature, target)
+    own_teacher, rest_teacher = _own_and_rest(to_float32(teacher) / temperature, target)
     own, rest = divergence(own_teacher, own_student), divergence(rest_teacher, rest_student)
     return (alpha * own + beta * rest).mean() * temperature**2
 
@@ -112,7 +115,9 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 4.0, beta: float
     Reference: Huang et al., 2022, section 3.2, https://arxiv.org/abs/2205.10536
     """
     check_same(student, teacher)
-    rows_student, rows_teacher = (softened(logits, temperature).exp().flatten(0, -2) for logits in (student, teacher))
+    rows_student, rows_teacher = (
+        log_probabilities(logits, temperature).exp().flatten(0, -2) for logits in (student, teacher)
+    )
     between_classes = 1 - _correlation(rows_student, rows_teacher).mean()
     between_samples = 1 - _correlation(rows_student.T, rows_teacher.T).mean()
     return (beta * between_classes + gamma * between_samples) * temperature**2
@@ -134,8 +139,8 @@ def binary_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Ten
     Reference: Yang et al., 2023, section 3.2, https://arxiv.org/abs/2308.06453
     """
     check_same(student, teacher)
-    check_temperature(temperature)
-    log_q, log_p = (_yes_and_no(widened(logits) / temperature) for logits in (student, teacher))
+    check_positive_temperature(temperature)
+    log_q, log_p = (_yes_and_no(to_float32(logits) / temperature) for logits in (student, teacher))
     return divergence(log_p, log_q).sum(-1).mean() * temperature**2
 
 
@@ -161,7 +166,7 @@ def bounded_regression(student: Tensor, teacher: Tensor, target: Tensor, margin:
         raise ValueError(f"student has shape {tuple(student.shape)} and target {tuple(target.shape)}: they must agree.")
     if margin < 0:
         raise ValueError(f"margin is 0 or more, but is {margin}. The larger it is, the more often the error counts.")
-    error, bound = ((widened(output) - widened(target)).square().sum(-1) for output in (student, teacher))
+    error, bound = ((to_float32(output) - to_float32(target)).square().sum(-1) for output in (student, teacher))
     return torch.where(error + margin > bound, error, 0.0).mean()
 
 
@@ -178,7 +183,7 @@ def per_pixel_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
 
 def _standardised(logits: Tensor) -> Tensor:
     # Of equal logits, as of a head that begins at zero, the deviation is 0 and without `eps` its gradient infinite.
-    return functional.layer_norm(widened(logits), logits.shape[-1:], eps=1e-7)
+    return functional.layer_norm(to_float32(logits), logits.shape[-1:], eps=1e-7)
 
 
 def _own_and_rest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_compress.distillation.batch_fields import Key, tensor_of
-from lightning_compress.distillation.cache.format import parse_form
-from lightning_compress.distillation.cache.sample_keys import content_keys, fingerprint
-from lightning_compress.distillation.cache.store import Cache, open_cache, write_cache
+from lightning_compress.distillation.batch_fields import Key, select_tensor
+from lightning_compress.distillation.cache.format import parse_cache_format
+from lightning_compress.distillation.cache.sample_keys import data_fingerprint, sample_keys
+from lightning_compress.distillation.cache.store import TeacherCache, open_cache, write_cache
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
-from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Step, Teacher
+from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Teacher, TeacherStep
 from lightning_compress.nn.forward_capture import ForwardCall, preserved_random_state
 
 PROBE = 8  # samples that are fetched twice, to see whether they come out alike
@@ -44,24 +44,29 @@ class CachedTeacher(Teacher):
                 f"cache keeps what a teacher says about each sample, but {type(teacher).__name__} says something new "
                 f"at every step. Leave cache out, or give a network that does not learn."
             )
-        parse_form(form)
+        parse_cache_format(form)
         self.teacher, self.path, self.form, self.output = teacher, Path(path), form, output
         self.module = teacher.module
-        self.cache: Cache | None = None
+        self.cache: TeacherCache | None = None
         self._names: Names = ()
 
     def attach(self, model: Any, layers: Iterable[str], undo: ExitStack) -> None:
         self.cache, self._names = None, tuple(layers)
         self.teacher.attach(model, self._names, undo)
 
-    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         if self.cache is None:
             raise RuntimeError("The cache is opened once the first batch is seen.")
-        rows = self.cache.rows(content_keys((call.args, call.kwargs)))
+        rows = self.cache.rows(sample_keys((call.args, call.kwargs)))
         return dict(self.cache.read(rows, step.device))
 
     def fill(
-        self, call: ForwardCall, step: Step, loader: Any, prepare: Prepare, progress: Callable[[int, int], object]
+        self,
+        call: ForwardCall,
+        step: TeacherStep,
+        loader: Any,
+        prepare: Prepare,
+        progress: Callable[[int, int], object],
     ) -> None:
         """Compute the outputs of the whole data set, unless they are there.
 
@@ -74,12 +79,12 @@ class CachedTeacher(Teacher):
         if self.path.exists():
             return
         dataset = _dataset(loader)
-        inputs = part_of(step.args[0], (call.args, call.kwargs))
-        with preserved_random_state(), others_kept():
+        inputs = matching_part(step.args[0], (call.args, call.kwargs))
+        with preserved_random_state(), kept_attributes():
             _refuse_random(dataset, loader, lambda batch: inputs(prepare(batch)))
             write_cache(
                 self.path,
-                self._outputs(in_order(dataset, loader), step, lambda batch: inputs(prepare(batch))),
+                self._outputs(sequential_loader(dataset, loader), step, lambda batch: inputs(prepare(batch))),
                 count=len(dataset),
                 form=self.form,
                 teacher=self._fingerprint(),
@@ -94,7 +99,7 @@ class CachedTeacher(Teacher):
                 f"The cache {self.path} has no outputs of {', '.join(sorted(missing))}, only of "
                 f"{', '.join(self.cache.outputs)}. Choose another path, or remove the folder."
             )
-        if self.cache.form != parse_form(self.form):
+        if self.cache.form != parse_cache_format(self.form):
             raise ValueError(
                 f"The cache {self.path} is of another form than '{self.form}': {self.cache.form}. Name that form, "
                 f"choose another path, or remove the folder."
@@ -102,28 +107,30 @@ class CachedTeacher(Teacher):
 
     def _fingerprint(self) -> str:
         teacher = self.teacher
-        return fingerprint(teacher.function if isinstance(teacher, FunctionTeacher) else teacher.module)  # type: ignore[arg-type]
+        return data_fingerprint(teacher.function if isinstance(teacher, FunctionTeacher) else teacher.module)  # type: ignore[arg-type]
 
     def _outputs(
-        self, batches: Iterable[Any], step: Step, inputs: Prepare
+        self, batches: Iterable[Any], step: TeacherStep, inputs: Prepare
     ) -> Iterator[tuple[Tensor, Tensor, Mapping[str, Tensor]]]:
         first = 0
         for batch in batches:
             args, kwargs = inputs(batch)
-            keys = content_keys((args, kwargs))
+            keys = sample_keys((args, kwargs))
             taught = self.teacher.teach(ForwardCall(args, kwargs, None), step)
-            outputs = {name: tensor_of(taught[name], self.output if name == OUTPUT else None) for name in self._names}
+            outputs = {
+                name: select_tensor(taught[name], self.output if name == OUTPUT else None) for name in self._names
+            }
             yield torch.arange(first, first + len(keys)), keys.cpu(), outputs
             first += len(keys)
 
 
-def in_order(dataset: Any, loader: Any) -> "DataLoader[Any]":
+def sequential_loader(dataset: Any, loader: Any) -> "DataLoader[Any]":
     """A loader of the same data and batches, one sample after the other."""
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or BATCH_SIZE
     return DataLoader(dataset, size, shuffle=False, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
 
 
-def part_of(batch: Any, wanted: Any) -> Callable[[Any], Any]:
+def matching_part(batch: Any, wanted: Any) -> Callable[[Any], Any]:
     """How `wanted` is made of a batch, found by which objects of it are which: a function of another batch.
 
     Raises:
@@ -133,10 +140,10 @@ def part_of(batch: Any, wanted: Any) -> Callable[[Any], Any]:
     if path is not None:
         return lambda other: _follow(other, path)
     if isinstance(wanted, tuple | list):
-        parts = [part_of(batch, one) for one in wanted]
+        parts = [matching_part(batch, one) for one in wanted]
         return lambda other: type(wanted)(part(other) for part in parts)
     if isinstance(wanted, dict):
-        named = {key: part_of(batch, one) for key, one in wanted.items()}
+        named = {key: matching_part(batch, one) for key, one in wanted.items()}
         return lambda other: {key: part(other) for key, part in named.items()}
     if isinstance(wanted, Tensor):
         raise ValueError(
@@ -148,7 +155,7 @@ def part_of(batch: Any, wanted: Any) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def others_kept() -> Iterator[None]:
+def kept_attributes() -> Iterator[None]:
     """Leave the random streams of Python and NumPy as they were."""
     python, array = random.getstate(), np.random.get_state()
     try:
@@ -170,7 +177,7 @@ def _dataset(loader: Any) -> Any:
 
 def _refuse_random(dataset: Any, loader: Any, inputs: Callable[[Any], Any]) -> None:
     few = torch.utils.data.Subset(dataset, range(min(PROBE, len(dataset))))
-    first, second = ([content_keys(inputs(batch)) for batch in in_order(few, loader)] for _ in range(2))
+    first, second = ([sample_keys(inputs(batch)) for batch in sequential_loader(few, loader)] for _ in range(2))
     differing = int(sum((one != other).sum() for one, other in zip(first, second, strict=True)))
     if differing:
         raise ValueError(

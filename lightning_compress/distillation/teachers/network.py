@@ -39,13 +39,13 @@ class Teacher:
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         """Get ready for a fit of `model`, which holds the student; `layers` are those that will be asked for."""
 
-    def follow(self, student: nn.Module) -> None:
+    def on_student_changed(self, student: nn.Module) -> None:
         """The student has been found in the model."""
 
-    def remember(self) -> None:
+    def snapshot(self) -> None:
         """Its moment has come: be what the student is now."""
 
-    def teach(self, call: ForwardCall, step: "Step") -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: "TeacherStep") -> dict[str, Any]:
         """What the layers, and the "output", give for what the student was given in `call`; without gradient."""
         raise NotImplementedError
 
@@ -61,19 +61,19 @@ class Teacher:
     def after_step(self) -> None:
         """The student's weights have just changed."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {}
 
-    def cut(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         """Channels of the student's model are gone: follow, if this teacher has its shapes."""
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state` gave."""
 
 
 @dataclass(frozen=True)
-class Step:
+class TeacherStep:
     """What a teacher may want to know of a training step beside the student's call.
 
     Args:
@@ -86,11 +86,11 @@ class Step:
     kwargs: dict[str, Any]
     device: torch.device
     number: int
-    rehearsal: bool = False
+    dry_run: bool = False
 
-    def rehearsed(self) -> "Step":
+    def as_dry_run(self) -> "TeacherStep":
         """The same, for nothing."""
-        return replace(self, rehearsal=True)
+        return replace(self, dry_run=True)
 
 
 class NetworkTeacher(Teacher):
@@ -111,14 +111,14 @@ class NetworkTeacher(Teacher):
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         network = self._network
-        refuse_shared(network, model)
+        check_not_shared(network, model)
         self._placed = None
         self.capture = ForwardCapture(network, (name for name in layers if name != OUTPUT))
         undo.callback(self.capture.remove)
-        put_back(network, undo)
+        restore_modes(network, undo)
         network.eval()
 
-    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         device = torch.device(self.device) if self.device is not None else step.device
         self._place(device)
         args, kwargs = (call.args, call.kwargs) if device == step.device else _moved((call.args, call.kwargs), device)
@@ -160,7 +160,7 @@ class FunctionTeacher(Teacher):
                 f"The teacher is a function, which has no layers to compare: {', '.join(others)}. Give a module."
             )
 
-    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         with torch.no_grad():
             return {OUTPUT: self.function(*call.args, **call.kwargs)}
 
@@ -187,11 +187,11 @@ class BranchTeacher(Teacher):
     def student_layers(self, names: Names) -> Names:
         return tuple(self.layer if name == OUTPUT else name for name in names)
 
-    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         return {OUTPUT: call.layers.get(self.layer), **call.layers}
 
 
-def refuse_shared(teacher: nn.Module, model: nn.Module) -> None:
+def check_not_shared(teacher: nn.Module, model: nn.Module) -> None:
     """Refuse a teacher that is part of the model, where it would be trained, saved and counted.
 
     Raises:
@@ -208,7 +208,7 @@ def refuse_shared(teacher: nn.Module, model: nn.Module) -> None:
         )
 
 
-def put_back(module: nn.Module, undo: ExitStack) -> None:
+def restore_modes(module: nn.Module, undo: ExitStack) -> None:
     """Promise that modes and devices will be as they are now."""
     modes = [(one, one.training) for one in module.modules()]
     first = next(iter(module.parameters()), None)
@@ -233,7 +233,7 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, kept)
 
 
-def load_checkpoint(path: str, teacher_class: Any) -> nn.Module:
+def load_teacher(path: str, teacher_class: Any) -> nn.Module:
     """Read a teacher from a checkpoint: Lightning's if the class can load one, else a state dict for `teacher_class()`.
 
     Raises:

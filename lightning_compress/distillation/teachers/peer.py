@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.distillation.auxiliary_optimizer import Companion
-from lightning_compress.distillation.batch_fields import detached
+from lightning_compress.distillation.auxiliary_optimizer import AuxiliaryOptimizer
+from lightning_compress.distillation.batch_fields import detach_tensors
 from lightning_compress.distillation.loss_terms import OUTPUT
-from lightning_compress.distillation.teachers.network import Step, Teacher, copied, refuse_shared
+from lightning_compress.distillation.teachers.network import Teacher, TeacherStep, check_not_shared, copied
 from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, StudentDiscovery, preserved_random_state
 
 
@@ -40,12 +40,12 @@ class PeerTeacher(Teacher):
                 f"LightningModule; a network that does not learn is handed over as it is: teacher=module."
             )
         self.given, self.peer, self.seed = module, module, seed
-        self.companion: Companion | None = None
+        self.companion: AuxiliaryOptimizer | None = None
         self._own: tuple[Tensor, dict[str, Any]] | None = None
         self._discovery: StudentDiscovery | None = None
 
     def attach(self, model: Any, layers: Iterable[str], undo: ExitStack) -> None:
-        refuse_shared(self.given, model)
+        check_not_shared(self.given, model)
         self.peer = copied(self.given).to(next(model.parameters()).device)
         self.companion, self._own = None, None
         self._capture = ForwardCapture(self.peer, (name for name in layers if name != OUTPUT))
@@ -56,15 +56,15 @@ class PeerTeacher(Teacher):
             undo.enter_context(wrapped_method(self.peer, name, lambda *_, **__: None))
 
     def start(self, followed: Optimizer) -> None:
-        self.companion = Companion(self.peer, followed)
+        self.companion = AuxiliaryOptimizer(self.peer, followed)
 
-    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
-        self.peer.train(not step.rehearsal)
+    def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
+        self.peer.train(not step.dry_run)
         with preserved_random_state():
             torch.manual_seed((self.seed << 32) + step.number)
             loss, seen = self._forward(step)
         self._own = loss, {OUTPUT: seen.output, **seen.layers}
-        return {name: detached(value) for name, value in self._own[1].items()}
+        return {name: detach_tensors(value) for name, value in self._own[1].items()}
 
     def learn(self, distilled: Callable[[dict[str, Any]], Tensor], alpha: float, share: float) -> None:
         """Add the gradient of the peer's own loss."""
@@ -76,14 +76,14 @@ class PeerTeacher(Teacher):
         if self.companion is not None:
             self.companion.step()
 
-    def state(self) -> dict[str, Any]:
-        return {} if self.companion is None else self.companion.state()
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.companion is None else self.companion.state_dict()
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.companion is not None and state:
-            self.companion.load(state)
+            self.companion.load_state_dict(state)
 
-    def _forward(self, step: Step) -> tuple[Tensor, ForwardCall]:
+    def _forward(self, step: TeacherStep) -> tuple[Tensor, ForwardCall]:
         if self._discovery is None:
             with self._capture.recording():
                 loss = _loss(self.peer.training_step(*step.args, **step.kwargs))

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.distillation.loss_terms import OUTPUT
-from lightning_compress.distillation.teachers.network import Step, Teacher, copied
+from lightning_compress.distillation.teachers.network import Teacher, TeacherStep, copied
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture
 from lightning_compress.nn.selection import canonical_name
 from lightning_compress.nn.surgery import cut_model, reshape_model, tensors_by_name
 
 
-class Itself(Teacher):
+class SelfTeacher(Teacher):
     """A copy of the student's model in eval mode, kept beside it; each kind says what weights the copy has."""
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class Itself(Teacher):
         self._model, self._layers = model, list(layers)
         self._copies = copied(model).eval().requires_grad_(False)
 
-    def follow(self, student: nn.Module) -> None:
+    def on_student_changed(self, student: nn.Module) -> None:
         name = next(name for name, module in self._model.named_modules() if module is student)
-        self.module = self._whole.get_submodule(name)
-        self._capture = ForwardCapture(self._whole, (one for one in self._layers if one != OUTPUT))
+        self.module = self._entire.get_submodule(name)
+        self._capture = ForwardCapture(self._entire, (one for one in self._layers if one != OUTPUT))
 
-    def teach(self, call: ForwardCall, step: Step) -> dict[str, Any]:
+    def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         assert self.module is not None
         with torch.no_grad(), self._capture.recording():
             output = self.module(*call.args, **call.kwargs)
@@ -41,16 +41,16 @@ class Itself(Teacher):
 
     copies_student = True
 
-    def cut(self, cut: Cut) -> None:
-        cut_model(self._whole, cut)
+    def on_channels_pruned(self, cut: Cut) -> None:
+        cut_model(self._entire, cut)
 
     @property
-    def _whole(self) -> nn.Module:
+    def _entire(self) -> nn.Module:
         assert self._copies is not None
         return self._copies
 
 
-class AveragedTeacher(Itself):
+class AveragedTeacher(SelfTeacher):
     """The student itself, as it was on average of late: self-distillation from an exponential moving average.
 
     Args:
@@ -70,7 +70,7 @@ class AveragedTeacher(Itself):
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         super().attach(model, layers, undo)
-        self._pairs = _pairs(self._whole, model)
+        self._pairs = _pairs(self._entire, model)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -80,14 +80,14 @@ class AveragedTeacher(Itself):
             else:
                 average.copy_(now)
 
-    def state(self) -> dict[str, Any]:
-        return {name: value.detach().cpu().clone() for name, value in self._whole.state_dict().items()}
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value.detach().cpu().clone() for name, value in self._entire.state_dict().items()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        self._whole.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._entire.load_state_dict(state)
 
 
-class SnapshotTeacher(Itself):
+class SnapshotTeacher(SelfTeacher):
     """The student itself, as it was at one moment of this run: `remember` is called then.
 
     It computes in floating point, also where quantization has begun, and keeps the channels that the student loses
@@ -101,8 +101,8 @@ class SnapshotTeacher(Itself):
         self.there, self._lost = False, Cut()
 
     @torch.no_grad()
-    def remember(self) -> None:
-        now, mine = _tensors(self._model), _tensors(self._whole)
+    def snapshot(self) -> None:
+        now, mine = _tensors(self._model), _tensors(self._entire)
         if changed := [name for name in now.keys() | mine.keys() if _shape(now, name) != _shape(mine, name)]:
             raise ValueError(
                 f"The module cannot be its own teacher: {', '.join(sorted(changed)[:8])} came, went or changed shape "
@@ -112,26 +112,26 @@ class SnapshotTeacher(Itself):
             mine[name].copy_(value)
         self.there = True
 
-    def cut(self, cut: Cut) -> None:
+    def on_channels_pruned(self, cut: Cut) -> None:
         if self.there:
             self._lost = cut.composed_with(self._lost)
         else:
-            super().cut(cut)
+            super().on_channels_pruned(cut)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         if not self.there:
             return {}
-        weights = {name: value.detach().cpu() for name, value in _tensors(self._whole).items()}
+        weights = {name: value.detach().cpu() for name, value in _tensors(self._entire).items()}
         return {"weights": weights, "lost": self._lost.state_dict()}
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state:
             return
         # The copy was made of a module that may have lost channels since its moment.
         self._lost = Cut.from_state_dict(state["lost"])
-        reshape_model(self._whole, state["weights"], Cut(), self._lost)
-        for name, value in tensors_by_name(self._whole, state["weights"]).items():
+        reshape_model(self._entire, state["weights"], Cut(), self._lost)
+        for name, value in tensors_by_name(self._entire, state["weights"]).items():
             value.copy_(state["weights"][name])
         self.there = True
 

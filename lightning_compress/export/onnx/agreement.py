@@ -9,10 +9,10 @@ from torch import nn
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.nn.example_inputs import call_model, copy_example
 from lightning_compress.nn.isolation import isolated_eval
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 
-def agreement(path: str | Path, deployable: Deployable | nn.Module, batches: Iterable[Any]) -> float:
+def output_agreement(path: str | Path, deployable: DeployedModel | nn.Module, batches: Iterable[Any]) -> float:
     """The share of equal top-1 choices of ONNX Runtime and torch, in [0, 1].
 
     Args:
@@ -26,15 +26,15 @@ def agreement(path: str | Path, deployable: Deployable | nn.Module, batches: Ite
         ValueError: if there is no batch, or the module does not return scores.
     """
     need("onnx", "onnxruntime")
-    from lightning_compress.export.onnx.qdq.runtime import as_arrays, run, session
+    from lightning_compress.export.onnx.qdq.runtime import as_arrays, make_session, run_session
 
-    module = deployable.module if isinstance(deployable, Deployable) else deployable
-    running = session(path)
+    module = deployable.module if isinstance(deployable, DeployedModel) else deployable
+    running = make_session(path)
     equal = total = 0
     with isolated_eval(module):
         for batch in batches:
             expected = as_arrays(call_model(module, copy_example(batch)))
-            found = list(run(running, batch).values())
+            found = list(run_session(running, batch).values())
             if not expected or expected[0].ndim < 2:
                 raise ValueError("The module's first output is no tensor of scores (..., classes), so none is the top.")
             same = expected[0].argmax(-1) == found[0].argmax(-1)

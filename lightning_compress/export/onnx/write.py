@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_compress.core.optional_dependencies import need
-from lightning_compress.export.atomic_write import replacing
+from lightning_compress.export.atomic_write import replace_on_success
 from lightning_compress.export.onnx.report import OnnxReport
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 if TYPE_CHECKING:
-    from lightning_compress.export.onnx.qdq.build import Built
+    from lightning_compress.export.onnx.qdq.build import BuiltModel
 
 __all__ = ["OnnxReport", "write_onnx"]
 
 
 def write_onnx(
-    deployable: Deployable,
+    deployable: DeployedModel,
     path: str | Path,
     example_input: Any,
     *,
@@ -62,12 +62,12 @@ def write_onnx(
     """
     need("onnx", "onnxruntime", "onnxscript")
     _check_arguments(weight_type, tolerance, opset)
-    from lightning_compress.export.onnx.qdq.build import built
-    from lightning_compress.export.onnx.qdq.capture import captured
+    from lightning_compress.export.onnx.qdq.build import build_qdq_model
+    from lightning_compress.export.onnx.qdq.capture import capture_model
 
-    with replacing(path) as part:
-        exported = captured(deployable, example_input, dynamic_batch=dynamic_batch, opset=opset)
-        made = built(deployable, exported, weight_type)
+    with replace_on_success(path) as part:
+        exported = capture_model(deployable, example_input, dynamic_batch=dynamic_batch, opset=opset)
+        made = build_qdq_model(deployable, exported, weight_type)
         _warn_of_saturation(made)
         _refuse_without_gain(made)
         largest, output = _compared(deployable, made, example_input, dynamic_batch, tolerance)
@@ -94,7 +94,7 @@ def _check_arguments(weight_type: str, tolerance: float, opset: int) -> None:
         raise ValueError(f"opset is 21 or newer, which has integers of 4 bits, but is {opset}.")
 
 
-def _warn_of_saturation(made: "Built") -> None:
+def _warn_of_saturation(made: "BuiltModel") -> None:
     from lightning_compress.export.onnx.qdq.cpu import may_saturate
 
     if made.written.saturating and may_saturate():
@@ -106,7 +106,7 @@ def _warn_of_saturation(made: "Built") -> None:
         )
 
 
-def _refuse_without_gain(made: "Built") -> None:
+def _refuse_without_gain(made: "BuiltModel") -> None:
     if not made.located:
         raise ValueError(
             "No weight lies on whole numbers, which is all that a quantized model is stored as in .onnx. Weights in "
@@ -127,10 +127,10 @@ def _refuse_without_gain(made: "Built") -> None:
 
 
 def _compared(
-    deployable: Deployable, made: "Built", example: Any, dynamic_batch: bool, tolerance: float
+    deployable: DeployedModel, made: "BuiltModel", example: Any, dynamic_batch: bool, tolerance: float
 ) -> tuple[dict[str, float], float]:
     """Largest differences by quantizer, and of the outputs, over the example and another batch size."""
-    from lightning_compress.export.onnx.qdq.checking import check, differences
+    from lightning_compress.export.onnx.qdq.checking import check_differences, measure_differences
     from lightning_compress.nn.example_inputs import batch_size, resize_batch
 
     hint = " Its weights may saturate on this CPU: weight_type='auto'." if made.written.saturating else ""
@@ -138,8 +138,8 @@ def _compared(
     output = 0.0
     others = [resize_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
     for one in (example, *others):
-        found = differences(deployable, made.model, made.places, one)
-        check(found, tolerance, hint)
+        found = measure_differences(deployable, made.model, made.places, one)
+        check_differences(found, tolerance, hint)
         largest = {name: max(steps, largest.get(name, 0.0)) for name, steps in found.steps.items()}
         output = max([output, *found.outputs])
     return largest, output

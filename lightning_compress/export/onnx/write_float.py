@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.core.optional_dependencies import need
-from lightning_compress.export.atomic_write import replacing
+from lightning_compress.export.atomic_write import replace_on_success
 from lightning_compress.nn.copying import copy_without_hooks
 from lightning_compress.nn.example_inputs import batch_size, resize_batch
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 OPSET = 21
 
@@ -53,26 +53,28 @@ def write_float_onnx(
         ValueError: if the module cannot be exported, or ONNX Runtime computes something else. No file is written then.
     """
     need("onnx", "onnxruntime", "onnxscript")
-    from lightning_compress.export.onnx.qdq.build import signed
-    from lightning_compress.export.onnx.qdq.capture import captured
+    from lightning_compress.export.onnx.qdq.build import signed_weights
+    from lightning_compress.export.onnx.qdq.capture import capture_model
     from lightning_compress.export.onnx.qdq.graph import Graph
 
-    with replacing(path) as part:
-        plain = Deployable(copy_without_hooks(model).eval().requires_grad_(False), {})
-        exported = signed(Graph(captured(plain, example_input, dynamic_batch=dynamic_batch, opset=OPSET).model))
+    with replace_on_success(path) as part:
+        plain = DeployedModel(copy_without_hooks(model).eval().requires_grad_(False), {})
+        exported = signed_weights(
+            Graph(capture_model(plain, example_input, dynamic_batch=dynamic_batch, opset=OPSET).model)
+        )
         difference = _difference(plain, exported, example_input, dynamic_batch)
         part.write_bytes(exported.SerializeToString())
     return FloatReport(Path(path).stat().st_size, difference, OPSET)
 
 
-def _difference(plain: Deployable, exported: Any, example: Any, dynamic_batch: bool) -> float:
+def _difference(plain: DeployedModel, exported: Any, example: Any, dynamic_batch: bool) -> float:
     """The largest difference over the example and another batch size."""
-    from lightning_compress.export.onnx.qdq.checking import LARGEST_OUTPUT_DIFFERENCE, differences
+    from lightning_compress.export.onnx.qdq.checking import LARGEST_OUTPUT_DIFFERENCE, measure_differences
 
     others = [resize_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
     largest = 0.0
     for one in (example, *others):
-        largest = max([largest, *differences(plain, exported, [], one).outputs])
+        largest = max([largest, *measure_differences(plain, exported, [], one).outputs])
     if not largest <= LARGEST_OUTPUT_DIFFERENCE:
         raise ValueError(
             f"ONNX Runtime disagrees with {type(plain.module).__name__} by {100 * largest:.3g} % of the largest "

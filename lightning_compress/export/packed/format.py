@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from lightning_compress.core.bit_packing import LARGEST_CODE, MOST_BITS, Packing
-from lightning_compress.export.packed.safetensors import DTYPES, NAMES, brief, damaged, is_shape, is_whole, strict_json
-from lightning_compress.quantization.lowering.deployed_model import WeightGrid
+from lightning_compress.export.packed.safetensors import (
+    DTYPES,
+    NAMES,
+    damaged_file_error,
+    is_shape,
+    is_whole,
+    shorten,
+    strict_json,
+)
+from lightning_compress.quantization.lowering.deployed_model import WeightSpec
 
 FORMAT, DIGEST = "lightning_compress", "lightning_compress.sha256"
 VERSION = 2
@@ -45,17 +53,17 @@ class PackedWeight:
     def values(self) -> Tensor:
         """The weight in its own dtype."""
         codes = self.packing.unpack(self.codes)
-        grid = WeightGrid(codes, self.scale, self.packing.bits, self.axis, self.group, self.levels, self.zero_point)
+        grid = WeightSpec(codes, self.scale, self.packing.bits, self.axis, self.group, self.levels, self.zero_point)
         return grid.values().to(self.dtype).contiguous()
 
     def parts(self) -> dict[str, Tensor]:
         """The tensors of the file, by what follows the weight's name."""
-        told = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point, "levels": self.levels}
-        return {name: tensor for name, tensor in told.items() if tensor is not None}
+        reported = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point, "levels": self.levels}
+        return {name: tensor for name, tensor in reported.items() if tensor is not None}
 
 
 @dataclass(frozen=True, eq=False)
-class Content:
+class PackedContent:
     """All that a file holds.
 
     Attributes:
@@ -77,13 +85,13 @@ class Content:
 
     def metadata(self) -> dict[str, str]:
         """What tells how the tensors are to be read."""
-        told = {
+        reported = {
             "version": VERSION,
             "weights": {name: _described(weight) for name, weight in self.weights.items()},
             "same": dict(self.same),
             "casts": {name: NAMES[dtype] for name, dtype in self.casts.items()},
         }
-        return {FORMAT: json.dumps(told, separators=(",", ":"))}
+        return {FORMAT: json.dumps(reported, separators=(",", ":"))}
 
     def state(self) -> dict[str, Tensor]:
         """The state dict."""
@@ -92,18 +100,18 @@ class Content:
         return state | {twin: state[name] for twin, name in self.same.items()}
 
 
-def parse(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Content:
+def parse_packed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> PackedContent:
     """What the metadata and the tensors of a file mean.
 
     Raises:
         ValueError: if the metadata say what does not fit the tensors.
     """
-    told = strict_json(metadata[FORMAT])
-    weights = {name: _parsed(name, one, tensors) for name, one in _mapping(told, "weights").items()}
+    reported = strict_json(metadata[FORMAT])
+    weights = {name: _parsed(name, one, tensors) for name, one in _mapping(reported, "weights").items()}
     parts = {f"{name}.{part}" for name in weights for part in PARTS}
     others = {name: tensor for name, tensor in tensors.items() if name not in parts}
-    casts = {name: _cast(name, one, others) for name, one in _mapping(told, "casts").items()}
-    return Content(weights, others, _twins(_mapping(told, "same"), {*others, *weights}), casts)
+    casts = {name: _cast(name, one, others) for name, one in _mapping(reported, "casts").items()}
+    return PackedContent(weights, others, _twins(_mapping(reported, "same"), {*others, *weights}), casts)
 
 
 def check_kind(metadata: Mapping[str, str], path: str | Path) -> None:
@@ -118,13 +126,13 @@ def check_kind(metadata: Mapping[str, str], path: str | Path) -> None:
             f"An ordinary safetensors file is read by safetensors.torch.load_file."
         )
     try:
-        told = strict_json(metadata[FORMAT])
+        reported = strict_json(metadata[FORMAT])
     except ValueError as error:
-        raise damaged(path, str(error)) from error
-    version = told.get("version") if isinstance(told, dict) else None
+        raise damaged_file_error(path, str(error)) from error
+    version = reported.get("version") if isinstance(reported, dict) else None
     if type(version) is not int or version != VERSION:
         raise ValueError(
-            f"{path} has version {brief(version)} of the format, but this program reads {VERSION}. Update "
+            f"{path} has version {shorten(version)} of the format, but this program reads {VERSION}. Update "
             f"lightning-compress if it is a later one."
         )
 
@@ -142,17 +150,22 @@ def _described(weight: PackedWeight) -> dict[str, Any]:
     }
 
 
-def _mapping(told: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = told.get(key)
+def _mapping(reported: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = reported.get(key)
     if not isinstance(found, dict):
-        raise ValueError(f"its '{key}' is {brief(found)}")
+        raise ValueError(f"its '{key}' is {shorten(found)}")
     return found
 
 
-def _parsed(name: str, told: object, tensors: Mapping[str, Tensor]) -> PackedWeight:
-    if not isinstance(told, dict) or told.keys() != WEIGHT_KEYS or name in tensors or not _fits_itself(told):
-        raise ValueError(f"'{name}' is described as {brief(told)}")
-    shape, bits = tuple(told["shape"]), told["bits"]
+def _parsed(name: str, reported: object, tensors: Mapping[str, Tensor]) -> PackedWeight:
+    if (
+        not isinstance(reported, dict)
+        or reported.keys() != WEIGHT_KEYS
+        or name in tensors
+        or not _fits_itself(reported)
+    ):
+        raise ValueError(f"'{name}' is described as {shorten(reported)}")
+    shape, bits = tuple(reported["shape"]), reported["bits"]
     codes, scale, zero_point, levels = (tensors.get(f"{name}.{part}") for part in PARTS)
     if codes is None or codes.dtype != torch.uint8 or codes.shape != (-(-prod(shape) * bits // 8),):
         raise ValueError(f"'{name}.codes' is not the bytes of shape {shape} in {bits} bits")
@@ -163,22 +176,22 @@ def _parsed(name: str, told: object, tensors: Mapping[str, Tensor]) -> PackedWei
         raise ValueError(f"'{name}.levels' has shape {tuple(levels.shape)}")
     if zero_point is not None and zero_point.dtype not in ZERO_POINTS:
         raise ValueError(f"'{name}.zero_point' is {zero_point.dtype}")
-    packing, dtype = Packing(shape, bits, told["offset"], told["step"]), DTYPES[told["dtype"]]
-    return PackedWeight(codes, packing, dtype, scale, levels, told["axis"], told["group"], zero_point)
+    packing, dtype = Packing(shape, bits, reported["offset"], reported["step"]), DTYPES[reported["dtype"]]
+    return PackedWeight(codes, packing, dtype, scale, levels, reported["axis"], reported["group"], zero_point)
 
 
-def _fits_itself(told: Mapping[str, Any]) -> bool:
+def _fits_itself(reported: Mapping[str, Any]) -> bool:
     """Whether the numbers that describe a weight are possible ones."""
-    bits, offset, step, shape = told["bits"], told["offset"], told["step"], told["shape"]
+    bits, offset, step, shape = reported["bits"], reported["offset"], reported["step"], reported["shape"]
     return (
         is_whole(bits, 1, MOST_BITS)
         and is_whole(offset, -LARGEST_CODE, LARGEST_CODE)
         and is_whole(step, 1, 2 * LARGEST_CODE)
         and offset + (2**bits - 1) * step <= LARGEST_CODE + 2**MOST_BITS  # so that codes are int32
         and is_shape(shape)
-        and is_whole(told["axis"], 0, max(len(shape) - 1, 0))
-        and _is_floating(told["dtype"])
-        and _divides(told["group"], shape, told["axis"])
+        and is_whole(reported["axis"], 0, max(len(shape) - 1, 0))
+        and _is_floating(reported["dtype"])
+        and _divides(reported["group"], shape, reported["axis"])
     )
 
 
@@ -196,14 +209,14 @@ def _is_floating(dtype: object) -> bool:
 def _cast(name: str, dtype: object, tensors: Mapping[str, Tensor]) -> torch.dtype:
     stored = tensors.get(name)
     if stored is None or not stored.is_floating_point() or not _is_floating(dtype):
-        raise ValueError(f"'{name}' is to be read as {brief(dtype)}, but is not there, or no floating point")
+        raise ValueError(f"'{name}' is to be read as {shorten(dtype)}, but is not there, or no floating point")
     return DTYPES[str(dtype)]
 
 
-def _twins(told: Mapping[str, object], known: set[str]) -> dict[str, str]:
+def _twins(reported: Mapping[str, object], known: set[str]) -> dict[str, str]:
     twins = {}
-    for twin, name in told.items():
+    for twin, name in reported.items():
         if not isinstance(name, str) or name not in known or twin in known:
-            raise ValueError(f"'{twin}' is said to be the same as {brief(name)}")
+            raise ValueError(f"'{twin}' is said to be the same as {shorten(name)}")
         twins[twin] = name
     return twins

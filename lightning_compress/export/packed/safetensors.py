@@ -43,7 +43,7 @@ MOST_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorEntry:
     """Where a tensor lies among the bytes behind the header."""
 
     name: str
@@ -79,7 +79,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: if it is damaged, or no file of this format.
     """
     with open(path, "rb") as file:
-        metadata, places = _told(file, path)
+        metadata, places = _error_text(file, path)
         return {place.name: _read(file, place, path) for place in places}, metadata
 
 
@@ -91,10 +91,10 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         ValueError: if its header is damaged, or it is no file of this format.
     """
     with open(path, "rb") as file:
-        return _told(file, path)[0]
+        return _error_text(file, path)[0]
 
 
-def fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def state_fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of names, dtypes, shapes, bytes and metadata, in whatever order they lie.
 
     Raises:
@@ -126,7 +126,7 @@ def is_whole(number: object, low: int = 0, high: int = 2**62) -> bool:
     return type(number) is int and low <= number <= high
 
 
-def brief(value: object) -> str:
+def shorten(value: object) -> str:
     """A value as it is shown in an error, be it ever so long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -155,24 +155,24 @@ def _give_bytes(tensor: Tensor, take: Callable[[Any], object]) -> None:
 
 
 def _header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    told: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    reported: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        told[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    header = json.dumps(told, separators=(",", ":")).encode()
+        reported[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(reported, separators=(",", ":")).encode()
     if len(header) > HEADER_LIMIT_BYTES - 8:
         raise ValueError(f"The header takes {len(header)} bytes, but {HEADER_LIMIT_BYTES} are the limit: say less.")
     return header + b" " * (-len(header) % 8)
 
 
-def _told(file: BinaryIO, path: str | Path) -> tuple[dict[str, str], list[Place]]:
+def _error_text(file: BinaryIO, path: str | Path) -> tuple[dict[str, str], list[TensorEntry]]:
     """What the header says: metadata, and places in the order in which they lie."""
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or length > min(size - 8, HEADER_LIMIT_BYTES):
-        raise damaged(path, f"of {size} bytes, {length} were its header")
+        raise damaged_file_error(path, f"of {size} bytes, {length} were its header")
     try:
         header = strict_json(file.read(length).decode())
         if not isinstance(header, dict):
@@ -181,35 +181,35 @@ def _told(file: BinaryIO, path: str | Path) -> tuple[dict[str, str], list[Place]
         places = sorted((_place(*entry) for entry in header.items()), key=lambda place: (place.begin, place.end))
         _check_cover(places, size - 8 - length)
     except ValueError as error:
-        raise damaged(path, str(error)) from error
+        raise damaged_file_error(path, str(error)) from error
     return metadata, places
 
 
-def damaged(path: str | Path, what: str) -> ValueError:
+def damaged_file_error(path: str | Path, what: str) -> ValueError:
     """The error of a file that is not as it was written."""
     return ValueError(f"{path} is damaged, or no safetensors file: {what}. Write it again, or fetch it again.")
 
 
-def _metadata(told: object) -> dict[str, str]:
-    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+def _metadata(reported: object) -> dict[str, str]:
+    if not isinstance(reported, dict) or not all(isinstance(text, str) for text in reported.values()):
         raise ValueError("its metadata are not texts by name")
-    return told
+    return reported
 
 
-def _place(name: str, told: object) -> Place:
-    if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"}:
+def _place(name: str, reported: object) -> TensorEntry:
+    if not isinstance(reported, dict) or reported.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"'{name}' has not just a dtype, a shape and offsets")
-    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    dtype, shape, offsets = reported["dtype"], reported["shape"], reported["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"'{name}' has the unknown dtype {brief(dtype)}")
+        raise ValueError(f"'{name}' has the unknown dtype {shorten(dtype)}")
     if not is_shape(shape) or not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_whole, offsets)):
-        raise ValueError(f"'{name}' has the shape {brief(shape)} at {brief(offsets)}")
+        raise ValueError(f"'{name}' has the shape {shorten(shape)} at {shorten(offsets)}")
     if offsets[1] - offsets[0] != prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"'{name}' has the shape {shape} of {dtype}, but lies at {offsets}")
-    return Place(name, DTYPES[dtype], tuple(shape), *offsets)
+    return TensorEntry(name, DTYPES[dtype], tuple(shape), *offsets)
 
 
-def _check_cover(places: Iterable[Place], size: int) -> None:
+def _check_cover(places: Iterable[TensorEntry], size: int) -> None:
     """Refuse holes, overlaps, and what reaches beyond the end."""
     end = 0
     for place in places:
@@ -220,10 +220,10 @@ def _check_cover(places: Iterable[Place], size: int) -> None:
         raise ValueError(f"its tensors take {end} bytes, but {size} are there")
 
 
-def _read(file: BinaryIO, place: Place, path: str | Path) -> Tensor:
+def _read(file: BinaryIO, place: TensorEntry, path: str | Path) -> Tensor:
     content = bytearray(place.end - place.begin)
     if file.readinto(content) != len(content):  # type: ignore[attr-defined]
-        raise damaged(path, f"it ends within '{place.name}'")
+        raise damaged_file_error(path, f"it ends within '{place.name}'")
     if not content:
         return torch.empty(place.shape, dtype=place.dtype)
     if place.dtype == torch.bool:  # a byte other than 0 and 1 is no boolean to those who compute with it

@@ -16,20 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.bit_packing import tightest
-from lightning_compress.export.atomic_write import replacing
+from lightning_compress.export.atomic_write import replace_on_success
 from lightning_compress.export.packed.format import (
     DIGEST,
     FLOATS,
     FORMAT,
     PARTS,
     ZERO_POINTS,
-    Content,
+    PackedContent,
     PackedWeight,
     check_kind,
-    parse,
+    parse_packed,
 )
-from lightning_compress.export.packed.safetensors import damaged, fingerprint, read_tensors, write_tensors
-from lightning_compress.quantization.lowering.deployed_model import WeightGrid
+from lightning_compress.export.packed.safetensors import (
+    damaged_file_error,
+    read_tensors,
+    state_fingerprint,
+    write_tensors,
+)
+from lightning_compress.quantization.lowering.deployed_model import WeightSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -65,7 +70,7 @@ class PackedReport:
 def write_packed(
     path: str | Path,
     module_state: Mapping[str, Tensor],
-    weights: Mapping[str, WeightGrid],
+    weights: Mapping[str, WeightSpec],
     metadata: Mapping[str, str] | None = None,
     *,
     casts: Mapping[str, torch.dtype] | None = None,
@@ -87,10 +92,10 @@ def write_packed(
             kind that the format does not know.
     """
     content = _content(module_state, weights, casts or {})
-    stored, told = content.tensors(), {**_texts(metadata or {}), **content.metadata()}
-    told[DIGEST] = fingerprint(stored, told)
-    with replacing(path) as part:
-        header = write_tensors(part, stored, told)
+    stored, reported = content.tensors(), {**_texts(metadata or {}), **content.metadata()}
+    reported[DIGEST] = state_fingerprint(stored, reported)
+    with replace_on_success(path) as part:
+        header = write_tensors(part, stored, reported)
     return _report(content, header)
 
 
@@ -107,11 +112,14 @@ def read_packed(path: str | Path) -> dict[str, Tensor]:
     tensors, metadata = read_tensors(path)
     check_kind(metadata, path)
     try:
-        if fingerprint(tensors, {key: text for key, text in metadata.items() if key != DIGEST}) != metadata[DIGEST]:
+        if (
+            state_fingerprint(tensors, {key: text for key, text in metadata.items() if key != DIGEST})
+            != metadata[DIGEST]
+        ):
             raise ValueError("its content is not what was written")
-        return parse(metadata, tensors).state()
+        return parse_packed(metadata, tensors).state()
     except ValueError as error:
-        raise damaged(path, str(error)) from error
+        raise damaged_file_error(path, str(error)) from error
 
 
 def load_packed(module: Model, path: str | Path) -> Model:
@@ -144,8 +152,8 @@ def load_packed(module: Model, path: str | Path) -> Model:
 
 
 def _content(
-    module_state: Mapping[str, Tensor], weights: Mapping[str, WeightGrid], casts: Mapping[str, torch.dtype]
-) -> Content:
+    module_state: Mapping[str, Tensor], weights: Mapping[str, WeightSpec], casts: Mapping[str, torch.dtype]
+) -> PackedContent:
     _check_state(module_state, weights, casts)
     same = _twins(module_state, {*weights, *casts})
     packed = {name: _packed(name, grid, module_state[name]) for name, grid in weights.items()}
@@ -154,11 +162,11 @@ def _content(
         for name, tensor in module_state.items()
         if name not in weights and name not in same
     }
-    return Content(packed, others, same, {name: module_state[name].dtype for name in casts})
+    return PackedContent(packed, others, same, {name: module_state[name].dtype for name in casts})
 
 
 def _check_state(
-    module_state: Mapping[str, Tensor], weights: Mapping[str, WeightGrid], casts: Mapping[str, torch.dtype]
+    module_state: Mapping[str, Tensor], weights: Mapping[str, WeightSpec], casts: Mapping[str, torch.dtype]
 ) -> None:
     for name, tensor in module_state.items():
         if not isinstance(tensor, Tensor):
@@ -189,7 +197,7 @@ def _memory(tensor: Tensor, name: str) -> object:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
-def _packed(name: str, grid: WeightGrid, weight: Tensor) -> PackedWeight:
+def _packed(name: str, grid: WeightSpec, weight: Tensor) -> PackedWeight:
     values = grid.values()
     if weight.dtype not in FLOATS or values.dtype not in FLOATS:
         raise ValueError(f"'{name}' is {weight.dtype} and its grid {values.dtype}, but both are one of {FLOATS}.")
@@ -232,7 +240,7 @@ def _texts(metadata: Mapping[str, str]) -> dict[str, str]:
     return dict(metadata)
 
 
-def _report(content: Content, header: int) -> PackedReport:
+def _report(content: PackedContent, header: int) -> PackedReport:
     by_part = {
         part: sum(_size_bytes(weight.parts()[part]) for weight in content.weights.values() if part in weight.parts())
         for part in PARTS

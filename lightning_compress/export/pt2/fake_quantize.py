@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 FAKE_QUANTIZE = torch.fake_quantize_per_tensor_affine
 
 
-def fake_quantized(
+def fake_quantize_ops(
     input: Tensor, scale: Tensor | float, zero_point: Tensor | int, quant_min: int, quant_max: int
 ) -> Tensor:
     """What `torch.fake_quantize_per_tensor_affine` gives, bit for bit, by multiplying, rounding and clipping.
@@ -40,17 +40,17 @@ def _is_number(buffer: Tensor | None) -> bool:
     return buffer is not None and buffer.numel() == 1
 
 
-class InArithmetic(TorchFunctionMode):
+class ArithmeticFakeQuantize(TorchFunctionMode):
     """Within it, `fake_quantized` is called in place of torch's own operator."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return (fake_quantized if func is FAKE_QUANTIZE else func)(*args, **(kwargs or {}))
+        return (fake_quantize_ops if func is FAKE_QUANTIZE else func)(*args, **(kwargs or {}))
 
 
 @contextmanager
-def as_numbers(quantizers: Iterable[nn.Module]) -> Iterator[None]:
+def as_python_numbers(quantizers: Iterable[nn.Module]) -> Iterator[None]:
     """Let quantizers have numbers in place of their buffers `scale` and `zero_point`: a program is shorter by these."""
     changed = [one for one in quantizers if all(_is_number(one._buffers.get(name)) for name in ("scale", "zero_point"))]
     buffers = [{name: one._buffers.pop(name) for name in ("scale", "zero_point")} for one in changed]

@@ -21,7 +21,7 @@ TORCH, NOT_THE_USERS = Path(torch.__file__).parent, (Path(__file__).parent, Path
 ORIGINS = ("stack_trace", "from_node", "custom")
 
 
-def as_call(example_input: Any) -> Call:
+def as_arguments(example_input: Any) -> Call:
     """Arguments and keywords of a call: of a tuple, a dict, or else one argument.
 
     Raises:
@@ -33,9 +33,9 @@ def as_call(example_input: Any) -> Call:
     return (example_input, {}) if isinstance(example_input, tuple) else ((example_input,), {})
 
 
-def with_rows(call: Call, rows: int | None) -> Call:
+def resize_rows(call: Call, rows: int | None) -> Call:
     """The call with copies of its tensors, of another number of rows in the batch if it is given."""
-    size = batch_size(call)
+    size = arguments_batch_size(call)
 
     def chosen(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -47,13 +47,13 @@ def with_rows(call: Call, rows: int | None) -> Call:
     return pytree.tree_map(chosen, call)  # type: ignore[no-any-return]
 
 
-def batch_size(call: Call) -> int:
+def arguments_batch_size(call: Call) -> int:
     """The first size of the first tensor that has one; 0 if there is none."""
     leaves = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor) and leaf.ndim]
     return leaves[0].shape[0] if leaves else 0
 
 
-def exported(module: nn.Module, call: Call, dynamic_batch: bool) -> ExportedProgram:
+def export_program(module: nn.Module, call: Call, dynamic_batch: bool) -> ExportedProgram:
     """The program of a module in eval mode.
 
     Args:
@@ -64,7 +64,7 @@ def exported(module: nn.Module, call: Call, dynamic_batch: bool) -> ExportedProg
     Raises:
         ValueError: if the module does what no program can.
     """
-    args, kwargs = call = with_rows(call, None)  # torch.export marks the tensors that it is given
+    args, kwargs = call = resize_rows(call, None)  # torch.export marks the tensors that it is given
     try:
         shapes = _open_batch(module, call) if dynamic_batch else None
         with warnings.catch_warnings():
@@ -75,7 +75,7 @@ def exported(module: nn.Module, call: Call, dynamic_batch: bool) -> ExportedProg
         raise ValueError(_reason(error, module, call, dynamic_batch)) from error
 
 
-def without_origins(program: ExportedProgram) -> ExportedProgram:
+def strip_origins(program: ExportedProgram) -> ExportedProgram:
     """The program without its example inputs, and without paths of the machine on which it was made."""
     program.example_inputs = None
     for graph_module in program.graph_module.modules():
@@ -86,7 +86,7 @@ def without_origins(program: ExportedProgram) -> ExportedProgram:
 
 
 @contextmanager
-def as_deployed() -> Iterator[None]:
+def in_deployed_mode() -> Iterator[None]:
     """No gradients, the same random numbers each time, and attention step by step, as programs compute it."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with torch.no_grad(), torch.random.fork_rng():
@@ -98,10 +98,10 @@ def as_deployed() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def outputs(called: Callable[..., Any], call: Call) -> list[Any]:
+def run_program(called: Callable[..., Any], call: Call) -> list[Any]:
     """All that a call returns, in one list."""
-    args, kwargs = with_rows(call, None)  # a model may write into what it is given
-    with as_deployed():
+    args, kwargs = resize_rows(call, None)  # a model may write into what it is given
+    with in_deployed_mode():
         return pytree.tree_leaves(called(*args, **kwargs))
 
 
@@ -110,7 +110,7 @@ def _has_batch(leaf: Tensor, size: int) -> bool:
 
 
 def _open_batch(module: nn.Module, call: Call) -> dict[str, Any]:
-    size, shapes = batch_size(call), ShapesCollection()  # type: ignore[no-untyped-call]
+    size, shapes = arguments_batch_size(call), ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves(call):
         if isinstance(leaf, Tensor) and _has_batch(leaf, size):
             shapes[leaf] = {0: Dim.DYNAMIC}
@@ -143,7 +143,7 @@ def _mend(error: Exception, module: nn.Module, call: Call, dynamic_batch: bool) 
         return "What is computed must not depend on values: use torch.where or torch.cond in place of `if`."
     if dynamic_batch:
         try:
-            torch.export.export(module, *with_rows(call, None))
+            torch.export.export(module, *resize_rows(call, None))
         except Exception:
             return "Use operators that torch.export knows."
         return "With a fixed batch it can be: give dynamic_batch=False, or write it for any number of rows."

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from lightning_compress.quantization.lowering.deployed_model import WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import WeightSpec
 
-WHOLE = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 DIFFERENCES = {8: torch.int16, 16: torch.int32, 32: torch.int64}
 # A file grows by less than this where its program unpacks numbers of fewer than eight bits.
 UNPACKING_BYTES = 500
 
 
-class Stored(nn.Module):
+class StoredWeights(nn.Module):
     """A weight in few bytes; called, it gives the floats."""
 
     @property
@@ -25,7 +25,7 @@ class Stored(nn.Module):
         return sum(buffer.numel() * buffer.dtype.itemsize for buffer in self.buffers())
 
 
-class ShortWeight(Stored):
+class ShortWeight(StoredWeights):
     """A weight in a shorter dtype, which holds it without loss."""
 
     short: Tensor
@@ -39,7 +39,7 @@ class ShortWeight(Stored):
         return self.short.to(self.dtype)
 
 
-class StoredWeight(Stored):
+class StoredWeight(StoredWeights):
     """A weight as codes and scales or levels; called, it gives the floats, bit for bit those of the grid.
 
     Codes are int8 (or int16, if they need it); where it makes the file smaller, two or four to a byte.
@@ -55,7 +55,7 @@ class StoredWeight(Stored):
     zero_point: Tensor
     levels: Tensor
 
-    def __init__(self, grid: WeightGrid, weight: Tensor) -> None:
+    def __init__(self, grid: WeightSpec, weight: Tensor) -> None:
         super().__init__()
         self.dtype, self.memory_format, self.axis = weight.dtype, _memory_format(weight), grid.axis
         self.shape = _shape(grid)
@@ -87,8 +87,8 @@ class StoredWeight(Stored):
         saved = codes.numel() * (8 - self.bits) // 8
         if self.bits >= 8 or saved < UNPACKING_BYTES:
             self.bits = max(self.bits, 8)
-            whole = torch.uint8 if self.table and self.bits == 8 else WHOLE[self.bits]
-            self.register_buffer("codes", codes.to(whole).contiguous())
+            entire = torch.uint8 if self.table and self.bits == 8 else INTEGERS[self.bits]
+            self.register_buffer("codes", codes.to(entire).contiguous())
             return
         # A byte holds numbers that lie far apart, so that whole rows are unpacked at once: five times as fast.
         shifts = torch.arange(0, 8, self.bits, device=codes.device).unsqueeze(1)
@@ -118,12 +118,12 @@ class StoredWeight(Stored):
         return int(2**self.bits - 1)
 
 
-def with_stored_weights(
+def store_weights(
     graph_module: GraphModule,
     module: nn.Module,
-    weights: Mapping[str, WeightGrid],
+    weights: Mapping[str, WeightSpec],
     casts: Mapping[str, torch.dtype] | None = None,
-) -> list[Stored]:
+) -> list[StoredWeights]:
     """Let a graph compute its quantized weights from what is stored of them; the parameters are gone from it.
 
     Args:
@@ -136,15 +136,17 @@ def with_stored_weights(
         ValueError: if the graph holds a weight as another tensor than the module's, so that it would stay as it is.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    ways: dict[str, Callable[[Tensor], Stored]] = {name: partial(StoredWeight, grid) for name, grid in weights.items()}
+    ways: dict[str, Callable[[Tensor], StoredWeights]] = {
+        name: partial(StoredWeight, grid) for name, grid in weights.items()
+    }
     ways |= {name: partial(ShortWeight, dtype) for name, dtype in (casts or {}).items()}
     by_place = {_memory(parameters[name]): way for name, way in ways.items() if parameters[name].numel()}
-    held = dict(graph_module.named_parameters(remove_duplicate=False))
-    quantized = {name: one for name, one in held.items() if one.numel() and _memory(one) in by_place}
+    tensors_by_name = dict(graph_module.named_parameters(remove_duplicate=False))
+    quantized = {name: one for name, one in tensors_by_name.items() if one.numel() and _memory(one) in by_place}
     for name in ways:
-        if name in held and name not in quantized and held[name].numel():
+        if name in tensors_by_name and name not in quantized and tensors_by_name[name].numel():
             raise ValueError(f"torch.export made a copy of '{name}', so that it would be stored as it is, in full.")
-    stored: dict[object, tuple[str, Stored]] = {}
+    stored: dict[object, tuple[str, StoredWeights]] = {}
     for node in list(graph_module.graph.nodes):
         if node.op == "get_attr" and node.target in quantized:
             place = _memory(quantized[node.target])
@@ -166,17 +168,17 @@ def _memory(tensor: Tensor) -> object:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _shape(grid: WeightGrid) -> tuple[int, ...]:
+def _shape(grid: WeightSpec) -> tuple[int, ...]:
     if not grid.group:
         return tuple(grid.codes.shape)
     return grid.channels, grid.codes.numel() // grid.channels // grid.group, grid.group
 
 
-def _by_row(steps: Tensor, grid: WeightGrid) -> Tensor:
+def _by_row(steps: Tensor, grid: WeightSpec) -> Tensor:
     return steps.unsqueeze(-1) if grid.group else steps
 
 
-def _swapped(grid: WeightGrid) -> tuple[int, ...]:
+def _swapped(grid: WeightSpec) -> tuple[int, ...]:
     return tuple(grid.codes.transpose(0, grid.axis).shape)
 
 

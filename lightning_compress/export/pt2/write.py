@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lightning_compress.export.atomic_write import replacing
-from lightning_compress.export.pt2.fake_quantize import InArithmetic, as_numbers
+from lightning_compress.export.atomic_write import replace_on_success
+from lightning_compress.export.pt2.fake_quantize import ArithmeticFakeQuantize, as_python_numbers
 from lightning_compress.export.pt2.program import (
     Call,
-    as_call,
-    as_deployed,
-    batch_size,
-    exported,
-    outputs,
-    with_rows,
-    without_origins,
+    arguments_batch_size,
+    as_arguments,
+    export_program,
+    in_deployed_mode,
+    resize_rows,
+    run_program,
+    strip_origins,
 )
-from lightning_compress.export.pt2.weights import Stored, with_stored_weights
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.export.pt2.weights import StoredWeights, store_weights
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 TORCHS_OWN = {"aten", "prim", "prims", "higher_order", "quantized_decomposed", "_operator", "math"}
 
@@ -56,7 +56,9 @@ class Pt2Report:
         return f"{self.size_bytes} bytes: {parts}{needs}"
 
 
-def write_pt2(deployable: Deployable, path: str | Path, example_input: Any, *, dynamic_batch: bool = True) -> Pt2Report:
+def write_pt2(
+    deployable: DeployedModel, path: str | Path, example_input: Any, *, dynamic_batch: bool = True
+) -> Pt2Report:
     """Write a program that `torch.export.load(path).module()` gives back, with no package but torch.
 
     Weights are stored as int8, or two or four to a byte where that makes the file smaller, or in a short floating point
@@ -84,13 +86,17 @@ def write_pt2(deployable: Deployable, path: str | Path, example_input: Any, *, d
         ValueError: if the module cannot be called or exported, and the message names the layer; or if the file would
             compute something else. Nothing is written then.
     """
-    module, call = deployable.module, as_call(example_input)
+    module, call = deployable.module, as_arguments(example_input)
     _check_callable(module, call)
-    program, stored = _program(deployable, with_rows(call, _rows_to_trace(call, dynamic_batch)), dynamic_batch)
-    with replacing(path) as part:
+    program, stored = _program(deployable, resize_rows(call, _rows_to_trace(call, dynamic_batch)), dynamic_batch)
+    with replace_on_success(path) as part:
         _save(program, part, module)
-        sizes = {batch_size(call), 1, batch_size(call) + 1} if dynamic_batch and batch_size(call) else {None}
-        _check_same(part, module, [with_rows(call, rows) for rows in sizes])
+        sizes = (
+            {arguments_batch_size(call), 1, arguments_batch_size(call) + 1}
+            if dynamic_batch and arguments_batch_size(call)
+            else {None}
+        )
+        _check_same(part, module, [resize_rows(call, rows) for rows in sizes])
         return _report(program, stored, part.stat().st_size)
 
 
@@ -100,21 +106,21 @@ def _check_callable(module: nn.Module, call: Call) -> None:
             f"{type(module).__name__} is in training mode, in '{training[0]}' at least: call eval() first."
         )
     try:
-        outputs(module, call)
+        run_program(module, call)
     except Exception as error:
         raise ValueError(f"{type(module).__name__} cannot be called with this example_input: {error}") from error
 
 
 def _rows_to_trace(call: Call, dynamic_batch: bool) -> int | None:
     """torch.export takes a batch of one row for a constant, so that it is given two."""
-    return 2 if dynamic_batch and batch_size(call) == 1 else None
+    return 2 if dynamic_batch and arguments_batch_size(call) == 1 else None
 
 
-def _program(deployable: Deployable, call: Call, dynamic_batch: bool) -> tuple[ExportedProgram, list[Stored]]:
-    with as_deployed(), as_numbers(deployable.quantizers.values()), InArithmetic():
-        graph_module = exported(deployable.module, call, dynamic_batch).module()
-        stored = with_stored_weights(graph_module, deployable.module, deployable.weights, deployable.casts)
-        return without_origins(exported(graph_module, call, dynamic_batch)), stored
+def _program(deployable: DeployedModel, call: Call, dynamic_batch: bool) -> tuple[ExportedProgram, list[StoredWeights]]:
+    with in_deployed_mode(), as_python_numbers(deployable.quantizers.values()), ArithmeticFakeQuantize():
+        graph_module = export_program(deployable.module, call, dynamic_batch).module()
+        stored = store_weights(graph_module, deployable.module, deployable.weights, deployable.casts)
+        return strip_origins(export_program(graph_module, call, dynamic_batch)), stored
 
 
 def _save(program: ExportedProgram, path: Path, module: nn.Module) -> None:
@@ -147,17 +153,18 @@ def _check_same(path: Path, module: nn.Module, calls: Iterable[Call]) -> None:
         loaded = torch.export.load(file).module()
     for call in calls:
         try:
-            found, expected = outputs(loaded, call), outputs(module, call)
+            found, expected = run_program(loaded, call), run_program(module, call)
         except Exception as error:
             raise ValueError(
-                f"{type(module).__name__} as a program does not take {batch_size(call)} rows: {error}. Let it do the "
-                f"same for any number of rows, or give dynamic_batch=False."
+                f"{type(module).__name__} as a program does not take {arguments_batch_size(call)} rows: {error}. Let "
+                f"it do the same for any number of rows, or give dynamic_batch=False."
             ) from error
         if len(found) != len(expected) or not all(map(_same, found, expected)):
             raise ValueError(
-                f"The program computes something else than {type(module).__name__} for {batch_size(call)} rows: the "
-                f"outputs differ by up to {_largest(found, expected)}. Does it do different things for different "
-                f"numbers of rows, or after other calls? For the example's rows alone, give dynamic_batch=False."
+                f"The program computes something else than {type(module).__name__} for {arguments_batch_size(call)} "
+                f"rows: the outputs differ by up to {_largest(found, expected)}. Does it do different things for "
+                f"different numbers of rows, or after other calls? For the example's rows alone, give "
+                "dynamic_batch=False."
             )
 
 
@@ -178,10 +185,10 @@ def _largest(found: list[Any], expected: list[Any]) -> str:
     return str(max(differences, default="a shape"))
 
 
-def _report(program: ExportedProgram, stored: list[Stored], size_bytes: int) -> Pt2Report:
+def _report(program: ExportedProgram, stored: list[StoredWeights], size_bytes: int) -> Pt2Report:
     weights = sum(weight.size_bytes for weight in stored)
-    held = {tensor.data_ptr(): tensor for tensor in (*program.state_dict.values(), *program.constants.values())}
-    tensors = sum(one.untyped_storage().nbytes() for one in held.values())
+    storages = {tensor.data_ptr(): tensor for tensor in (*program.state_dict.values(), *program.constants.values())}
+    tensors = sum(one.untyped_storage().nbytes() for one in storages.values())
     libraries = {
         node.target.namespace
         for graph_module in program.graph_module.modules()

@@ -12,10 +12,10 @@ def warm_up(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
-def thaw_moments(begin: int, end: int, layers: int) -> list[int]:
+def unfreeze_times(begin: int, end: int, layers: int) -> list[int]:
     """When each of `layers` unfreezes, from the head down: at equal distances, none at `begin` or `end`.
 
-    >>> thaw_moments(begin=10, end=40, layers=2)
+    >>> unfreeze_times(begin=10, end=40, layers=2)
     [20, 30]
     """
     return [begin + -(-(end - begin) * place // (layers + 1)) for place in range(1, layers + 1)]
@@ -34,10 +34,10 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:-1]) or name
 
 
-def in_layers(names: Iterable[str]) -> list[list[str]]:
+def group_by_layer(names: Iterable[str]) -> list[list[str]]:
     """Names of parameters by layer, in the order in which the layers first come.
 
-    >>> in_layers(["stem.weight", "block.0.a.weight", "block.0.b.weight", "block.1.a.weight", "head.weight"])
+    >>> group_by_layer(["stem.weight", "block.0.a.weight", "block.0.b.weight", "block.1.a.weight", "head.weight"])
     [['stem.weight'], ['block.0.a.weight', 'block.0.b.weight'], ['block.1.a.weight'], ['head.weight']]
     """
     layers: dict[str, list[str]] = {}
@@ -46,12 +46,12 @@ def in_layers(names: Iterable[str]) -> list[list[str]]:
     return list(layers.values())
 
 
-def decayed(layers: Sequence[Sequence[str]], decay: float) -> dict[str, float]:
+def layer_decay_multipliers(layers: Sequence[Sequence[str]], decay: float) -> dict[str, float]:
     """The factor of each parameter's learning rate: 1 in the last layer, times `decay` for each layer before it.
 
     Reference: Clark et al., 2020, appendix B, https://arxiv.org/abs/2003.10555
 
-    >>> decayed([["stem"], ["block.a", "block.b"], ["head"]], 0.5)
+    >>> layer_decay_multipliers([["stem"], ["block.a", "block.b"], ["head"]], 0.5)
     {'stem': 0.25, 'block.a': 0.5, 'block.b': 0.5, 'head': 1.0}
     """
     return {name: decay ** (len(layers) - 1 - depth) for depth, layer in enumerate(layers) for name in layer}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from lightning_compress.pruning.functional.topk import highest, kept_by
+from lightning_compress.pruning.functional.topk import count_kept, global_threshold
 
 OFFERED = ("sizes", "costs", "shapes", "scores", "sparsity")
 Counts = dict[str, int]
@@ -29,10 +29,10 @@ def uniform(sizes: Counts, sparsity: float) -> Counts:
 def global_(scores: Mapping[str, Tensor], costs: Counts, sizes: Counts, sparsity: float) -> Counts:
     """Prune the lowest scores, in whatever layer they are."""
     total = sum(size * costs[name] for name, size in sizes.items())
-    threshold = highest(lambda: _with_costs(scores, costs), total - round(sparsity * total))
+    threshold = global_threshold(lambda: _with_costs(scores, costs), total - round(sparsity * total))
     kept = {}
     for name in sizes:
-        kept[name], threshold = kept_by(scores[name], threshold, costs[name])
+        kept[name], threshold = count_kept(scores[name], threshold, costs[name])
     return kept
 
 
@@ -84,14 +84,14 @@ def _with_costs(scores: Mapping[str, Tensor], costs: Counts) -> Iterator[tuple[T
 
 def _densities(weights: Counts, ratio: dict[str, float], budget: int) -> dict[str, float]:
     """Densities in proportion to `ratio` that meet the budget; layers that would need more than all are kept whole."""
-    whole: set[str] = set()
-    while len(whole) < len(weights):
-        left = budget - sum(weights[name] for name in whole)
-        scale = left / sum(ratio[name] * size for name, size in weights.items() if name not in whole)
-        over = {name for name in weights if name not in whole and scale * ratio[name] > 1}
+    entire: set[str] = set()
+    while len(entire) < len(weights):
+        left = budget - sum(weights[name] for name in entire)
+        scale = left / sum(ratio[name] * size for name, size in weights.items() if name not in entire)
+        over = {name for name in weights if name not in entire and scale * ratio[name] > 1}
         if not over:
-            return {name: 1.0 if name in whole else scale * ratio[name] for name in weights}
-        whole |= over
+            return {name: 1.0 if name in entire else scale * ratio[name] for name in weights}
+        entire |= over
     return dict.fromkeys(weights, 1.0)
 
 

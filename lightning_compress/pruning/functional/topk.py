@@ -22,17 +22,17 @@ class Threshold:
     ties: int
 
 
-def keys(scores: Tensor) -> Tensor:
+def sort_keys(scores: Tensor) -> Tensor:
     """Integers in the order of float32 scores, so that they can be counted digit by digit.
 
-    >>> keys(torch.tensor([-2.0, -0.0, 0.0, 3.0])).diff() >= 0
+    >>> sort_keys(torch.tensor([-2.0, -0.0, 0.0, 3.0])).diff() >= 0
     tensor([True, True, True])
     """
     bits = scores.to(torch.float32).add(0.0).view(torch.int32)  # adding 0 makes one zero of -0.0 and 0.0
     return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))  # negative floats are in the opposite order
 
 
-def highest(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: int) -> Threshold:
+def global_threshold(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: int) -> Threshold:
     """Find the threshold over all tensors that keeps as much as fits into `kept`.
 
     Args:
@@ -50,7 +50,7 @@ def highest(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: int) -> T
     return Threshold(prefix - (1 << 31), kept)
 
 
-def kept_by(scores: Tensor, threshold: Threshold, cost: int = 1) -> tuple[int, Threshold]:
+def count_kept(scores: Tensor, threshold: Threshold, cost: int = 1) -> tuple[int, Threshold]:
     """How many entries of `scores` a threshold keeps, and the threshold for the tensor after it."""
     equal, larger = 0, 0
     for part in _parts(scores):
@@ -73,7 +73,7 @@ def top_k_mask(scores: Tensor, kept: int) -> Tensor:
     >>> top_k_mask(torch.tensor([0.5, 0.9, 0.5, 0.5]), kept=2)
     tensor([ True,  True, False, False])
     """
-    threshold = highest(lambda: [(scores, 1)], kept)
+    threshold = global_threshold(lambda: [(scores, 1)], kept)
     mask = torch.empty(scores.numel(), dtype=torch.bool, device=scores.device)
     ties = threshold.ties
     for index, part in enumerate(_parts(scores)):
@@ -87,7 +87,7 @@ def top_k_mask(scores: Tensor, kept: int) -> Tensor:
 
 def _parts(scores: Tensor) -> Iterator[Tensor]:
     for part in torch.split(scores.reshape(-1), CHUNK):
-        yield keys(part)
+        yield sort_keys(part)
 
 
 def _counted(tensors: Iterable[tuple[Tensor, int]], prefix: int, shift: int, bits: int) -> Tensor:

@@ -26,7 +26,7 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Format:
+class NumberFormat:
     """How one number is stored.
 
     Attributes:
@@ -38,8 +38,8 @@ class Format:
 
     name: str
     bits: int
-    low: int
-    high: int
+    quant_min: int
+    quant_max: int
     dtype: torch.dtype | None = None
 
     @property
@@ -50,7 +50,7 @@ class Format:
         return self.name if self.name in NAMES else "integer"
 
 
-def parse(bits: Bits, what: Side = "weights") -> Format | None:
+def parse_format(bits: Bits, what: Side = "weights") -> NumberFormat | None:
     """The format that `bits` means.
 
     Args:
@@ -61,8 +61,10 @@ def parse(bits: Bits, what: Side = "weights") -> Format | None:
     Raises:
         ValueError: if it is none of these.
 
-    >>> parse(4), parse(4, "activations"), parse(None)
-    (Format(name='4', bits=4, low=-7, high=7, dtype=None), Format(name='4', bits=4, low=0, high=15, dtype=None), None)
+    >>> parse_format(4)
+    NumberFormat(name='4', bits=4, quant_min=-7, quant_max=7, dtype=None)
+    >>> parse_format(4, "activations").quant_max, parse_format(None)
+    (15, None)
     """
     if what not in get_args(Side):
         raise ValueError(f"what is 'weights' or 'activations', but is {what!r}.{near_miss(what, get_args(Side))}")
@@ -71,12 +73,12 @@ def parse(bits: Bits, what: Side = "weights") -> Format | None:
     return weight_format(bits) if what == "weights" else activation_format(bits)
 
 
-def read(name: str, what: Side = "weights") -> Format | None:
+def read_format(name: str, what: Side = "weights") -> NumberFormat | None:
     """The format of a `Format.name`, as it stands in a checkpoint."""
-    return parse(int(name) if name.isdecimal() else name, what)
+    return parse_format(int(name) if name.isdecimal() else name, what)
 
 
-def weight_format(bits: int | str) -> Format:
+def weight_format(bits: int | str) -> NumberFormat:
     """The format of weights: a grid as far below zero as above, so that a channel may change its sign.
 
     Raises:
@@ -84,10 +86,10 @@ def weight_format(bits: int | str) -> Format:
     """
     if isinstance(bits, str) and bits in NAMES:
         return _named(bits)
-    return _integer(bits, low=1 - _half(bits), high=_half(bits) - 1)
+    return _integer(bits, quant_min=1 - _half(bits), quant_max=_half(bits) - 1)
 
 
-def activation_format(bits: int | str) -> Format:
+def activation_format(bits: int | str) -> NumberFormat:
     """The format of activations: a grid from 0 on, on which a zero point makes room for negative numbers.
 
     Raises:
@@ -95,7 +97,7 @@ def activation_format(bits: int | str) -> Format:
     """
     if isinstance(bits, str) and bits in NAMES:
         return _named(bits)
-    return _integer(bits, low=0, high=2 * _half(bits) - 1)
+    return _integer(bits, quant_min=0, quant_max=2 * _half(bits) - 1)
 
 
 def _half(bits: int | str) -> int:
@@ -108,14 +110,14 @@ def _half(bits: int | str) -> int:
     return int(2 ** (bits - 1))
 
 
-def _integer(bits: int | str, low: int, high: int) -> Format:
-    return Format(str(bits), int(bits), low, high)
+def _integer(bits: int | str, quant_min: int, quant_max: int) -> NumberFormat:
+    return NumberFormat(str(bits), int(bits), quant_min, quant_max)
 
 
-def _named(name: str) -> Format:
+def _named(name: str) -> NumberFormat:
     if name in FLOATS:
-        return Format(name, FLOATS[name].itemsize * 8, 0, 0, FLOATS[name])
-    return Format(name, 2 if name == "ternary" else 1, -1, 1)
+        return NumberFormat(name, FLOATS[name].itemsize * 8, 0, 0, FLOATS[name])
+    return NumberFormat(name, 2 if name == "ternary" else 1, -1, 1)
 
 
 def _mend(bits: object) -> str:

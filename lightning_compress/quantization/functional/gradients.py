@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.quantization.functional.rounding import drawn, sign, straight_through, wide
+from lightning_compress.quantization.functional.rounding import sign, stochastic_round, straight_through, to_wide
 
 
 def quantize_gradient(values: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -37,8 +37,8 @@ def dorefa(gradient: Tensor, bits: int, generator: torch.Generator) -> Tensor:
     """
     steps = _levels(bits, smallest=1) - 1
     largest = _largest_of_samples(gradient)
-    shares = wide(gradient) / (2 * torch.where(largest == 0, 1.0, largest)) + 0.5
-    noisy = shares + (drawn(gradient, generator) - 0.5) / steps
+    shares = to_wide(gradient) / (2 * torch.where(largest == 0, 1.0, largest)) + 0.5
+    noisy = shares + (stochastic_round(gradient, generator) - 0.5) / steps
     rounded = (noisy.clamp(0, 1) * steps).round() / steps
     return (2 * largest * (rounded - 0.5)).to(gradient.dtype)
 
@@ -82,8 +82,8 @@ def wage_gradients(gradient: Tensor, bits: int, generator: torch.Generator, lear
             f"learning_rate is above 0, but is {learning_rate}. It counts steps of the grid: begin with 8."
         )
     sizes = learning_rate * _shifted(gradient)
-    whole = sizes.abs().floor()
-    chosen = whole + (drawn(gradient, generator) < sizes.abs() - whole)
+    integral = sizes.abs().floor()
+    chosen = integral + (stochastic_round(gradient, generator) < sizes.abs() - integral)
     return (sign(sizes) * chosen / half).to(gradient.dtype)
 
 
@@ -101,14 +101,14 @@ class _QuantizedGradient(torch.autograd.Function):
 
 def _shifted(values: Tensor) -> Tensor:
     """Divided by the power of two that is nearest to the largest size, in the exponent."""
-    largest = wide(values).abs().max()
+    largest = to_wide(values).abs().max()
     # Beyond these powers float32 has no normal numbers, and the quotient would be infinite.
     power = torch.where(largest == 0, 1.0, largest).log2().round().clamp(-126, 126)
-    return torch.ldexp(wide(values), -power)
+    return torch.ldexp(to_wide(values), -power)
 
 
 def _largest_of_samples(values: Tensor) -> Tensor:
-    sizes = wide(values).abs()
+    sizes = to_wide(values).abs()
     return sizes.amax(tuple(range(1, values.ndim)), keepdim=True) if values.ndim > 1 else sizes
 
 

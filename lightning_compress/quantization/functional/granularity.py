@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
+class ChannelGroups:
     """The cut of one weight: whole, by channel of the output, or by group of inputs within a channel.
 
     Attributes:
@@ -16,7 +16,7 @@ class Rows:
         group: how many inputs share a scale; 0 for a whole channel, -1 for the whole tensor.
 
     >>> import torch
-    >>> Rows((4, 6), group=3).split(torch.zeros(4, 6)).shape
+    >>> ChannelGroups((4, 6), group=3).split(torch.zeros(4, 6)).shape
     torch.Size([8, 3])
     """
 
@@ -65,7 +65,7 @@ def check_granularity(granularity: str) -> int:
     return int(match[1])
 
 
-def cut(name: str, shape: tuple[int, ...], granularity: str, axis: int = 0) -> Rows:
+def split_channels(name: str, shape: tuple[int, ...], granularity: str, axis: int = 0) -> ChannelGroups:
     """The cut of a weight of that shape.
 
     Raises:
@@ -82,4 +82,4 @@ def cut(name: str, shape: tuple[int, ...], granularity: str, axis: int = 0) -> R
             f"granularity '{granularity}' does not fit {name}: its channels have {inputs} inputs. Write 'group {near}' "
             f"or, for this layer alone, overrides={{'{name}': {{'granularity': 'channel'}}}}."
         )
-    return Rows(tuple(shape), axis, group)
+    return ChannelGroups(tuple(shape), axis, group)

@@ -1,8 +1,8 @@
 """Which interval of real numbers a grid covers, and the scale and zero point that follow from it.
 
 An estimator takes `values`, and `dim=None` for one interval, 0-d, or `dim=1` for one of each row of a matrix, shape
-`(rows, 1)`. It returns `(minimum, maximum)` in float32. It may ask for `low` and `high`, the limits of the grid's whole
-numbers.
+`(rows, 1)`. It returns `(minimum, maximum)` in float32. It may ask for `quant_min` and `quant_max`, the limits of the
+grid's whole numbers.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,10 @@ def min_max(values: Tensor, dim: int | None = None) -> Interval:
     """
     rows = _rows(values, dim)
     # `torch.aminmax` along a dimension takes twenty times as long as these two, and without one half as long.
-    low, high = torch.aminmax(rows) if dim is None else (rows.amin(1, keepdim=True), rows.amax(1, keepdim=True))
-    return low, high
+    quant_min, quant_max = (
+        torch.aminmax(rows) if dim is None else (rows.amin(1, keepdim=True), rows.amax(1, keepdim=True))
+    )
+    return quant_min, quant_max
 
 
 def percentile(values: Tensor, dim: int | None = None, share: float = 0.9999) -> Interval:
@@ -51,31 +53,31 @@ def percentile(values: Tensor, dim: int | None = None, share: float = 0.9999) ->
     count = sample.shape[1]
     # The rounding of `share * count` must not take one value more.
     kept = min(max(ceil(share * count - 1e-6), 1), count)
-    high = sample.kthvalue(kept, dim=1, keepdim=True).values
-    low = sample.kthvalue(count - kept + 1, dim=1, keepdim=True).values
+    quant_max = sample.kthvalue(kept, dim=1, keepdim=True).values
+    quant_min = sample.kthvalue(count - kept + 1, dim=1, keepdim=True).values
     unknown = sample.isnan().any(1, keepdim=True)
-    return tuple(_shaped(one.masked_fill(unknown, torch.nan), dim) for one in (low, high))  # type: ignore[return-value]
+    return tuple(_shaped(one.masked_fill(unknown, torch.nan), dim) for one in (quant_min, quant_max))  # type: ignore[return-value]
 
 
-def mse(values: Tensor, dim: int | None, low: int, high: int) -> Interval:
+def mse(values: Tensor, dim: int | None, quant_min: int, quant_max: int) -> Interval:
     """The part of the whole interval, shrunken towards zero, whose rounding has the least squared error.
 
     Looked for first in twentieths of the whole, then in hundredths around the best of them. The grid is symmetric if
-    `low` is below 0. Of many values, 2 ** 18 are looked at, but no fewer than 1024 of a row.
+    `quant_min` is below 0. Of many values, 2 ** 18 are looked at, but no fewer than 1024 of a row.
 
     Raises:
         ValueError: if there are no values, or one is not finite.
     """
-    whole = min_max(values, dim)
+    integral = min_max(values, dim)
     rows = _rows(values, dim)
     sample = _sample(rows, max(SAMPLE // len(rows), 1024))
-    best = _best_share(sample, whole, [step / 20 for step in range(1, 21)], low, high)
+    best = _best_share(sample, integral, [step / 20 for step in range(1, 21)], quant_min, quant_max)
     around = [best + step / 100 for step in range(-4, 5)]
-    best = _best_share(sample, whole, around, low, high)
-    return _shaped(best, dim) * whole[0], _shaped(best, dim) * whole[1]
+    best = _best_share(sample, integral, around, quant_min, quant_max)
+    return _shaped(best, dim) * integral[0], _shaped(best, dim) * integral[1]
 
 
-def affine(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: bool) -> Interval:
+def affine_range(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> Interval:
     """The scale and zero point of a grid that covers an interval, widened to hold 0.
 
     Args:
@@ -90,34 +92,34 @@ def affine(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: boo
     Raises:
         ValueError: if an end is not finite, the ends are the wrong way round, or the grid cannot be symmetric.
     """
-    _check_grid(low, high, symmetric)
+    _check_grid(quant_min, quant_max, symmetric)
     _check_ends(minimum, maximum)
-    return grid_over(minimum, maximum, low, high, symmetric)
+    return affine_qparams(minimum, maximum, quant_min, quant_max, symmetric)
 
 
-def grid_over(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetric: bool) -> Interval:
+def affine_qparams(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> Interval:
     """What `affine` returns, without its checks: to look at a number on an accelerator is to wait for it."""
     below, above = minimum.float().clamp(max=0), maximum.float().clamp(min=0)
     if symmetric:
-        scale = _positive(torch.maximum(-below, above) / high)
+        scale = _positive(torch.maximum(-below, above) / quant_max)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     # Each end alone: the width of the whole could overflow.
-    scale = _positive(above / (high - low) - below / (high - low))
-    return scale, (low - (below / scale).round()).to(torch.int32)
+    scale = _positive(above / (quant_max - quant_min) - below / (quant_max - quant_min))
+    return scale, (quant_min - (below / scale).round()).to(torch.int32)
 
 
-def widened(old: Interval, new: Interval) -> Interval:
+def union(old: Interval, new: Interval) -> Interval:
     """The interval that holds both."""
     return torch.minimum(old[0], new[0]), torch.maximum(old[1], new[1])
 
 
-def averaged(old: Interval, new: Interval, momentum: float = 0.01) -> Interval:
+def exponential_average(old: Interval, new: Interval, momentum: float = 0.01) -> Interval:
     """The old interval, moved to the new one by a share of their distance."""
     return torch.lerp(old[0], new[0], momentum), torch.lerp(old[1], new[1], momentum)
 
 
 @dataclass(frozen=True)
-class Range:
+class RangeEstimator:
     """How the interval of one batch is found, and how it joins that of the batches before.
 
     Attributes:
@@ -134,7 +136,9 @@ class Range:
 
     def __post_init__(self) -> None:
         named = signature(self.estimator).parameters
-        object.__setattr__(self, "_asked", tuple(one for one in ("values", "dim", "low", "high") if one in named))
+        object.__setattr__(
+            self, "_asked", tuple(one for one in ("values", "dim", "quant_min", "quant_max") if one in named)
+        )
         if self.momentum is not None and not 0 < self.momentum <= 1:
             raise ValueError(f"momentum is a share in (0, 1], or None to widen only, but is {self.momentum}.")
 
@@ -143,15 +147,15 @@ class Range:
         """Whether it never becomes narrower."""
         return self.momentum is None
 
-    def estimate(self, values: Tensor, *, dim: int | None, low: int, high: int) -> Interval:
+    def estimate(self, values: Tensor, *, dim: int | None, quant_min: int, quant_max: int) -> Interval:
         """The interval of these values."""
-        offered = {"values": values, "dim": dim, "low": low, "high": high}
+        offered = {"values": values, "dim": dim, "quant_min": quant_min, "quant_max": quant_max}
         found: Interval = self.estimator(**{name: offered[name] for name in self._asked})
         return found
 
     def join(self, old: Interval, new: Interval) -> Interval:
         """The interval of all values up to the new ones."""
-        return widened(old, new) if self.momentum is None else averaged(old, new, self.momentum)
+        return union(old, new) if self.momentum is None else exponential_average(old, new, self.momentum)
 
 
 def _rows(values: Tensor, dim: int | None) -> Tensor:
@@ -181,17 +185,21 @@ def _sample(rows: Tensor, wanted: int) -> Tensor:
     return rows[:, places]
 
 
-def _best_share(sample: Tensor, whole: Interval, shares: list[Tensor] | list[float], low: int, high: int) -> Tensor:
+def _best_share(
+    sample: Tensor, integral: Interval, shares: list[Tensor] | list[float], quant_min: int, quant_max: int
+) -> Tensor:
     """Of each row the share of its whole interval that has the least error, shape `(rows, 1)`."""
-    ends = [end.reshape(-1, 1) for end in whole]
+    ends = [end.reshape(-1, 1) for end in integral]
     tried = [torch.as_tensor(share, device=sample.device).expand(len(sample), 1).clamp(0.01, 1) for share in shares]
-    errors = torch.cat([_error(sample, share * ends[0], share * ends[1], low, high) for share in tried], dim=1)
+    errors = torch.cat(
+        [_error(sample, share * ends[0], share * ends[1], quant_min, quant_max) for share in tried], dim=1
+    )
     return torch.cat(tried, dim=1).gather(1, errors.argmin(1, keepdim=True))
 
 
-def _error(sample: Tensor, minimum: Tensor, maximum: Tensor, low: int, high: int) -> Tensor:
-    scale, zero_point = affine(minimum, maximum, low, high, symmetric=low < 0)
-    rounded = (sample / scale).round_().clamp_(low - zero_point, high - zero_point).mul_(scale)
+def _error(sample: Tensor, minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    scale, zero_point = affine_range(minimum, maximum, quant_min, quant_max, symmetric=quant_min < 0)
+    rounded = (sample / scale).round_().clamp_(quant_min - zero_point, quant_max - zero_point).mul_(scale)
     return rounded.sub_(sample).square_().sum(1, keepdim=True)
 
 
@@ -199,12 +207,12 @@ def _positive(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_STEP))
 
 
-def _check_grid(low: int, high: int, symmetric: bool) -> None:
-    if low >= high or high < 1:
-        raise ValueError(f"A grid needs low < high and high >= 1, but has low={low} and high={high}.")
-    if symmetric and low >= 0:
+def _check_grid(quant_min: int, quant_max: int, symmetric: bool) -> None:
+    if quant_min >= quant_max or quant_max < 1:
+        raise ValueError(f"A grid needs low < high and high >= 1, but has low={quant_min} and high={quant_max}.")
+    if symmetric and quant_min >= 0:
         raise ValueError(
-            f"A symmetric grid needs numbers below 0, but low={low}. Give low={-high}, or symmetric=False."
+            f"A symmetric grid needs numbers below 0, but low={quant_min}. Give low={-quant_max}, or symmetric=False."
         )
 
 

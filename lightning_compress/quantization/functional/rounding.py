@@ -28,7 +28,8 @@ class Quantized(NamedTuple):
 def learns(**initial: Callable[[Tensor, int, int], Tensor]) -> Callable[[Function], Function]:
     """Mark a quantizer as one that learns: names of its learned tensors, and what each begins with.
 
-    Each function is given `values` as a matrix `(rows, elements)`, `low` and `high`, and returns shape `(rows, 1)`.
+    Each function is given `values` as a matrix `(rows, elements)`, `quant_min` and `quant_max`, and returns shape
+    `(rows, 1)`.
     """
 
     def mark(function: Function) -> Function:
@@ -38,7 +39,7 @@ def learns(**initial: Callable[[Tensor, int, int], Tensor]) -> Callable[[Functio
     return mark
 
 
-def serves(*kinds: str) -> Callable[[Function], Function]:
+def for_sides(*kinds: str) -> Callable[[Function], Function]:
     """Mark for which kinds of formats a quantizer is: "integer", "ternary", "binary", "float"."""
 
     def mark(function: Function) -> Function:
@@ -71,17 +72,17 @@ def straight_through(values: Tensor, result: Tensor, passes: Tensor | None = Non
     return kept
 
 
-def wide(values: Tensor) -> Tensor:
+def to_wide(values: Tensor) -> Tensor:
     """In float32, or wider if it is: half precision has no room for the whole numbers of a grid."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def no_offset(scale: Tensor) -> Tensor:
+def zero_offset(scale: Tensor) -> Tensor:
     """The zero point of a grid that is symmetric around zero."""
     return torch.zeros_like(scale, dtype=torch.int32)
 
 
-def above_zero(scale: Tensor) -> Tensor:
+def clamp_positive(scale: Tensor) -> Tensor:
     """The scale, and 1 where all values are zero."""
     return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_STEP))
 
@@ -91,18 +92,18 @@ def sign(values: Tensor) -> Tensor:
     return torch.where(values < 0, -1.0, torch.where(values >= 0, 1.0, values))
 
 
-def drawn(values: Tensor, generator: torch.Generator) -> Tensor:
+def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform random numbers in [0, 1), one for each of `values`."""
     return torch.rand(values.shape, generator=generator, device=generator.device).to(values.device)
 
 
-def limits_around_zero(zero_point: Tensor, low: int, high: int) -> tuple[Any, Any]:
+def limits_around_zero(zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[Any, Any]:
     """The limits of `places - zero_point` for places in [low, high]: numbers where they are at hand, else tensors."""
     if zero_point.device.type != "cpu" or torch.compiler.is_compiling():
-        return low - zero_point, high - zero_point  # to ask an accelerator for a number is to wait for it
+        return quant_min - zero_point, quant_max - zero_point  # to ask an accelerator for a number is to wait for it
     if zero_point.numel() == 1:
-        return low - int(zero_point), high - int(zero_point)
-    return (low - zero_point, high - zero_point) if zero_point.any() else (low, high)
+        return quant_min - int(zero_point), quant_max - int(zero_point)
+    return (quant_min - zero_point, quant_max - zero_point) if zero_point.any() else (quant_min, quant_max)
 
 
 def gradient_between_(gradient: Tensor, values: Tensor, lowest: Any, highest: Any) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class WeightGrid:
+class WeightSpec:
     """The whole numbers of one weight, and what they stand for.
 
     Attributes:
@@ -92,7 +92,7 @@ class WeightGrid:
 
 
 @dataclass(frozen=True, eq=False)
-class Deployable:
+class DeployedModel:
     """A model as it is deployed, with what is known of its numbers.
 
     Attributes:
@@ -103,14 +103,14 @@ class Deployable:
         casts: shorter dtypes that hold a weight without loss, by the parameter's name.
         quantizers: the quantizers of activations, by name: each computes `torch.fake_quantize_per_tensor_affine` from
             its buffers `scale` and `zero_point`.
-        held: under which name the module holds them.
+        quantizers_name: under which name the module holds them.
     """
 
     module: nn.Module
-    weights: Mapping[str, WeightGrid]
+    weights: Mapping[str, WeightSpec]
     inputs: Mapping[str, str] = field(default_factory=dict)
     casts: Mapping[str, torch.dtype] = field(default_factory=dict)
-    held: str = "quantizers"
+    quantizers_name: str = "quantizers"
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
@@ -132,5 +132,5 @@ class Deployable:
     @property
     def quantizers(self) -> dict[str, nn.Module]:
         """The quantizers of activations, by their name."""
-        held = getattr(self.module, self.held, None)
-        return dict(held.named_children()) if isinstance(held, nn.Module) else {}
+        container = getattr(self.module, self.quantizers_name, None)
+        return dict(container.named_children()) if isinstance(container, nn.Module) else {}

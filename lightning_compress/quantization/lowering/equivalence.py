@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.nn.example_inputs import call_model, check_example, copy_example, describe_shapes
 from lightning_compress.nn.isolation import isolated_eval
-from lightning_compress.quantization.forward_hooks import act_in
-from lightning_compress.quantization.lowering.deployed_model import Deployable
-from lightning_compress.quantization.lowering.lower import keys_of, known
+from lightning_compress.quantization.forward_hooks import apply_in_order
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
+from lightning_compress.quantization.lowering.lower import require_quantized, state_dict_keys
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 # Shares of the largest number at a place, and of the largest output.
@@ -29,7 +29,7 @@ A_LITTLE, LARGEST_OUTPUT_DIFFERENCE = 1e-4, 1e-3
 Made = dict[str, list[Tensor]]
 
 
-def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) -> None:
+def check_equivalence(model: nn.Module, deployable: DeployedModel, example: Any) -> None:
     """Run both on an input.
 
     Args:
@@ -42,8 +42,8 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
     """
     check_example(example)
     _check_dtypes(model, deployable)
-    quantized = known(model)
-    names = {key: site for site, key in keys_of(quantized).items()}
+    quantized = require_quantized(model)
+    names = {key: site for site, key in state_dict_keys(quantized).items()}
     made: Made = defaultdict(list)
     with isolated_eval(model), _acting(model, quantized), _noted(quantized, names, made):
         try:
@@ -62,7 +62,7 @@ def refuse_unfaithful(model: nn.Module, deployable: Deployable, example: Any) ->
         )
 
 
-def _check_dtypes(model: nn.Module, deployable: Deployable) -> None:
+def _check_dtypes(model: nn.Module, deployable: DeployedModel) -> None:
     """Folding, and biases on the grid of a sum, are in float32."""
     own, deployed = ({one.dtype for one in module.parameters()} for module in (model, deployable.module))
     if new := deployed - own:
@@ -75,7 +75,7 @@ def _check_dtypes(model: nn.Module, deployable: Deployable) -> None:
 @contextmanager
 def _acting(model: nn.Module, quantized: QuantizedModel) -> Iterator[None]:
     """Within the context the quantizers are hooked into the model, as they are for good in what `quantize` made."""
-    if act_in(model):
+    if apply_in_order(model):
         yield
     else:
         with quantized.installed():
@@ -96,12 +96,12 @@ def _note(made: list[Tensor], original: Callable[[Tensor], Tensor], values: Tens
 
 
 @contextmanager
-def _forced(quantized: QuantizedModel, deployable: Deployable, names: dict[str, str], made: Made) -> Iterator[None]:
+def _forced(quantized: QuantizedModel, deployable: DeployedModel, names: dict[str, str], made: Made) -> Iterator[None]:
     with ExitStack() as undo:
         for key, site in names.items():
             words = (
                 f"What would be written computes something else than the quantized model, first at '{site}'. Leave out "
-                f"the layer before it, or what takes it: ignore={quantized.takers(site)}."
+                f"the layer before it, or what takes it: ignore={quantized.consumers(site)}."
             )
             force = partial(_force, iter(made[key]), words)
             undo.enter_context(wrapped_method(deployable.quantizers[key], "forward", force))

@@ -10,43 +10,43 @@ from torch import Tensor, nn
 
 from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
 from lightning_compress.nn.forward_capture import display_name, ordered_arguments
-from lightning_compress.quantization.fake_quantizers import ActivationQuantizer
-from lightning_compress.quantization.forward_hooks import act_in
-from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
-from lightning_compress.quantization.lowering.modules import Chain, OnGrid, Rounded, Steps
-from lightning_compress.quantization.placement.sites import Site
-from lightning_compress.quantization.quantized_model import QuantizedModel, is_awaited, quantized_of
+from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize
+from lightning_compress.quantization.forward_hooks import apply_in_order
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
+from lightning_compress.quantization.lowering.modules import Chain, FakeQuantizeSteps, FixedFakeQuantize, RoundedBias
+from lightning_compress.quantization.placement.sites import ActivationSite
+from lightning_compress.quantization.quantized_model import QuantizedModel, is_quantization_pending, quantized_of
 
 
-def deployable(model: nn.Module) -> Deployable:
+def lower(model: nn.Module) -> DeployedModel:
     """The module that is deployed, of a model that was quantized by training, `quantize` or `load_compressed`.
 
     Raises:
         ValueError: if the model was not quantized, or its grids are of a kind that nothing deployed computes with.
     """
-    quantized = known(model)
+    quantized = require_quantized(model)
     copy = unwrap_compiled(copy_without_hooks(model)).eval().requires_grad_(False)
     modules = {display_name(name): module for name, module in copy.named_modules(remove_duplicate=False)}
     with torch.no_grad():
-        grids = {name: _grid(quantized, name) for name in quantized.held()}
+        grids = {name: _grid(quantized, name) for name in quantized.quantized_weights()}
         for layer, bias in quantized.integer_biases().items():
             modules[layer].bias = nn.Parameter(bias.float(), requires_grad=False)
-        for layer, norm in quantized.layout.norms.items():
+        for layer, norm in quantized.placement.norms.items():
             _fold(copy, modules, quantized, grids, layer, norm)
         parameters = {display_name(name): one for name, one in copy.named_parameters(remove_duplicate=False)}
-        for name in quantized.held():
+        for name in quantized.quantized_weights():
             grid = grids[name]
             parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
-    keys = keys_of(quantized)
-    held = _add_sites(copy, modules, quantized, keys)
+    keys = state_dict_keys(quantized)
+    weight_ref = _add_sites(copy, modules, quantized, keys)
     copy.eval()  # what was added is in training mode
-    inputs = {layer: keys[site] for layer, site in quantized.layout.inputs.items()}
+    inputs = {layer: keys[site] for layer, site in quantized.placement.inputs.items()}
     known_grids = {name: grid for name, grid in grids.items() if grid is not None}
-    return Deployable(copy, known_grids, inputs, _casts(quantized), held)
+    return DeployedModel(copy, known_grids, inputs, _casts(quantized), weight_ref)
 
 
 @dataclass(frozen=True, eq=False)
-class OnGrids:
+class QuantizedTensors:
     """A model's own state dict with its quantized weights on their grids, nothing folded, under the names of its class.
 
     Attributes:
@@ -56,34 +56,34 @@ class OnGrids:
     """
 
     state: Mapping[str, Tensor]
-    weights: Mapping[str, WeightGrid]
+    weights: Mapping[str, WeightSpec]
     casts: Mapping[str, torch.dtype]
 
 
-def on_grids(model: nn.Module) -> OnGrids:
+def quantized_tensors(model: nn.Module) -> QuantizedTensors:
     """The state dict of a quantized model, as a file of packed weights holds it.
 
     Raises:
         ValueError: if the model was not quantized.
     """
-    quantized = known(model)
+    quantized = require_quantized(model)
     state = {display_name(name): value.detach() for name, value in model.state_dict().items()}
     own = dict(state)
     with torch.no_grad():
-        grids = {name: _grid(quantized, name) for name in quantized.held()}
+        grids = {name: _grid(quantized, name) for name in quantized.quantized_weights()}
         for name, grid in grids.items():
             values = _values(quantized, name) if grid is None else grid.values()
-            weight = quantized.held()[name].parameter
+            weight = quantized.quantized_weights()[name].parameter
             # A tied weight stands there under each of its names.
             tied = [one for one, value in own.items() if value.data_ptr() == weight.data_ptr()]
             state.update(dict.fromkeys(tied, values.to(weight.dtype)))
-    return OnGrids(state, {name: grid for name, grid in grids.items() if grid is not None}, _casts(quantized))
+    return QuantizedTensors(state, {name: grid for name, grid in grids.items() if grid is not None}, _casts(quantized))
 
 
-def keys_of(quantized: QuantizedModel) -> dict[str, str]:
+def state_dict_keys(quantized: QuantizedModel) -> dict[str, str]:
     """The names of submodules that stand for places, each for one."""
     keys: dict[str, str] = {}
-    for site in quantized.layout.sites:
+    for site in quantized.placement.sites:
         keys[site.name] = _free(re.sub(r"\W", "_", site.name), keys.values())
     return keys
 
@@ -100,17 +100,17 @@ def _free(name: str, taken: Collection[str]) -> str:
 def is_float(model: nn.Module) -> bool:
     """Whether nothing in the model computes on grids, or was to, as far as can be seen."""
     # Copies of what `quantize` made have hooks and are not known.
-    return quantized_of(model) is None and not is_awaited(model) and not act_in(model)
+    return quantized_of(model) is None and not is_quantization_pending(model) and not apply_in_order(model)
 
 
-def known(model: nn.Module) -> QuantizedModel:
+def require_quantized(model: nn.Module) -> QuantizedModel:
     """The quantizers of a model that is ready to be deployed.
 
     Raises:
         ValueError: if it was not quantized, its quantized phase was not reached, or a place has seen nothing.
     """
     quantized = quantized_of(model)
-    if is_awaited(model) or (quantized is not None and not quantized.mode.active):
+    if is_quantization_pending(model) or (quantized is not None and not quantized.state.enabled):
         raise ValueError(
             f"The quantized phase of this {type(model).__name__} was not reached. Train longer, or let "
             f"QuantizationAwareTraining begin earlier; in floating point export a copy, copy.deepcopy(model), to .onnx."
@@ -123,47 +123,47 @@ def known(model: nn.Module) -> QuantizedModel:
         )
     for quantizer in quantized.quantizers():
         quantizer.to(next(model.parameters()).device)  # the Trainer moves the module alone when a fit ends
-    if missing := quantized.unstarted():
+    if missing := quantized.uncalibrated():
         raise ValueError(f"No number has come to {', '.join(missing)} yet, so there is no grid. Train for a step.")
     return quantized
 
 
 def _casts(quantized: QuantizedModel) -> dict[str, torch.dtype]:
-    return {name: one.form.dtype for name, one in quantized.weights.items() if one.form.dtype is not None}
+    return {name: one.fmt.dtype for name, one in quantized.weights.items() if one.fmt.dtype is not None}
 
 
 def _values(quantized: QuantizedModel, name: str) -> Tensor:
-    values: Tensor = quantized.weights[name](quantized.held()[name].parameter.detach())
+    values: Tensor = quantized.weights[name](quantized.quantized_weights()[name].parameter.detach())
     return values
 
 
-def _grid(quantized: QuantizedModel, name: str) -> WeightGrid | None:
+def _grid(quantized: QuantizedModel, name: str) -> WeightSpec | None:
     """The whole numbers of a weight and their steps; a table where there is no one step; None for floating point."""
-    quantizer, weight = quantized.weights[name], quantized.held()[name].parameter.detach()
+    quantizer, weight = quantized.weights[name], quantized.quantized_weights()[name].parameter.detach()
     values, scale = quantizer.on_grid(weight)
-    if quantizer.form.dtype is not None:
+    if quantizer.fmt.dtype is not None:
         return None
-    rows, bits = quantizer.rows, quantizer.form.bits
+    rows, bits = quantizer.channel_groups, quantizer.fmt.bits
     if scale is None:
         levels, codes = torch.unique(values.float(), return_inverse=True)
-        return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), rows.axis, levels=levels)
+        return WeightSpec(codes, None, max(1, (len(levels) - 1).bit_length()), rows.axis, levels=levels)
     codes = (rows.split(values.float()) / scale).round().to(torch.int32)
     zero_point = None if quantizer.symmetric else rows.scale(quantizer.zero_point)
     codes = rows.join(codes if quantizer.symmetric else codes + quantizer.zero_point)
-    return WeightGrid(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0), zero_point=zero_point)
+    return WeightSpec(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0), zero_point=zero_point)
 
 
 def _fold(
     copy: nn.Module,
     modules: dict[str, nn.Module],
     quantized: QuantizedModel,
-    grids: dict[str, WeightGrid | None],
+    grids: dict[str, WeightSpec | None],
     layer: str,
     norm: str,
 ) -> None:
     """Let a layer do what the BatchNorm behind it did: its integers stay, their steps take the factor."""
     module, batch_norm = modules[layer], modules[norm]
-    names = [held.name for held in quantized.layers[layer].weights]
+    names = [weight_ref.name for weight_ref in quantized.layers[layer].weights]
     grid = grids.get(names[0]) if len(names) == 1 else None
     if grid is None or batch_norm.running_var is None:
         return
@@ -187,18 +187,18 @@ def _as_line(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return factor.float(), offset.float()
 
 
-def _scaled(grid: WeightGrid, factor: Tensor) -> WeightGrid:
+def _scaled(grid: WeightSpec, factor: Tensor) -> WeightSpec:
     """The grid with each channel's values times its factor; a negative one changes the sign of the integers."""
     along = [-1 if place == grid.axis else 1 for place in range(grid.codes.ndim)]
     if grid.scale is None:
         levels, codes = torch.unique(grid.values() * factor.reshape(along), return_inverse=True)
-        return WeightGrid(codes, None, max(1, (len(levels) - 1).bit_length()), grid.axis, levels=levels)
+        return WeightSpec(codes, None, max(1, (len(levels) - 1).bit_length()), grid.axis, levels=levels)
     sign = factor.sign().to(grid.codes.dtype).reshape(along)
     size = torch.where(factor == 0, 1.0, factor.abs())
     shape = (-1, 1) if grid.group else along
     scale = grid.scale * size.reshape(shape)
     zero_point = None if grid.zero_point is None else grid.zero_point * sign.reshape(shape)
-    return WeightGrid(grid.codes * sign, scale, grid.bits, grid.axis, grid.group, zero_point=zero_point)
+    return WeightSpec(grid.codes * sign, scale, grid.bits, grid.axis, grid.group, zero_point=zero_point)
 
 
 def _add_sites(
@@ -207,30 +207,30 @@ def _add_sites(
     """Let the copy call the quantizers; the name under which it holds them."""
     if type(copy).forward is nn.Sequential.forward:
         copy.__class__ = Chain
-    steps = Steps(
+    steps = FakeQuantizeSteps(
         {
-            keys[site.name]: _deployed(quantized.activations[site.name], site, quantized.takers(site.name))
-            for site in quantized.layout.sites
+            keys[site.name]: _deployed(quantized.activations[site.name], site, quantized.consumers(site.name))
+            for site in quantized.placement.sites
         }
     )
-    held = _free("quantizers", dir(copy))
-    copy.add_module(held, steps)
-    for site in quantized.layout.sites:
+    weight_ref = _free("quantizers", dir(copy))
+    copy.add_module(weight_ref, steps)
+    for site in quantized.placement.sites:
         step = steps[keys[site.name]]
         if site.port == "output":
             modules[site.module].register_forward_hook(lambda _module, _args, output, step=step: step(output))
         else:
             hook = _at_door(step, int(site.port.split()[1]))
             modules[site.module].register_forward_pre_hook(hook, with_kwargs=True)
-    return held
+    return weight_ref
 
 
-def _deployed(quantizer: ActivationQuantizer, site: Site, takers: list[str]) -> nn.Module:
-    if quantizer.form.dtype is not None:
-        return Rounded(quantizer.form.dtype)
-    if quantizer.high - quantizer.low > 255:
+def _deployed(quantizer: ActivationFakeQuantize, site: ActivationSite, takers: list[str]) -> nn.Module:
+    if quantizer.fmt.dtype is not None:
+        return RoundedBias(quantizer.fmt.dtype)
+    if quantizer.quant_max - quantizer.quant_min > 255:
         raise ValueError(
-            f"'{site.name}' has {quantizer.form.bits} bits, but what is written to .onnx or .pt2 has activations of at "
+            f"'{site.name}' has {quantizer.fmt.bits} bits, but what is written to .onnx or .pt2 has activations of at "
             f"most 8. Take those, or None for the activations; .safetensors holds weights of any bits."
         )
     zeros = torch.zeros(1, device=quantizer.scale.device)
@@ -242,12 +242,12 @@ def _deployed(quantizer: ActivationQuantizer, site: Site, takers: list[str]) -> 
             f"method for the activations, or leave it out: ignore={takers}."
         )
     # Far beyond the ends, and so near to zero that rounding would take it there.
-    far = quantizer.high - quantizer.low + 1.0
+    far = quantizer.quant_max - quantizer.quant_min + 1.0
     probed = quantizer.on_grid(scale * scale.new_tensor([-far, -0.25, 0.25, far])).values / scale
-    offset = int(zero_point) - quantizer.low
+    offset = int(zero_point) - quantizer.quant_min
     lowest, below, above, highest = (int(one) for one in probed.round() + offset)
     signs = below == lowest and above == highest
-    return OnGrid(scale.reshape(()), offset, lowest, highest, signs)
+    return FixedFakeQuantize(scale.reshape(()), offset, lowest, highest, signs)
 
 
 def _at_door(step: nn.Module, position: int):  # type: ignore[no-untyped-def]

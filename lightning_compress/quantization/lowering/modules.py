@@ -9,7 +9,7 @@ from torch import Tensor, nn
 NEXT_TO_NOTHING = 2.0**-40
 
 
-class OnGrid(nn.Module):
+class FixedFakeQuantize(nn.Module):
     """Puts numbers on a grid of at most 8 bits from zero on, as `QuantizeLinear` and `DequantizeLinear` do.
 
     Args:
@@ -36,7 +36,7 @@ class OnGrid(nn.Module):
         return steps if self.gain is None else steps * self.gain
 
 
-class Steps(nn.ModuleDict):
+class FakeQuantizeSteps(nn.ModuleDict):
     """The quantizers of a deployed model, by their keys."""
 
 
@@ -45,12 +45,12 @@ class Chain(nn.Sequential):
 
     def forward(self, values: Any) -> Any:
         for module in self._modules.values():  # children would leave out what comes a second time
-            if module is not None and not isinstance(module, Steps):
+            if module is not None and not isinstance(module, FakeQuantizeSteps):
                 values = module(values)
         return values
 
 
-class Rounded(nn.Module):
+class RoundedBias(nn.Module):
     """Rounds numbers to a shorter floating point format."""
 
     def __init__(self, dtype: torch.dtype) -> None:

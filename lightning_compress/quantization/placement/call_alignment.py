@@ -14,7 +14,7 @@ Track: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Use:
+class AlignedOperation:
     """The same operation of each call."""
 
     function: Callable[..., Any]
@@ -23,22 +23,22 @@ class Use:
     outputs: tuple[Track, ...]
 
 
-class Tracks:
+class AlignedCalls:
     """The tracks of a flow."""
 
     def __init__(self, flow: Dataflow) -> None:
         self.flow = flow
 
-    def given(self, module: str) -> tuple[Track, ...]:
+    def inputs(self, module: str) -> tuple[Track, ...]:
         """What a module was given, by position, as far as all of its calls have as many tensors."""
         return tuple(zip(*self.flow.inputs[module], strict=False))
 
-    def returned(self, module: str) -> Track | None:
+    def outputs(self, module: str) -> Track | None:
         """What a module returned, if that was a single tensor each time."""
         values = self.flow.outputs.get(module, [])
         return None if not values or None in values else tuple(value for value in values if value is not None)
 
-    def uses(self, track: Track) -> list[Use] | None:
+    def consumers_of(self, track: Track) -> list[AlignedOperation] | None:
         """The operations that took a track; None if the calls differ in them."""
         by_call = [self.flow.consumers_of(value) for value in track]
         if len({len(uses) for uses in by_call}) != 1:
@@ -47,40 +47,42 @@ class Tracks:
         known = [use for use in found if use is not None]
         return known if len(known) == len(found) else None
 
-    def made_by(self, track: Track) -> Use | None:
+    def producer(self, track: Track) -> AlignedOperation | None:
         """The operation that made a track, if it is the same in each call."""
         made = [self.flow.producer[value] for value in track if value in self.flow.producer]
         return _as_one(tuple(made)) if len(made) == len(track) else None
 
-    def users(self, track: Track) -> list[str | None]:
+    def consumers(self, track: Track) -> list[str | None]:
         """The modules that took any of its values."""
         return [use.module for value in track for use in self.flow.consumers_of(value)]
 
     def boundary(self, track: Track) -> str | None:
         """The innermost module that returned this, at each of its calls, and does not use it itself."""
         name = self.flow.boundaries.get(track[0])
-        if not name or self.returned(name) != track:
+        if not name or self.outputs(name) != track:
             return None
-        return None if any(is_within(user, name) for user in self.users(track)) else name
+        return None if any(is_submodule(user, name) for user in self.consumers(track)) else name
 
-    def doors(self, track: Track) -> list[tuple[str, int]]:
+    def num_positional(self, track: Track) -> list[tuple[str, int]]:
         """The modules that were given this as an argument, at each of their calls, and the position; not the whole."""
         found = []
         for name, calls in self.flow.inputs.items():
-            given = self.given(name)[: self.flow.num_positional[name]] if name and len(calls) == len(track) else ()
+            given = self.inputs(name)[: self.flow.num_positional[name]] if name and len(calls) == len(track) else ()
             found += [(name, given.index(track))] if track in given else []
         return found
 
 
-def is_within(module: str | None, name: str) -> bool:
+def is_submodule(module: str | None, name: str) -> bool:
     """Whether a module is another one, or a part of it."""
     return module is not None and f"{module}.".startswith(f"{name}.")
 
 
-def _as_one(operations: tuple[Operation, ...]) -> Use | None:
+def _as_one(operations: tuple[Operation, ...]) -> AlignedOperation | None:
     first = operations[0]
     same = {(one.function, one.module, len(one.inputs), len(one.outputs)) for one in operations}
     if len(same) > 1:
         return None
     inputs = tuple(zip(*(one.inputs for one in operations), strict=True))
-    return Use(first.function, first.module, inputs, tuple(zip(*(one.outputs for one in operations), strict=True)))
+    return AlignedOperation(
+        first.function, first.module, inputs, tuple(zip(*(one.outputs for one in operations), strict=True))
+    )

@@ -18,7 +18,7 @@ COMPUTES = {
 }  # fmt: skip
 
 
-def refuse_reads_elsewhere(flow: Dataflow, layers: list[Layer]) -> None:
+def check_weight_reads(flow: Dataflow, layers: list[Layer]) -> None:
     """Refuse weights that the watched step also used outside of the layers that hold them.
 
     Raises:
@@ -26,8 +26,8 @@ def refuse_reads_elsewhere(flow: Dataflow, layers: list[Layer]) -> None:
     """
     holders: dict[str, list[str]] = {}
     for layer in layers:
-        for held in layer.weights:
-            holders.setdefault(held.name, []).append(f"{layer.name}.")
+        for weight_ref in layer.weights:
+            holders.setdefault(weight_ref.name, []).append(f"{layer.name}.")
     for name, names in holders.items():
         for use in _uses(flow, flow.parameters.get(name, 0)):
             if not f"{use.module}.".startswith(tuple(names)):

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_compress.nn.dataflow import Dataflow, Operation, is_plain_norm
-from lightning_compress.quantization.placement.call_alignment import Track, Tracks, Use, is_within
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from lightning_compress.quantization.layers import CONVOLUTIONS
+from lightning_compress.quantization.placement.call_alignment import AlignedCalls, AlignedOperation, Track, is_submodule
 
 Kind: TypeAlias = tuple[Any, ...]
 EDGE_BITS = 8
@@ -54,7 +53,7 @@ KEEP_SIGN = MOVES | JOINS
 
 
 @dataclass(frozen=True)
-class Site:
+class ActivationSite:
     """A place where numbers are put on a grid: what a module returns, or what it is given at one position.
 
     Attributes:
@@ -73,7 +72,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ActivationPlacement:
     """Where activations are quantized, and which layers and normalizations belong together.
 
     Attributes:
@@ -84,13 +83,13 @@ class Layout:
         floating: layers whose output stays in floating point, and why.
     """
 
-    sites: tuple[Site, ...] = ()
+    sites: tuple[ActivationSite, ...] = ()
     order: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)
     floating: Mapping[str, str] = field(default_factory=dict)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         return {
             "sites": [[site.module, site.port, site.non_negative] for site in self.sites],
@@ -101,19 +100,19 @@ class Layout:
         }
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Layout":
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "ActivationPlacement":
         """What `state` has put down."""
-        sites = tuple(Site(str(module), str(port), bool(sign)) for module, port, sign in state["sites"])
+        sites = tuple(ActivationSite(str(module), str(port), bool(sign)) for module, port, sign in state["sites"])
         return cls(sites, tuple(state["order"]), dict(state["inputs"]), dict(state["norms"]), dict(state["floating"]))
 
 
-def lay_out(
+def place_fake_quantizers(
     flow: Dataflow,
     layers: Iterable[str],
     computing: Iterable[str] | Mapping[str, Kind],
     modules: Mapping[str, nn.Module],
     joins: bool = True,
-) -> Layout:
+) -> ActivationPlacement:
     """Find the places for grids.
 
     Args:
@@ -138,19 +137,19 @@ def lay_out(
     planner = _Planner(flow, kinds, modules, joins)
     inputs = planner.place()
     order = tuple(name for name in flow.inputs if name in layers)
-    return Layout(tuple(planner.sites.values()), order, inputs, norms, planner.floating)
+    return ActivationPlacement(tuple(planner.sites.values()), order, inputs, norms, planner.floating)
 
 
 class _Planner:
     def __init__(
         self, flow: Dataflow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool
     ) -> None:
-        self.flow, self.tracks, self.kinds, self.modules, self.joins = flow, Tracks(flow), kinds, modules, joins
+        self.flow, self.tracks, self.kinds, self.modules, self.joins = flow, AlignedCalls(flow), kinds, modules, joins
         # What has more bits comes first: fewer may be made of those behind the shared place, but not more of fewer.
         self.layers = sorted(kinds, key=lambda name: -kinds[name][0])
         self.leading = flow.ancestors(value for name in kinds for call in flow.inputs[name] for value in call)
-        self.sites: dict[str, Site] = {}
-        self.site_of: dict[tuple[Track, Kind], Site] = {}
+        self.sites: dict[str, ActivationSite] = {}
+        self.site_of: dict[tuple[Track, Kind], ActivationSite] = {}
         self.floating: dict[str, str] = {}
 
     def place(self) -> dict[str, str]:
@@ -161,13 +160,13 @@ class _Planner:
         inputs = {}
         for layer in self.layers:
             width = 3 if isinstance(self.modules[layer], nn.MultiheadAttention) else 1
-            given = self.tracks.given(layer)[:width]
+            given = self.tracks.inputs(layer)[:width]
             # Attention is often given one tensor three times.
             found = [self.open(layer, given.index(value), value) for value in dict.fromkeys(given)]
             inputs[layer] = found[0].name
         return inputs
 
-    def open(self, layer: str, port: int, track: Track) -> Site:
+    def open(self, layer: str, port: int, track: Track) -> ActivationSite:
         """The site of what a layer takes."""
         way, kind = self.way_up(track), self.kinds[layer]
         known = [self.site_of[one, kind] for one in way if (one, kind) in self.site_of]
@@ -182,7 +181,7 @@ class _Planner:
 
     def close(self, layer: str) -> None:
         """See to it that what a convolution makes gets a grid, so that an integer kernel can compute it."""
-        returned = self.tracks.returned(layer)
+        returned = self.tracks.outputs(layer)
         if returned is None:
             self.floating[layer] = "it returns no single tensor"
             return
@@ -205,25 +204,27 @@ class _Planner:
         """The module's end or door from which on all who use a value see it; never that of the whole model."""
         if boundary := self.tracks.boundary(track):
             return boundary, "output"
-        users = self.tracks.users(track)
-        doors = [door for door in self.tracks.doors(track) if all(is_within(user, door[0]) for user in users)]
+        users = self.tracks.consumers(track)
+        doors = [
+            door for door in self.tracks.num_positional(track) if all(is_submodule(user, door[0]) for user in users)
+        ]
         module, position = max(doors, key=lambda door: len(door[0]), default=("", 0))
         return (module, f"input {position}") if module else None
 
-    def put(self, track: Track, module: str, port: str, kind: Kind, shared: bool = True) -> Site:
-        site = Site(module, port, all(map(self.is_non_negative, track)))
+    def put(self, track: Track, module: str, port: str, kind: Kind, shared: bool = True) -> ActivationSite:
+        site = ActivationSite(module, port, all(map(self.is_non_negative, track)))
         site = self.sites.setdefault(site.name, site)
         if shared:
             self.site_of[track, kind] = site
         return site
 
-    def suits(self, use: Use) -> bool:
+    def suits(self, use: AlignedOperation) -> bool:
         return use.module in self.layers or (self.joins and use.function in JOINS)
 
     def after_the_kernel(self, track: Track) -> Track:
         """The value behind the BatchNorm and the clip that a kernel takes along."""
         for functions in ({functional.batch_norm}, CLIPS):
-            uses = self.tracks.uses(track) or []
+            uses = self.tracks.consumers_of(track) or []
             if len(uses) == 1 and uses[0].function in functions and len(uses[0].outputs) == 1:
                 track = uses[0].outputs[0]
         return track
@@ -231,22 +232,22 @@ class _Planner:
     def way_up(self, track: Track) -> list[Track]:
         """The value, and what it was before it was moved about, nearest first."""
         way = [track]
-        made = self.tracks.made_by(track)
+        made = self.tracks.producer(track)
         while made is not None and made.function in MOVES and made.inputs:
             way.append(made.inputs[0])
-            made = self.tracks.made_by(made.inputs[0])
+            made = self.tracks.producer(made.inputs[0])
         return way
 
     def before_dropouts(self, way: list[Track]) -> list[Track]:
         """Those of the way that no dropout has scaled yet: a deployed network has none."""
-        made = [self.tracks.made_by(track) for track in way]
+        made = [self.tracks.producer(track) for track in way]
         last = max((place for place, one in enumerate(made) if one and one.function in DROPOUTS), default=-1)
         return way[last + 1 :]
 
-    def leaf_uses(self, track: Track) -> list[Use] | None:
+    def leaf_uses(self, track: Track) -> list[AlignedOperation] | None:
         """Who computes with this value, moved about or not; None if the calls differ in that."""
-        found: list[Use] = []
-        uses = self.tracks.uses(track)
+        found: list[AlignedOperation] = []
+        uses = self.tracks.consumers_of(track)
         for use in uses or ():
             # What a quantized layer does with its own input is its own business.
             moved = use.function in MOVES and use.module not in self.layers
@@ -279,9 +280,9 @@ def _brings_negative(made: Operation) -> bool:
 
 def _norm_after(flow: Dataflow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:
     """The BatchNorm that alone takes the layer's output, at each of its calls, channel by channel."""
-    tracks = Tracks(flow)
-    returned = tracks.returned(layer)
-    uses = (tracks.uses(returned) if returned else None) or []
+    tracks = AlignedCalls(flow)
+    returned = tracks.outputs(layer)
+    uses = (tracks.consumers_of(returned) if returned else None) or []
     norm = uses[0].module if len(uses) == 1 and uses[0].function is functional.batch_norm else None
     if returned is None or norm is None or len(flow.inputs[norm]) != len(returned) or norm not in modules:
         return None

@@ -7,16 +7,18 @@ from torch import nn
 from lightning_compress.nn.dataflow import Dataflow
 from lightning_compress.nn.forward_capture import display_name
 from lightning_compress.quantization.layers import Layer
-from lightning_compress.quantization.placement.call_alignment import is_within
+from lightning_compress.quantization.placement.call_alignment import is_submodule
 
 
-def said_of_frozen(layers: Iterable[Layer]) -> str:
+def frozen_warning(layers: Iterable[Layer]) -> str:
     """A sentence about the weights that no training moves, if there are any."""
-    names = dict.fromkeys(held.name for layer in layers for held in layer.weights if not held.parameter.requires_grad)
+    names = dict.fromkeys(
+        weight_ref.name for layer in layers for weight_ref in layer.weights if not weight_ref.parameter.requires_grad
+    )
     return f" Of these {', '.join(names)} are frozen: ignore what is not to be quantized." if names else ""
 
 
-def apart(flow: Dataflow, model: nn.Module, layers: list[Layer]) -> list[str]:
+def unused_frozen_layers(flow: Dataflow, model: nn.Module, layers: list[Layer]) -> list[str]:
     """Frozen layers that neither take what trained parameters have made, nor give to what they make.
 
     A teacher that the user's module holds stands apart, and the network of a metric; a frozen backbone does not.
@@ -39,7 +41,7 @@ def apart(flow: Dataflow, model: nn.Module, layers: list[Layer]) -> list[str]:
         layer.name
         for layer in layers
         if not any(one.requires_grad for one in layer.module.parameters())
-        and not any(is_within(module, layer.name) for module in having_part)
+        and not any(is_submodule(module, layer.name) for module in having_part)
     ]
     if len(found) == len(layers):
         raise ValueError(

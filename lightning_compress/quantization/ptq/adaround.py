@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.nn.forward_capture import get_submodule
-from lightning_compress.quantization.fake_quantizers import WeightQuantizer
+from lightning_compress.quantization.fake_quantizers import WeightFakeQuantize
 from lightning_compress.quantization.functional import quantizers
-from lightning_compress.quantization.layers import TRANSPOSED, Held, Layer
-from lightning_compress.quantization.placement.sites import CONVOLUTIONS
-from lightning_compress.quantization.ptq.calibration_data import Batches, Enough, Note, noted
-from lightning_compress.quantization.ptq.rounding_candidates import Roundings, learn_rounding
+from lightning_compress.quantization.layers import CONVOLUTIONS, TRANSPOSED, Layer, WeightRef
+from lightning_compress.quantization.ptq.calibration_data import CalibrationBatches, Note, StopForward, recorded_calls
+from lightning_compress.quantization.ptq.rounding_candidates import RoundingCandidates, learn_rounding
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 Example: TypeAlias = tuple[Callable[[Tensor], Tensor], Tensor, Tensor]
@@ -26,7 +25,7 @@ PRODUCTS = 10**8
 FIXED_GRIDS = (quantizers.uniform, quantizers.lsq)
 
 
-class Examples:
+class LayerExamples:
     """What a layer is given by the quantized network so far, and what it gave in floating point.
 
     Args:
@@ -36,11 +35,11 @@ class Examples:
         seed: of the samples that are drawn.
     """
 
-    def __init__(self, layer: Layer, held: Held, quantizer: WeightQuantizer, seed: int) -> None:
-        self.layer, self.held, self.rows = layer.module, held, quantizer.rows
+    def __init__(self, layer: Layer, weight_ref: WeightRef, quantizer: WeightFakeQuantize, seed: int) -> None:
+        self.layer, self.weight_ref, self.rows = layer.module, weight_ref, quantizer.channel_groups
         self.dimensions = 1 + len(layer.module.kernel_size) if isinstance(layer.module, CONVOLUTIONS) else 1
         transposed = isinstance(layer.module, TRANSPOSED)
-        self.by_channel = not transposed or (layer.module.groups == 1 and quantizer.rows.group >= 0)
+        self.by_channel = not transposed or (layer.module.groups == 1 and quantizer.channel_groups.group >= 0)
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.inputs: list[Tensor] = []
         self.calls: list[Callable[[Tensor], Tensor]] = []
@@ -85,7 +84,7 @@ class Examples:
         return self.calls[call], given[chosen], output[chosen]
 
     def _error(self, matrix: Tensor, call: Callable[[Tensor], Tensor], given: Tensor, output: Tensor) -> Tensor:
-        with standing_in(self.layer, self.held.leaf, self.rows.join(matrix).to(given.dtype)):
+        with replaced_weight(self.layer, self.weight_ref.leaf, self.rows.join(matrix).to(given.dtype)):
             error = call(given) - output
         errors = error.float().square().transpose(0, 1).flatten(1).mean(1)
         return errors if self.by_channel else errors.mean(0, keepdim=True)
@@ -99,7 +98,7 @@ class Examples:
 
 
 @contextmanager
-def standing_in(module: nn.Module, leaf: str, value: Tensor) -> Iterator[None]:
+def replaced_weight(module: nn.Module, leaf: str, value: Tensor) -> Iterator[None]:
     """Within the context `value` is what the module finds as its `leaf`."""
     vars(module)[leaf] = value
     try:
@@ -108,11 +107,11 @@ def standing_in(module: nn.Module, leaf: str, value: Tensor) -> Iterator[None]:
         del vars(module)[leaf]
 
 
-def round_adaptively(
+def adaptive_rounding(
     model: nn.Module,
     reference: nn.Module,
     quantized: QuantizedModel,
-    batches: Batches,
+    batches: CalibrationBatches,
     calls: Mapping[str, int],
     steps: int,
 ) -> dict[str, str]:
@@ -130,41 +129,41 @@ def round_adaptively(
         The layers whose weights keep the nearest place on the grid, and why.
     """
     left = {}
-    for number, name in enumerate(quantized.layout.order):
+    for number, name in enumerate(quantized.placement.order):
         layer = quantized.layers[name]
         if why := _obstacle(quantized, layer):
             left[name] = why
             continue
-        (held,) = layer.weights
-        if held.name not in quantized.weights:
+        (weight_ref,) = layer.weights
+        if weight_ref.name not in quantized.weights:
             continue
-        quantizer = quantized.weights[held.name]
-        examples = Examples(layer, held, quantizer, quantized.seed * 1_000_003 + number)
+        quantizer = quantized.weights[weight_ref.name]
+        examples = LayerExamples(layer, weight_ref, quantizer, quantized.seed * 1_000_003 + number)
         once = calls[name] == 1
         _watch(reference, get_submodule(reference, name), examples.see_output, once, batches, f"Output of {name}")
         _watch(model, layer.module, examples.see_input, once, batches, f"Input of {name}")
         track = batches.progress.track(range(steps), f"Rounding of {name}", steps)
-        matrix = learn_rounding(_roundings(held, quantizer), examples.error_of, track, steps)
-        held.parameter.copy_(quantizer.rows.join(matrix))
+        matrix = learn_rounding(_roundings(weight_ref, quantizer), examples.error_of, track, steps)
+        weight_ref.parameter.copy_(quantizer.channel_groups.join(matrix))
     return left
 
 
-def _watch(model: nn.Module, module: nn.Module, note: Note, once: bool, batches: Batches, what: str) -> None:
+def _watch(model: nn.Module, module: nn.Module, note: Note, once: bool, batches: CalibrationBatches, what: str) -> None:
     def noting(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         note(args, kwargs, output)
         if once:
-            raise Enough
+            raise StopForward
 
-    with noted(module, noting):
+    with recorded_calls(module, noting):
         batches.run(model, what)
 
 
-def _roundings(held: Held, quantizer: WeightQuantizer) -> Roundings:
-    matrix = quantizer.rows.split(held.parameter.detach())
+def _roundings(weight_ref: WeightRef, quantizer: WeightFakeQuantize) -> RoundingCandidates:
+    matrix = quantizer.channel_groups.split(weight_ref.parameter.detach())
     _, scale, zero_point = quantizer.quantized(matrix, scale=quantizer.scale, zero_point=quantizer.zero_point)
     if scale is None or zero_point is None:
-        raise ValueError(f"'{held.name}' lies on no grid of one step.")
-    return Roundings.of(matrix, scale.detach(), zero_point, quantizer.low, quantizer.high)
+        raise ValueError(f"'{weight_ref.name}' lies on no grid of one step.")
+    return RoundingCandidates.from_weight(matrix, scale.detach(), zero_point, quantizer.quant_min, quantizer.quant_max)
 
 
 def _obstacle(quantized: QuantizedModel, layer: Layer) -> str | None:
@@ -172,11 +171,11 @@ def _obstacle(quantized: QuantizedModel, layer: Layer) -> str | None:
         return "each number of an embedding is an output by itself"
     if not isinstance(layer.module, (*CONVOLUTIONS, nn.Linear)):
         return f"{type(layer.module).__name__} uses its weights in the middle of its forward"
-    (held,) = layer.weights
-    hosts = [other.name for other in quantized.layers.values() for one in other.weights if one.name == held.name]
+    (weight_ref,) = layer.weights
+    hosts = [other.name for other in quantized.layers.values() for one in other.weights if one.name == weight_ref.name]
     if len(hosts) > 1:
         return f"its weight is shared by {', '.join(hosts)}"
-    quantizer = quantized.weights.get(held.name)
+    quantizer = quantized.weights.get(weight_ref.name)
     if quantizer is not None and quantizer.function not in FIXED_GRIDS:
         return f"the grid of {getattr(quantizer.function, '__name__', quantizer.function)} moves with the weight"
     return None

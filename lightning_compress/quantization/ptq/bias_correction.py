@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.nn.forward_capture import get_submodule
-from lightning_compress.quantization.placement.sites import CONVOLUTIONS
-from lightning_compress.quantization.ptq.calibration_data import Batches, Enough, noted
+from lightning_compress.quantization.layers import CONVOLUTIONS
+from lightning_compress.quantization.ptq.calibration_data import CalibrationBatches, StopForward, recorded_calls
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
-class MeanOutput:
+class MeanOutputRecorder:
     """The mean of each channel that a layer gives, over all that it has given so far."""
 
     def __init__(self, module: nn.Module, once: bool = False) -> None:
@@ -30,7 +30,7 @@ class MeanOutput:
         self.sum = self.sum + rows.sum(0, dtype=torch.float64)
         self.count += len(rows)
         if self.once:
-            raise Enough
+            raise StopForward
 
     @property
     def value(self) -> Tensor:
@@ -39,21 +39,21 @@ class MeanOutput:
 
 
 @contextmanager
-def mean_outputs(quantized: QuantizedModel, wanted: bool = True) -> Iterator[dict[str, MeanOutput]]:
+def record_mean_outputs(quantized: QuantizedModel, wanted: bool = True) -> Iterator[dict[str, MeanOutputRecorder]]:
     """Means of what the quantized layers give within the context, by their names; none if they are not wanted."""
     layers = {name: layer for name, layer in quantized.layers.items() if layer.computes and wanted}
     with ExitStack() as undo:
-        means = {name: MeanOutput(layer.module) for name, layer in layers.items()}
+        means = {name: MeanOutputRecorder(layer.module) for name, layer in layers.items()}
         for mean in means.values():
-            undo.enter_context(noted(mean.module, mean))
+            undo.enter_context(recorded_calls(mean.module, mean))
         yield means
 
 
 def correct_biases(
     model: nn.Module,
     quantized: QuantizedModel,
-    means: Mapping[str, MeanOutput],
-    batches: Batches,
+    means: Mapping[str, MeanOutputRecorder],
+    batches: CalibrationBatches,
     calls: Mapping[str, int],
 ) -> dict[str, str]:
     """Give each layer in turn the mean output that it had in floating point.
@@ -72,7 +72,7 @@ def correct_biases(
         The layers that are left as they are, and why.
     """
     left = {}
-    for name in quantized.layout.order:
+    for name in quantized.placement.order:
         if name not in means:
             continue
         correction = _correction(model, quantized, name)
@@ -80,8 +80,8 @@ def correct_biases(
             left[name] = "it has neither a bias nor a BatchNorm with running statistics that alone takes its output"
             continue
         shifted, sign = correction
-        now = MeanOutput(means[name].module, once=calls[name] == 1)
-        with noted(now.module, now):
+        now = MeanOutputRecorder(means[name].module, once=calls[name] == 1)
+        with recorded_calls(now.module, now):
             batches.run(model, f"Bias of {name}")
         error = now.value - means[name].value - _rounding(quantized, name)
         shifted.add_(error.to(shifted), alpha=sign)
@@ -94,7 +94,7 @@ def _correction(model: nn.Module, quantized: QuantizedModel, name: str) -> tuple
     owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
     if isinstance(owner.bias, Tensor):
         return owner.bias, -1
-    norm = quantized.layout.norms.get(name)
+    norm = quantized.placement.norms.get(name)
     mean = get_submodule(model, norm).running_mean if norm is not None else None
     # What BatchNorm subtracts may grow by as much as the output did.
     return (mean, 1) if isinstance(mean, Tensor) else None

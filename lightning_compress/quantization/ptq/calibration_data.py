@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.ptq.progress import PatientProgress
+from lightning_compress.quantization.ptq.progress import DelayedProgress
 
 Forward = Callable[[nn.Module, Any], Any]
 Note = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 
 
-class Enough(Exception):  # noqa: N818 (nothing went wrong)
+class StopForward(Exception):  # noqa: N818 (nothing went wrong)
     """Raised by who has seen what it wanted of a model's forward."""
 
 
-class Batches:
+class CalibrationBatches:
     """The batches that a model is watched with.
 
     Args:
@@ -34,10 +34,10 @@ class Batches:
     """
 
     def __init__(
-        self, loader: Iterable[Any], limit: int | None, forward: Forward | None, kept: bool, progress: PatientProgress
+        self, loader: Iterable[Any], limit: int | None, forward: Forward | None, kept: bool, progress: DelayedProgress
     ) -> None:
         _check(loader, limit)
-        self.forward, self.progress = forward or call_with, progress
+        self.forward, self.progress = forward or call_on_device, progress
         remaining = islice(loader, limit)
         self.first = next(remaining, None)
         if self.first is None:
@@ -55,13 +55,13 @@ class Batches:
     def run(self, model: nn.Module, what: str, end_batch: Callable[[], None] | None = None) -> None:
         """Call the model with all batches, each until somebody has seen enough; after each call `end_batch`."""
         for batch in self.progress.track(self.batches, what, self.count):
-            with suppress(Enough):
+            with suppress(StopForward):
                 self.call(model, batch)
             if end_batch is not None:
                 end_batch()
 
 
-def call_with(model: nn.Module, batch: Any) -> Any:
+def call_on_device(model: nn.Module, batch: Any) -> Any:
     """Give a model the input of a batch: the first part of a tuple or list, keywords of a dict, or all of it.
 
     Raises:
@@ -83,7 +83,7 @@ def call_with(model: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def noted(module: nn.Module, note: Note) -> Iterator[None]:
+def recorded_calls(module: nn.Module, note: Note) -> Iterator[None]:
     """Within the context tell `note` of each call: arguments as the layer got them, output before anybody else."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_compress.nn.dataflow import Dataflow, Operation
-from lightning_compress.quantization.layers import TRANSPOSED, Layer
-from lightning_compress.quantization.placement.sites import CONVOLUTIONS, DROPOUTS
+from lightning_compress.quantization.layers import CONVOLUTIONS, TRANSPOSED, Layer
+from lightning_compress.quantization.placement.sites import DROPOUTS
 
 # f(s * x) = s * f(x) for s > 0, number by number.
 HOMOGENEOUS = {
@@ -37,7 +37,7 @@ NEARLY_EQUAL = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class LayerPair:
     """Two layers between whose channels a factor may wander, and the BatchNorm between them, if any."""
 
     first: nn.Module
@@ -45,9 +45,9 @@ class Pair:
     norm: nn.Module | None = None
 
 
-def pairs_of(
+def find_layer_pairs(
     flow: Dataflow, model: nn.Module, layers: list[Layer], norms: Mapping[str, str], modules: Mapping[str, nn.Module]
-) -> list[Pair]:
+) -> list[LayerPair]:
     """The pairs that are connected by BatchNorm, ReLU, dropout and pooling alone, or by nothing.
 
     Args:
@@ -63,7 +63,7 @@ def pairs_of(
 
 
 @torch.no_grad()
-def equalize(pairs: list[Pair]) -> None:
+def equalize(pairs: list[LayerPair]) -> None:
     """Scale channels between the layers of each pair until both weights have the same range in each.
 
     A BatchNorm between them is scaled in its `weight` and `bias`; the first layer's range is then that of its weight
@@ -74,7 +74,7 @@ def equalize(pairs: list[Pair]) -> None:
             return
 
 
-def channel_ranges(pair: Pair) -> tuple[Tensor, Tensor]:
+def channel_ranges(pair: LayerPair) -> tuple[Tensor, Tensor]:
     """The largest absolute weight in each channel between them: of the first and of the second layer."""
     first = _largest(pair.first, output=True)
     if pair.norm is not None:
@@ -82,18 +82,18 @@ def channel_ranges(pair: Pair) -> tuple[Tensor, Tensor]:
     return first, _largest(pair.second, output=False)
 
 
-def _equalize_pair(pair: Pair) -> float:
+def _equalize_pair(pair: LayerPair) -> float:
     """Scale once; how far the largest factor was from 1, as a logarithm."""
     first, second = channel_ranges(pair)
     alive = (first > 0) & (second > 0)
     factor = torch.where(alive, (first / second).sqrt(), torch.ones_like(first))
-    held = pair.first if pair.norm is None else pair.norm
+    weight_ref = pair.first if pair.norm is None else pair.norm
     if pair.norm is None:
         _scale(pair.first, 1 / factor, output=True)
     else:
         pair.norm.weight.div_(factor)  # type: ignore[operator]
-    if held.bias is not None:
-        held.bias.div_(factor)  # type: ignore[operator]
+    if weight_ref.bias is not None:
+        weight_ref.bias.div_(factor)  # type: ignore[operator]
     _scale(pair.second, factor, output=False)
     return float(factor.log().abs().max())
 
@@ -104,7 +104,7 @@ class _Finder:
     ) -> None:
         self.flow, self.layers, self.modules, self.shared = flow, layers, modules, shared
 
-    def pair(self, name: str, norm_name: str | None) -> Pair | None:
+    def pair(self, name: str, norm_name: str | None) -> LayerPair | None:
         """The pair whose first layer has that name."""
         first = self.layers[name]
         product = self.flow.producer.get(self.flow.outputs[name][0] or -1)
@@ -119,7 +119,7 @@ class _Finder:
         second = self.next_product(value, isinstance(first, CONVOLUTIONS))
         if second is None or not _fit(first, self.layers[second]):
             return None
-        return Pair(first, self.layers[second], norm)
+        return LayerPair(first, self.layers[second], norm)
 
     def next_product(self, value: int, has_pixels: bool) -> str | None:
         """The layer that alone computes with the value, after what a factor passes through."""

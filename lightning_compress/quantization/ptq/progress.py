@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 PATIENCE_SECONDS = 2.0
 
 
-class PatientProgress:
+class DelayedProgress:
     """Shows on a terminal how far several loops in turn have come, from the third second of the whole on.
 
     Args:
@@ -26,7 +26,7 @@ class PatientProgress:
         self.bar = Progress(console=self.console, transient=True)
         self.began, self.shown = time.monotonic(), False
 
-    def __enter__(self) -> "PatientProgress":
+    def __enter__(self) -> "DelayedProgress":
         return self
 
     def __exit__(

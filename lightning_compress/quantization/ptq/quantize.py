@@ -13,19 +13,19 @@ from lightning_compress.nn.copying import copy_uncompiled, copy_without_hooks
 from lightning_compress.nn.dataflow import Dataflow, trace_dataflow
 from lightning_compress.nn.forward_capture import display_name, preserved_random_state, tensors_in
 from lightning_compress.nn.selection import Patterns
-from lightning_compress.quantization.config import LayerPlan, Request
-from lightning_compress.quantization.functional.formats import Bits, parse
-from lightning_compress.quantization.layers import Layer, layers_of
-from lightning_compress.quantization.methods import MethodName, default_name
-from lightning_compress.quantization.placement.layout import layout_of
-from lightning_compress.quantization.placement.sites import Layout
-from lightning_compress.quantization.ptq.adaround import round_adaptively
-from lightning_compress.quantization.ptq.bias_correction import correct_biases, mean_outputs
-from lightning_compress.quantization.ptq.calibration_data import Batches, Forward
+from lightning_compress.quantization.config import LayerPlan, QuantizationConfig
+from lightning_compress.quantization.functional.formats import Bits, parse_format
+from lightning_compress.quantization.layers import Layer, quantizable_layers
+from lightning_compress.quantization.methods import MethodLike, default_name
+from lightning_compress.quantization.placement.layout import place_activations
+from lightning_compress.quantization.placement.sites import ActivationPlacement
+from lightning_compress.quantization.ptq.adaround import adaptive_rounding
+from lightning_compress.quantization.ptq.bias_correction import correct_biases, record_mean_outputs
+from lightning_compress.quantization.ptq.calibration_data import CalibrationBatches, Forward
 from lightning_compress.quantization.ptq.cross_layer_equalization import equalize as equalize_pairs
-from lightning_compress.quantization.ptq.cross_layer_equalization import pairs_of
-from lightning_compress.quantization.ptq.progress import PatientProgress
-from lightning_compress.quantization.ptq.range_averaging import MeanRanges
+from lightning_compress.quantization.ptq.cross_layer_equalization import find_layer_pairs
+from lightning_compress.quantization.ptq.progress import DelayedProgress
+from lightning_compress.quantization.ptq.range_averaging import RangeAveraging
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,7 +40,7 @@ def quantize(
     *,
     weights: Bits = 8,
     activations: Bits = 8,
-    method: MethodName = None,
+    method: MethodLike = None,
     granularity: str = "channel",
     symmetric: bool = True,
     first: Bits = None,
@@ -91,25 +91,25 @@ def quantize(
 
     Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
     """
-    request = TrainedRequest(
+    request = FixedConfig(
         weights, activations, method, granularity, symmetric, first, last, dict(overrides or {}), reduce_range
     )
     if isinstance(adaround, bool) or not isinstance(adaround, int) or adaround < 0:
         raise ValueError(f"adaround is a number of steps, such as 1000, or 0 for none, but is {adaround!r}.")
     copy = copy_uncompiled(copy_without_hooks(model)).eval()
-    _, layers = layers_of(copy, targets, ignore)
-    plans = request.plan(layers)
+    _, layers = quantizable_layers(copy, targets, ignore)
+    plans = request.plan_layers(layers)
     if loader is None:
         _refuse_without_data(plans, equalize=equalize, adaround=adaround, bias_correction=bias_correction)
-        quantized = QuantizedModel(copy, layers, request, Layout(order=tuple(plans)), seed)
+        quantized = QuantizedModel(copy, layers, request, ActivationPlacement(order=tuple(plans)), seed)
         quantized.install()
-        quantized.refuse_senseless_ranges()
+        quantized.check_ranges()
         _settle(quantized)
         return copy
-    with _undisturbed(), PatientProgress(progress) as bar:
-        given = Batches(loader, batches, forward, kept=bool(adaround or bias_correction), progress=bar)
+    with _undisturbed(), DelayedProgress(progress) as bar:
+        given = CalibrationBatches(loader, batches, forward, kept=bool(adaround or bias_correction), progress=bar)
         flow, outputs = _watched_step(copy, given)
-        layout = layout_of(flow, copy, layers, request)
+        layout = place_activations(flow, copy, layers, request)
         if equalize:
             _equalize(copy, layers, layout, flow)
             _refuse_other_outputs(copy, given, outputs)
@@ -118,31 +118,34 @@ def quantize(
         calls = {name: len(flow.inputs[name]) for name in layout.order}
         del flow, outputs
         quantized.install()
-        with mean_outputs(quantized, bias_correction) as means:
+        with record_mean_outputs(quantized, bias_correction) as means:
             _watch_ranges(copy, quantized, given)
         _settle(quantized)
         if reference is not None:
-            _tell("adaround", round_adaptively(copy, reference, quantized, given, calls, adaround))
+            _tell("adaround", adaptive_rounding(copy, reference, quantized, given, calls, adaround))
         if bias_correction:
             _tell("bias_correction", correct_biases(copy, quantized, means, given, calls))
     return copy
 
 
 @dataclass(frozen=True)
-class TrainedRequest(Request):
+class FixedConfig(QuantizationConfig):
     """A request about a model that is not trained any more: where no method is named, one that learns nothing."""
 
     def _planned(self, settings: Mapping[str, Any]) -> LayerPlan:
         return super()._planned({**settings, "method": _without_learning(settings)})
 
 
-def _without_learning(settings: Mapping[str, Any]) -> MethodName:
+def _without_learning(settings: Mapping[str, Any]) -> MethodLike:
     method = settings["method"]
     if method is not None and not isinstance(method, Mapping):
-        named: MethodName = method
+        named: MethodLike = method
         return named
     by_side = dict(method or {})
-    forms = {"weights": parse(settings["weights"]), "activations": parse(settings["activations"], "activations")}
+    forms = {
+        "weights": parse_format(settings["weights"]),
+        "activations": parse_format(settings["activations"], "activations"),
+    }
     for side, form in forms.items():
         if by_side.get(side) is None and form is not None and default_name(form, side) == "lsq":
             by_side[side] = "mse"
@@ -170,7 +173,7 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _watched_step(model: nn.Module, given: Batches) -> tuple[Dataflow, list[Tensor]]:
+def _watched_step(model: nn.Module, given: CalibrationBatches) -> tuple[Dataflow, list[Tensor]]:
     """What flows where for the first batch, and all that leaves the network."""
     with trace_dataflow(model) as flow:
         # A use outside of all modules: what leaves must not be taken for what only the next layer sees.
@@ -178,15 +181,15 @@ def _watched_step(model: nn.Module, given: Batches) -> tuple[Dataflow, list[Tens
     return flow, outputs
 
 
-def _equalize(model: nn.Module, layers: list[Layer], layout: Layout, flow: Dataflow) -> None:
+def _equalize(model: nn.Module, layers: list[Layer], layout: ActivationPlacement, flow: Dataflow) -> None:
     modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
-    pairs = pairs_of(flow, model, layers, layout.norms, modules)
+    pairs = find_layer_pairs(flow, model, layers, layout.norms, modules)
     if not pairs:
         logger.warning("equalize: no two quantized layers are connected by BatchNorm, ReLU and pooling alone.")
     equalize_pairs(pairs)
 
 
-def _refuse_other_outputs(model: nn.Module, given: Batches, outputs: list[Tensor]) -> None:
+def _refuse_other_outputs(model: nn.Module, given: CalibrationBatches, outputs: list[Tensor]) -> None:
     for before, after in zip(outputs, tensors_in(given.call(model, given.first)), strict=True):
         if before.is_floating_point() and before.numel():
             moved, size = float((after - before).abs().max()), float(before.abs().max())
@@ -198,26 +201,26 @@ def _refuse_other_outputs(model: nn.Module, given: Batches, outputs: list[Tensor
                 )
 
 
-def _watch_ranges(model: nn.Module, quantized: QuantizedModel, given: Batches) -> None:
+def _watch_ranges(model: nn.Module, quantized: QuantizedModel, given: CalibrationBatches) -> None:
     """Let all quantizers see the activations in floating point."""
-    quantized.draw_anew(0)
-    quantized.mode.active, quantized.mode.observing = True, True
-    ranges = MeanRanges(quantized.activations.values())
-    with ranges.watched():
+    quantized.set_step(0)
+    quantized.state.enabled, quantized.state.observer_enabled = True, True
+    ranges = RangeAveraging(quantized.activations.values())
+    with ranges.recording():
         given.run(model, "Calibrating", ranges.end_batch)
-    quantized.mode.observing = False
-    if missing := quantized.unstarted():
+    quantized.state.observer_enabled = False
+    if missing := quantized.uncalibrated():
         raise ValueError(
             f"No number has come to {', '.join(missing)}: layers that only some batches reach get no range. Leave them "
             f"out by `ignore`, or give batches that reach them."
         )
-    quantized.refuse_senseless_ranges()
+    quantized.check_ranges()
 
 
 def _settle(quantized: QuantizedModel) -> None:
     """From now on compute on grids that stay as they are."""
-    mode = quantized.mode
-    mode.active, mode.frozen, mode.quantizing = True, True, True
+    mode = quantized.state
+    mode.enabled, mode.observers_frozen, mode.fake_quant_enabled = True, True, True
 
 
 def _tell(what: str, left: Mapping[str, str]) -> None:

@@ -6,24 +6,24 @@ from dataclasses import replace
 
 import torch
 
-from lightning_compress.quantization.fake_quantizers import ActivationQuantizer
-from lightning_compress.quantization.functional.ranges import Interval, averaged
+from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize
+from lightning_compress.quantization.functional.ranges import Interval, exponential_average
 
 
-class MeanRanges:
+class RangeAveraging:
     """Ranges of places whose method takes no widest range, while batches go by.
 
     Args:
         quantizers: all of the model.
     """
 
-    def __init__(self, quantizers: Iterable[ActivationQuantizer]) -> None:
-        self.quantizers = [one for one in quantizers if one.follows and not one.range.widens]
-        self.means: dict[ActivationQuantizer, Interval] = {}
+    def __init__(self, quantizers: Iterable[ActivationFakeQuantize]) -> None:
+        self.quantizers = [one for one in quantizers if one.uses_observer and not one.range.widens]
+        self.means: dict[ActivationFakeQuantize, Interval] = {}
         self.counts = dict.fromkeys(self.quantizers, 0)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Within the context calls widen a range, up to the end of each batch; afterwards it is the mean."""
         before = [one.range for one in self.quantizers]
         for quantizer in self.quantizers:
@@ -38,16 +38,16 @@ class MeanRanges:
     def end_batch(self) -> None:
         """Count what this batch has reached, and let the next one begin anew."""
         for quantizer in self.quantizers:
-            if quantizer.started:
+            if quantizer.calibrated:
                 self.counts[quantizer] += 1
                 reached = quantizer.minimum.clone(), quantizer.maximum.clone()
                 old = self.means.get(quantizer, reached)
-                self.means[quantizer] = averaged(old, reached, 1 / self.counts[quantizer])
-                quantizer.started = False
+                self.means[quantizer] = exponential_average(old, reached, 1 / self.counts[quantizer])
+                quantizer.calibrated = False
 
     @torch.no_grad()
-    def _take_mean(self, quantizer: ActivationQuantizer) -> None:
-        low, high = self.means[quantizer]
-        quantizer.minimum.copy_(low), quantizer.maximum.copy_(high)
-        quantizer.settle()
-        quantizer.started = True
+    def _take_mean(self, quantizer: ActivationFakeQuantize) -> None:
+        quant_min, quant_max = self.means[quantizer]
+        quantizer.minimum.copy_(quant_min), quantizer.maximum.copy_(quant_max)
+        quantizer.compute_qparams()
+        quantizer.calibrated = True

@@ -21,7 +21,7 @@ PULL = 10.0
 
 
 @dataclass(frozen=True, eq=False)
-class Roundings:
+class RoundingCandidates:
     """The two neighbours on the grid of each number of a weight, cut into rows.
 
     Attributes:
@@ -36,26 +36,28 @@ class Roundings:
     fraction: Tensor
     scale: Tensor
     zero_point: Tensor
-    low: int
-    high: int
+    quant_min: int
+    quant_max: int
     free: Tensor
 
     @classmethod
-    def of(cls, matrix: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> "Roundings":
+    def from_weight(
+        cls, matrix: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+    ) -> "RoundingCandidates":
         """Those of a weight that was cut into rows."""
         places = matrix.float() / scale
-        whole = places.round()
+        integral = places.round()
         # What was put on the grid before may miss its place by the last bit.
-        there = (places - whole).abs() < 1e-4
-        below = torch.where(there, whole, places.floor())
-        inside = (below + zero_point >= low) & (below + zero_point < high)
+        there = (places - integral).abs() < 1e-4
+        below = torch.where(there, integral, places.floor())
+        inside = (below + zero_point >= quant_min) & (below + zero_point < quant_max)
         fraction = torch.where(there, torch.zeros_like(places), places - below)
-        return cls(below + zero_point, fraction, scale, zero_point, low, high, ~there & inside)
+        return cls(below + zero_point, fraction, scale, zero_point, quant_min, quant_max, ~there & inside)
 
     def values(self, share: Tensor) -> Tensor:
         """The rows, with each free number this share of the way from the neighbour below it to the one above."""
         going = torch.where(self.free, share, torch.zeros_like(share))
-        return ((self.below + going).clamp(self.low, self.high) - self.zero_point) * self.scale
+        return ((self.below + going).clamp(self.quant_min, self.quant_max) - self.zero_point) * self.scale
 
     def nearest(self) -> Tensor:
         """1 for what is rounded up if each goes to the nearest, else 0."""
@@ -67,24 +69,24 @@ def rectified_sigmoid(position: Tensor) -> Tensor:
     return (torch.sigmoid(position) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
 
 
-def position_of(share: Tensor) -> Tensor:
+def rounding_position(share: Tensor) -> Tensor:
     """Where the rectified sigmoid has this value in [0, 1]."""
     return torch.logit((share + STRETCH) / (1 + 2 * STRETCH))
 
 
-def indecision(share: Tensor, exponent: float) -> Tensor:
+def rounding_regularizer(share: Tensor, exponent: float) -> Tensor:
     """`1 - |2 * share - 1| ** exponent`: 0 at both ends, and 1 between them, the more so the larger the exponent."""
     return 1 - (2 * share - 1).abs() ** exponent
 
 
-def exponent_at(step: int, steps: int) -> float | None:
+def regularizer_exponent(step: int, steps: int) -> float | None:
     """The exponent of `indecision`, falling from the first to the last step; None while the pull has not set in."""
     progress = (step / max(steps - 1, 1) - WARM_UP) / (1 - WARM_UP)
     return None if progress < 0 else EXPONENTS[0] + (EXPONENTS[1] - EXPONENTS[0]) * min(progress, 1.0)
 
 
 def learn_rounding(
-    roundings: Roundings, error_of: Callable[[Tensor, int | None], Tensor], steps: Iterable[int], count: int
+    roundings: RoundingCandidates, error_of: Callable[[Tensor, int | None], Tensor], steps: Iterable[int], count: int
 ) -> Tensor:
     """The rows on their grid, rounded so that errors are small; to the nearest, where nothing better is found.
 
@@ -100,15 +102,15 @@ def learn_rounding(
         return roundings.values(nearest)
     usual = error_of(roundings.values(nearest), None)
     weight = torch.where(usual > 0, usual, torch.ones_like(usual)).reciprocal()
-    position = position_of(roundings.fraction).requires_grad_()
+    position = rounding_position(roundings.fraction).requires_grad_()
     optimizer = torch.optim.Adam([position], LEARNING_RATE)
     for step in steps:
         with torch.enable_grad():
             share = rectified_sigmoid(position)
             loss = (weight * error_of(roundings.values(share), step)).mean()
-            exponent = exponent_at(step, count)
+            exponent = regularizer_exponent(step, count)
             if exponent is not None:
-                loss = loss + PULL * indecision(share, exponent)[roundings.free].mean()
+                loss = loss + PULL * rounding_regularizer(share, exponent)[roundings.free].mean()
             (position.grad,) = torch.autograd.grad(loss, position)
         optimizer.step()
     learned = (rectified_sigmoid(position.detach()) > 0.5).to(nearest.dtype)

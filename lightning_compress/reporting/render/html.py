@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning_compress.measure.latency import Latency
 from lightning_compress.reporting.render.plot import Bands, Plot, band_plot, curve_plot
-from lightning_compress.reporting.render.summary import Line, layer_cells, summary
+from lightning_compress.reporting.render.summary import SummaryLine, layer_cells, summary_lines
 from lightning_compress.reporting.render.text import (
     bytes_text,
     count_text,
@@ -16,7 +16,7 @@ from lightning_compress.reporting.render.text import (
     short_count_text,
 )
 from lightning_compress.reporting.run_history import Boundary
-from lightning_compress.reporting.values import Report
+from lightning_compress.reporting.values import ReportValues
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_METRIC_CARDS = 2
@@ -47,7 +47,7 @@ class Bar:
     left_percent: float
 
 
-def html_page(report: Report) -> str:
+def html_page(report: ReportValues) -> str:
     """The whole page; every name in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -58,22 +58,22 @@ def html_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    bands, plots = drawn(report)
-    lines: list[Line] = summary(report)
+    bands, plots = render_plots(report)
+    lines: list[SummaryLine] = summary_lines(report)
     return jinja.get_template("report.html").render(
         report=report,
-        cards=cards(report),
+        cards=summary_cards(report),
         bands=bands,
         plots=plots,
         boundaries=[_boundary_cells(one) for one in report.boundaries],
         lines=lines,
-        bars=bars(report),
+        bars=layer_bars(report),
         rows=[layer_cells(layer) for layer in report.layers],
-        protocol=protocol(report),
+        protocol=measurement_text(report),
     )
 
 
-def drawn(report: Report) -> tuple[Bands | None, list[Plot]]:
+def render_plots(report: ReportValues) -> tuple[Bands | None, list[Plot]]:
     """The phases, if there are any, and the values over steps, over the same steps then."""
     curves = {name: points for name, points in report.history.items() if points}
     if not report.phases:
@@ -97,7 +97,7 @@ def _boundary_cells(one: Boundary) -> list[str]:
     ]
 
 
-def cards(report: Report) -> list[Card]:
+def summary_cards(report: ReportValues) -> list[Card]:
     """Size, nonzero parameters, sparsity, latency and the first metrics."""
     return [
         _size_card(report),
@@ -113,7 +113,7 @@ def cards(report: Report) -> list[Card]:
     ]
 
 
-def _size_card(report: Report) -> Card:
+def _size_card(report: ReportValues) -> Card:
     dense, coded, kind = (report.before or report).size_bytes, report.size_bytes_sparse, "sparse-coded"
     if report.size_bytes_quantized is not None and report.size_bytes_quantized < coded:
         coded, kind = report.size_bytes_quantized, "packed integers"
@@ -121,7 +121,7 @@ def _size_card(report: Report) -> Card:
     return Card("Size on disk", before, bytes_text(coded), f"{ratio_text(dense, coded)}, dense fp32 to {kind}")
 
 
-def _nonzero_card(report: Report) -> Card:
+def _nonzero_card(report: ReportValues) -> Card:
     before = report.before.nonzero if report.before else None
     change = f"of {short_count_text(report.parameters)} parameters"
     if before is not None:
@@ -130,7 +130,7 @@ def _nonzero_card(report: Report) -> Card:
     return Card("Nonzero", shown, short_count_text(report.nonzero), change)
 
 
-def _latency_card(report: Report) -> list[Card]:
+def _latency_card(report: ReportValues) -> list[Card]:
     after = report.latency_batch_1
     if after is None:
         return []
@@ -142,7 +142,7 @@ def _latency_card(report: Report) -> list[Card]:
     ]
 
 
-def _metric_cards(report: Report) -> list[Card]:
+def _metric_cards(report: ReportValues) -> list[Card]:
     before = report.before.metrics if report.before else {}
     return [
         Card(name, metric_text(before[name]) if name in before else "", metric_text(value))
@@ -150,7 +150,7 @@ def _metric_cards(report: Report) -> list[Card]:
     ]
 
 
-def bars(report: Report) -> list[Bar]:
+def layer_bars(report: ReportValues) -> list[Bar]:
     """Layers that have weights, in order."""
     layers = [layer for layer in report.layers if layer.weights]
     largest = max((layer.parameters for layer in layers), default=1)
@@ -167,7 +167,7 @@ def bars(report: Report) -> list[Bar]:
     ]
 
 
-def protocol(report: Report) -> list[tuple[str, str]]:
+def measurement_text(report: ReportValues) -> list[tuple[str, str]]:
     """How each kind of number was measured."""
     latencies = [one for one in (report.latency_batch_1, report.latency_batch_64) if one]
     return [
@@ -179,19 +179,19 @@ def protocol(report: Report) -> list[tuple[str, str]]:
         ("gzip", "Of either file as a whole, level 6."),
         ("MACs", f"Multiply-accumulates at batch {report.macs_batch or 1}: matrix products, convolutions, attention."),
         ("MACs, nonzero weight", "What is left where a kernel skips zeros; the dense kernels of torch do not."),
-        *[(f"Latency, batch {one.batch}", latency_protocol(one)) for one in latencies],
+        *[(f"Latency, batch {one.batch}", latency_text_long(one)) for one in latencies],
         *report.environment.items(),
     ]
 
 
-def latency_protocol(latency: Latency) -> str:
+def latency_text_long(latency: Latency) -> str:
     return (
         f"Median {milliseconds_text(latency.median_ms)}, interquartile range {milliseconds_text(latency.iqr_ms)}, "
         f"{latency.runs} runs after {latency.warmup_runs} to warm up, threads: {latency.threads}, eval mode."
     )
 
 
-def _boundary_protocol(report: Report) -> list[tuple[str, str]]:
+def _boundary_protocol(report: ReportValues) -> list[tuple[str, str]]:
     if not report.boundaries:
         return []
     words = "Measured in the run, before the next step; latency for a moment only. Size: the smallest lossless file."

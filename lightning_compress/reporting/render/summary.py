@@ -14,14 +14,14 @@ from lightning_compress.reporting.render.text import (
     shape_text,
     three_digits,
 )
-from lightning_compress.reporting.values import Layer, Report
+from lightning_compress.reporting.values import LayerReport, ReportValues
 
 T = TypeVar("T")
 NONE = "n/a"
 
 
 @dataclass(frozen=True)
-class Line:
+class SummaryLine:
     """One total; `before` is empty where there is nothing to compare with."""
 
     label: str
@@ -30,7 +30,7 @@ class Line:
     change: str = ""
 
 
-def summary(report: Report) -> list[Line]:
+def summary_lines(report: ReportValues) -> list[SummaryLine]:
     """The totals, in the order in which they are shown."""
     lines = [
         _compared(report, "Parameters", lambda one: one.parameters, count_text),
@@ -52,7 +52,7 @@ def summary(report: Report) -> list[Line]:
     return lines + [_metric(report, name) for name in names]
 
 
-def layer_cells(layer: Layer) -> list[str]:
+def layer_cells(layer: LayerReport) -> list[str]:
     """Name, type, shape, parameters, nonzero, sparsity of the weights, both sizes, both MACs."""
     return [
         layer.name or "(the model itself)",
@@ -77,48 +77,52 @@ def latency_text(latency: Latency) -> str:
     return f"{three_digits(latency.median_ms)} ({three_digits(latency.iqr_ms)}) ms"
 
 
-def _plain(report: Report, label: str, value: Callable[[Report], T | None], text: Callable[[T], str]) -> Line:
-    def shown(one: Report) -> str:
+def _plain(
+    report: ReportValues, label: str, value: Callable[[ReportValues], T | None], text: Callable[[T], str]
+) -> SummaryLine:
+    def shown(one: ReportValues) -> str:
         found = value(one)
         return NONE if found is None else text(found)
 
-    return Line(label, shown(report.before) if report.before else "", shown(report))
+    return SummaryLine(label, shown(report.before) if report.before else "", shown(report))
 
 
-def _compared(report: Report, label: str, value: Callable[[Report], int | None], text: Callable[[int], str]) -> Line:
+def _compared(
+    report: ReportValues, label: str, value: Callable[[ReportValues], int | None], text: Callable[[int], str]
+) -> SummaryLine:
     line = _plain(report, label, value, text)
     before, after = value(report.before) if report.before else None, value(report)
     change = "" if before is None or after is None else ratio_text(before, after)
-    return Line(label, line.before, line.after, change)
+    return SummaryLine(label, line.before, line.after, change)
 
 
-def _quantized(report: Report) -> list[Line]:
+def _quantized(report: ReportValues) -> list[SummaryLine]:
     """The packed file, beside the dense one of before: a float32 network has no other to compare with."""
     if report.size_bytes_quantized is None:
         return []
     dense, packed = (report.before or report).size_bytes, report.size_bytes_quantized
-    return [Line("Packed integers", "", bytes_text(packed), ratio_text(dense, packed))]
+    return [SummaryLine("Packed integers", "", bytes_text(packed), ratio_text(dense, packed))]
 
 
-def _exported(report: Report) -> list[Line]:
+def _exported(report: ReportValues) -> list[SummaryLine]:
     """Each file beside the dense one of before, as a packed file is."""
     dense = (report.before or report).size_bytes
     sizes = report.size_bytes_exported.items()
-    return [Line(name, "", bytes_text(size), ratio_text(dense, size)) for name, size in sizes]
+    return [SummaryLine(name, "", bytes_text(size), ratio_text(dense, size)) for name, size in sizes]
 
 
-def _latencies(report: Report, batch: int, latency: Callable[[Report], Latency | None]) -> Line:
+def _latencies(report: ReportValues, batch: int, latency: Callable[[ReportValues], Latency | None]) -> SummaryLine:
     line = _plain(report, f"Latency (IQR), batch {batch}", latency, latency_text)
     before, after = latency(report.before) if report.before else None, latency(report)
     if before is None or after is None:
         return line
     change = ratio_text(before.median_ms, after.median_ms).replace("smaller", "faster").replace("larger", "slower")
-    return Line(line.label, line.before, line.after, change)
+    return SummaryLine(line.label, line.before, line.after, change)
 
 
-def _macs_label(report: Report) -> str:
+def _macs_label(report: ReportValues) -> str:
     return "MACs" if report.macs_batch is None else f"MACs, batch {report.macs_batch}"
 
 
-def _metric(report: Report, name: str) -> Line:
+def _metric(report: ReportValues, name: str) -> SummaryLine:
     return _plain(report, name, lambda one: one.metrics.get(name), metric_text)

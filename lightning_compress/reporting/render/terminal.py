@@ -5,14 +5,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_compress.reporting.render.summary import layer_cells, summary
+from lightning_compress.reporting.render.summary import layer_cells, summary_lines
 from lightning_compress.reporting.render.text import bytes_text, percent_text, short_count_text
-from lightning_compress.reporting.values import Layer, Report
+from lightning_compress.reporting.values import LayerReport, ReportValues
 
 WIDE = 110  # columns of a terminal that has room for types and shapes
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: ReportValues, console: Console | None = None) -> None:
     """Print the totals before and after, then the layers, then the notes."""
     console = console or Console()
     console.print(_totals(report))
@@ -21,7 +21,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(f"Note: {note}", markup=False, highlight=False)
 
 
-def _totals(report: Report) -> Table:
+def _totals(report: ReportValues) -> Table:
     table = Table(
         title=escape(report.name), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -29,13 +29,13 @@ def _totals(report: Report) -> Table:
     table.add_column("", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in summary(report):
+    for line in summary_lines(report):
         cells = [line.before, line.after, line.change] if report.before else [line.after]
         table.add_row(escape(line.label), *cells)
     return table
 
 
-def _layers(report: Report, width: int) -> Table:
+def _layers(report: ReportValues, width: int) -> Table:
     table = Table(title="Layers", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     texts = ("Layer", "Type", "Shape") if width >= WIDE else ("Layer",)
     for heading in texts:
@@ -49,7 +49,7 @@ def _layers(report: Report, width: int) -> Table:
     return table
 
 
-def _numbers(layer: Layer) -> list[str]:
+def _numbers(layer: LayerReport) -> list[str]:
     return [
         short_count_text(layer.parameters),
         short_count_text(layer.nonzero),

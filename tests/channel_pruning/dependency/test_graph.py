@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_compress.channel_pruning.dependency.graph import observe
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
 from tests.channel_pruning.zoo import ZOO
 
 
 def seen(model, example):
     """Of each group: units and whether they may leave, by name."""
-    return {one.name: (one.units, one.whole is None) for one in observe(model, example)}
+    return {one.name: (one.units, one.unprunable_reason is None) for one in build_dependency_graph(model, example)}
 
 
 def group_of(model, example, name):
-    [found] = [one for one in observe(model, example) if one.name == name]
+    [found] = [one for one in build_dependency_graph(model, example) if one.name == name]
     return found
 
 
@@ -80,7 +80,7 @@ def test_a_depth_wise_layer_with_a_multiplier_makes_neighbours_of_a_channel():
     group = group_of(model, torch.randn(2, 1, 4, 4), "0")
     assert units_at(group, "1 channels") == [0, 1, 2]
     assert units_at(group, "2 in") == [0, 0, 1, 1, 2, 2]
-    [depth_wise] = [one.place for one in group.members if one.place.module == "1"]
+    [depth_wise] = [one.axis for one in group.members if one.axis.module == "1"]
     assert {(one.tensor, one.size, one.repeat) for one in depth_wise.slices} == {("1.weight", 6, 2), ("1.bias", 6, 2)}
 
 
@@ -114,14 +114,14 @@ class Attention(nn.Module):
 
 def test_attention_loses_whole_heads_of_query_key_and_value_together():
     heads = group_of(Attention(), torch.randn(2, 7, 4), "qkv")
-    assert (heads.units, heads.whole) == (2, None)
+    assert (heads.units, heads.unprunable_reason) == (2, None)
     assert units_at(heads, "qkv out") == [0, 0, 0, 1, 1, 1] * 3
     assert units_at(heads, "out in") == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_bare_parameter_loses_its_index_along_the_dimension_of_the_channels():
     stream = group_of(Attention(), torch.randn(2, 7, 4), "embed")
-    assert stream.whole is None
+    assert stream.unprunable_reason is None
     assert "position dim 2" in places(stream)
     assert units_at(stream, "position dim 2") == [0, 1, 2, 3, 4]
     assert not {"position dim 0", "position dim 1"} & places(stream)
@@ -177,19 +177,19 @@ def test_channels_that_no_layer_makes_stay_and_move_the_others():
 
 def test_what_goes_into_a_layer_that_is_not_known_stays_with_its_name():
     model = nn.Sequential(nn.Embedding(7, 4), nn.GRU(4, 3, batch_first=True))
-    [group] = observe(model, torch.randint(0, 7, (2, 5)))
-    assert group.whole == "it reaches GRU '1', which is left whole"
+    [group] = build_dependency_graph(model, torch.randint(0, 7, (2, 5)))
+    assert group.unprunable_reason == "it reaches GRU '1', which is left whole"
 
 
 def test_a_layer_that_is_never_called_stays():
     model = Residual()
     model.spare = nn.Linear(3, 4)
-    assert group_of(model, torch.randn(3, 5), "spare").whole == "the module's forward does not call it"
+    assert group_of(model, torch.randn(3, 5), "spare").unprunable_reason == "the module's forward does not call it"
 
 
 def test_a_lazy_layer_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'1' is lazy.*run one batch"):
-        observe(nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)), torch.randn(2, 3))
+        build_dependency_graph(nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)), torch.randn(2, 3))
 
 
 # As another library --------------------------------------------------------------------------------------------------
@@ -206,17 +206,17 @@ def test_every_unit_leaves_with_the_channels_that_torch_pruning_takes(name):
     pruning = pytest.importorskip("torch_pruning")
     torch.manual_seed(0)
     model, example = ZOO[name]()
-    groups = [one for one in observe(model, example) if one.whole is None]
+    groups = [one for one in build_dependency_graph(model, example) if one.unprunable_reason is None]
     theirs = copy.deepcopy(model)  # it is left in eval mode
     graph = pruning.DependencyGraph().build_dependency(theirs, example_inputs=example)
     names = {module: key for key, module in theirs.named_modules()}
     compared = 0
     for group in groups:
-        maker = group.makers[0]
-        root = theirs.get_submodule(maker.place.module)
+        maker = group.producers[0]
+        root = theirs.get_submodule(maker.axis.module)
         for unit in (0, group.units // 2, group.units - 1):
             ours = {
-                (member.place.module, "in" if member.place.side == "in" else "out", channel)
+                (member.axis.module, "in" if member.axis.side == "in" else "out", channel)
                 for member in group.members
                 for channel, own in enumerate(member.units)
                 if own == unit
@@ -285,9 +285,9 @@ def test_nothing_of_the_observation_is_left(fails):
     given = example.clone()
     if fails:
         with pytest.raises(KeyError, match="mine"):
-            observe(model, example)
+            build_dependency_graph(model, example)
     else:
-        observe(model, example)
+        build_dependency_graph(model, example)
     after = traces(model)
     assert [key for key in before if before[key] != after[key]] == []
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
@@ -302,22 +302,22 @@ def test_a_module_that_writes_into_its_input_does_not_write_into_the_example():
 
     example = torch.randn(3, 5, dtype=torch.float64)
     given = example.clone()
-    observe(Writing().double(), example)
+    build_dependency_graph(Writing().double(), example)
     assert torch.equal(example, given)
 
 
 def test_two_observations_find_the_same():
     torch.manual_seed(0)
     model, example = ZOO["mobilenet_v2"]()
-    assert observe(model, example) == observe(model, example)
+    assert build_dependency_graph(model, example) == build_dependency_graph(model, example)
 
 
 def test_what_the_random_streams_are_at_makes_no_difference():
     model, example = Attention(), torch.randn(2, 7, 4)
     torch.manual_seed(1)
-    first = observe(model, example)
+    first = build_dependency_graph(model, example)
     torch.manual_seed(2)
-    assert observe(model, example) == first
+    assert build_dependency_graph(model, example) == first
 
 
 # In the ways users have their modules --------------------------------------------------------------------------------
@@ -326,17 +326,17 @@ def test_what_the_random_streams_are_at_makes_no_difference():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_module_in_another_precision_has_the_same_groups(dtype):
     model, example = Attention(), torch.randn(2, 7, 4)
-    expected = observe(model, example)
-    assert observe(model.to(dtype), example.to(dtype)) == expected
+    expected = build_dependency_graph(model, example)
+    assert build_dependency_graph(model.to(dtype), example.to(dtype)) == expected
     assert {one.dtype for one in model.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_gradients_are_off(context):
     model, example = Residual(), torch.randn(3, 5)
-    expected = observe(model, example)
+    expected = build_dependency_graph(model, example)
     with context():
-        assert observe(model, example) == expected
+        assert build_dependency_graph(model, example) == expected
 
 
 def test_code_that_insists_on_single_precision_is_observed_in_it():
@@ -346,15 +346,17 @@ def test_code_that_insists_on_single_precision_is_observed_in_it():
                 raise TypeError("wrong dtype")
             return super().forward(x)
 
-    assert observe(Insisting(), torch.randn(3, 5)) == observe(Residual(), torch.randn(3, 5))
+    assert build_dependency_graph(Insisting(), torch.randn(3, 5)) == build_dependency_graph(
+        Residual(), torch.randn(3, 5)
+    )
 
 
 def test_a_batch_of_one_tells_as_much_as_a_larger_one():
     model = Residual()
-    assert observe(model, torch.randn(1, 5)) == observe(model, torch.randn(8, 5))
+    assert build_dependency_graph(model, torch.randn(1, 5)) == build_dependency_graph(model, torch.randn(8, 5))
 
 
 def test_frozen_weights_are_coupled_as_others_are():
     model, example = Residual(), torch.randn(3, 5)
-    expected = observe(model, example)
-    assert observe(model.requires_grad_(False), example) == expected
+    expected = build_dependency_graph(model, example)
+    assert build_dependency_graph(model.requires_grad_(False), example) == expected

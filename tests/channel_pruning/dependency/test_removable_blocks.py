@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_compress import ChannelPruning, Pruning, QuantizationAwareTraining, load_compressed
-from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.dependency.removable_blocks import with_vanishing
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
+from lightning_compress.channel_pruning.dependency.removable_blocks import mark_removable
 from lightning_compress.nn.empty_layers import EMPTY, layer_class_for_size
 from tests.contract.test_contract import same, saver
 
@@ -41,7 +41,11 @@ class Net(nn.Module):
 
 def marked(model):
     example = torch.randn(2, 1, 8, 8)
-    return [group.name for group in with_vanishing(model, example, observe(model, example)) if group.may_vanish]
+    return [
+        group.name
+        for group in mark_removable(model, example, build_dependency_graph(model, example))
+        if group.removable
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lightning_compress.channel_pruning.dependency import search as finding
-from lightning_compress.channel_pruning.dependency.graph import observe
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
 from lightning_compress.channel_pruning.dependency.search import find_groups
-from lightning_compress.channel_pruning.dependency.verification import verified
+from lightning_compress.channel_pruning.dependency.verification import verified_groups
 
 
 class Fixed(nn.Module):
@@ -34,16 +34,18 @@ def networks():
 def test_what_is_found_is_what_the_whole_image_tells(name, sizes, monkeypatch):
     model, example, seen = networks()[name], torch.randn(2, 3, 128, 128), []
     monkeypatch.setattr(
-        finding, "observe", lambda module, given: seen.append(given.shape[-1]) or observe(module, given)
+        finding, "observe", lambda module, given: seen.append(given.shape[-1]) or build_dependency_graph(module, given)
     )
     groups, small = find_groups(model, example)
-    assert groups == verified(model, example, observe(model, example))
+    assert groups == verified_groups(model, example, build_dependency_graph(model, example))
     assert (seen, small.shape[-1]) == (sizes, sizes[-1])
 
 
 def test_other_inputs_are_taken_as_they_are(monkeypatch):
     model, seen = nn.Sequential(nn.Linear(100, 8), nn.ReLU(), nn.Linear(8, 3)), []
-    monkeypatch.setattr(finding, "observe", lambda module, given: seen.append(given.shape) or observe(module, given))
+    monkeypatch.setattr(
+        finding, "observe", lambda module, given: seen.append(given.shape) or build_dependency_graph(module, given)
+    )
     groups, _ = find_groups(model, torch.randn(2, 7, 100))
-    assert [group.units for group in groups if group.whole is None] == [8]
+    assert [group.units for group in groups if group.unprunable_reason is None] == [8]
     assert seen == [(2, 7, 100)]

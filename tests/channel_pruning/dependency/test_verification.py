@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_compress.channel_pruning.cut_plan import cut_of
-from lightning_compress.channel_pruning.dependency.graph import observe
-from lightning_compress.channel_pruning.dependency.verification import problem, verified
+from lightning_compress.channel_pruning.cut_plan import plan_cut
+from lightning_compress.channel_pruning.dependency.graph import build_dependency_graph
+from lightning_compress.channel_pruning.dependency.verification import verified_groups, verify_cut
 from lightning_compress.nn.surgery import cut_model
 
 
@@ -32,11 +32,11 @@ class Attention(nn.Module):
 def test_only_the_number_that_the_code_needs_follows(around):
     torch.manual_seed(0)
     model, example = Attention(around), torch.randn(2, 7, 6)
-    groups = verified(model, example, observe(model, example))
+    groups = verified_groups(model, example, build_dependency_graph(model, example))
     [heads] = [one for one in groups if one.name.startswith("qkv")]
-    assert heads.whole is None
+    assert heads.unprunable_reason is None
     assert [(one.module, one.name, one.repeat) for one in heads.attributes] == [("", "num_heads", 1)]
-    cut_model(model, cut_of(groups, {heads.name: (1,)}))
+    cut_model(model, plan_cut(groups, {heads.name: (1,)}))
     assert (model.num_heads, model.depth, model.log_every) == (3, 4, 8)
     assert model(example).shape == (2, 7, 5)
 
@@ -52,10 +52,13 @@ def test_compiled_parts_are_cut_as_others_are(which):
     model, example = nn.Sequential(block, nn.Linear(8, 3)), torch.randn(4, 5)
     if which == "everything":
         model = torch.compile(model, backend="eager")
-    groups = verified(model, example, observe(model, example))
-    assert [(one.name, one.units, one.whole is None) for one in groups] == [("0.0", 8, True), ("1", 3, False)]
-    assert problem(model, example, groups, {"0.0": (1, 6)}) is None
-    cut_model(model, cut_of(groups, {"0.0": (1, 6)}))
+    groups = verified_groups(model, example, build_dependency_graph(model, example))
+    assert [(one.name, one.units, one.unprunable_reason is None) for one in groups] == [
+        ("0.0", 8, True),
+        ("1", 3, False),
+    ]
+    assert verify_cut(model, example, groups, {"0.0": (1, 6)}) is None
+    cut_model(model, plan_cut(groups, {"0.0": (1, 6)}))
     layers = [one for one in model.modules() if isinstance(one, nn.Linear)]
     assert [(one.in_features, one.out_features) for one in layers] == [(5, 6), (6, 3)]
     assert model(example).shape == (4, 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.distillation.cache.sample_keys import content_keys, fingerprint
+from lightning_compress.distillation.cache.sample_keys import data_fingerprint, sample_keys
 
 DTYPES = [
     torch.uint8,
@@ -49,37 +49,37 @@ def key_by_hand(row):
 @pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 3, 4)])
 def test_keys_are_those_of_the_definition_in_unbounded_integers(shape):
     batch = torch.randn(6, *shape, generator=torch.Generator().manual_seed(1))
-    assert content_keys(batch).tolist() == [key_by_hand(row) for row in batch]
+    assert sample_keys(batch).tolist() == [key_by_hand(row) for row in batch]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(12, 3), (12, 2, 4), (12,), (12, 1, 3, 7)])
 def test_a_sample_has_the_same_key_in_every_batch(shape, dtype):
     batch = samples(shape, dtype)
-    keys = content_keys(batch)
+    keys = sample_keys(batch)
     assert keys.dtype == torch.int64
     assert keys.shape == (12,)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(content_keys(batch[order]), keys[order])
-    assert torch.equal(content_keys(batch[5:6]), keys[5:6])
-    assert torch.equal(torch.cat([content_keys(part) for part in batch.split(5)]), keys)
+    assert torch.equal(sample_keys(batch[order]), keys[order])
+    assert torch.equal(sample_keys(batch[5:6]), keys[5:6])
+    assert torch.equal(torch.cat([sample_keys(part) for part in batch.split(5)]), keys)
 
 
 def test_how_a_tensor_lies_in_memory_does_not_matter():
     images = samples((4, 3, 6, 6))
-    assert torch.equal(content_keys(images.contiguous(memory_format=torch.channels_last)), content_keys(images))
+    assert torch.equal(sample_keys(images.contiguous(memory_format=torch.channels_last)), sample_keys(images))
     shifted = torch.zeros(4 * 108 + 1)[1:].view(4, 3, 6, 6).copy_(images)
-    assert torch.equal(content_keys(shifted), content_keys(images))
-    assert torch.equal(content_keys(images.clone().requires_grad_()), content_keys(images))
+    assert torch.equal(sample_keys(shifted), sample_keys(images))
+    assert torch.equal(sample_keys(images.clone().requires_grad_()), sample_keys(images))
     part = samples((3, 5))[:1, :4]
-    assert torch.equal(content_keys(part), content_keys(part.clone(memory_format=torch.contiguous_format)))
+    assert torch.equal(sample_keys(part), sample_keys(part.clone(memory_format=torch.contiguous_format)))
 
 
 def test_many_rows_are_hashed_in_parts_with_the_same_outcome(monkeypatch):
     batch = samples((9, 10))
-    expected = content_keys(batch)
+    expected = sample_keys(batch)
     monkeypatch.setattr("lightning_compress.distillation.cache.sample_keys.CHUNK_WORDS", 11)
-    assert torch.equal(content_keys(batch), expected)
+    assert torch.equal(sample_keys(batch), expected)
 
 
 def test_every_flipped_bit_gives_another_key():
@@ -87,7 +87,7 @@ def test_every_flipped_bit_gives_another_key():
     flipped = sample.repeat(192, 1)
     for index in range(192):
         flipped[index, index // 32] ^= (1 << index % 32) - (1 << 32 if index % 32 == 31 else 0)
-    keys = content_keys(torch.cat([sample[None], flipped]))
+    keys = sample_keys(torch.cat([sample[None], flipped]))
     assert len(keys.unique()) == 193
 
 
@@ -97,12 +97,12 @@ def test_signs_flipped_in_pairs_do_not_cancel():
     flipped = torch.ones(count * (count - 1) // 2, count)
     for row, (first, second) in zip(flipped, torch.combinations(torch.arange(count)), strict=True):
         row[first], row[second] = -1.0, -1.0
-    keys = content_keys(torch.cat([torch.ones(1, count), flipped, torch.ones(count, count) - 2 * torch.eye(count)]))
+    keys = sample_keys(torch.cat([torch.ones(1, count), flipped, torch.ones(count, count) - 2 * torch.eye(count)]))
     assert len(keys.unique()) == len(keys)
 
 
 def test_keys_are_spread_over_all_64_bits():
-    keys = content_keys(torch.arange(4096))
+    keys = sample_keys(torch.arange(4096))
     for bit in range(64):
         assert 0.45 < float((keys >> bit & 1).float().mean()) < 0.55
 
@@ -119,27 +119,27 @@ def test_order_type_and_shape_within_a_sample_count():
         (row, row),
         (row[:, :2], row[:, 2:]),
     ]
-    assert len({int(content_keys(one)) for one in [row, *others]}) == 1 + len(others)
+    assert len({int(sample_keys(one)) for one in [row, *others]}) == 1 + len(others)
 
 
 def test_nested_inputs_count_in_all_their_tensors():
     ids, mask = samples((5, 4), torch.int64, 1), samples((5, 4), torch.bool, 2)
-    keys = content_keys({"ids": ids, "more": [mask, ("text", 3)]})
-    assert torch.equal(content_keys({"more": (mask, ["other"]), "ids": ids}), keys)
+    keys = sample_keys({"ids": ids, "more": [mask, ("text", 3)]})
+    assert torch.equal(sample_keys({"more": (mask, ["other"]), "ids": ids}), keys)
     changed = mask.clone()
     changed[2, 1] ^= True
-    same = content_keys({"ids": ids, "more": [changed]}) == keys
+    same = sample_keys({"ids": ids, "more": [changed]}) == keys
     assert same.tolist() == [True, True, False, True, True]
 
 
 def test_two_inputs_that_change_places_are_another_sample():
     one, other = samples((5, 4), seed=1), samples((5, 4), seed=2)
-    assert not (content_keys((one, other)) == content_keys((other, one))).any()
+    assert not (sample_keys((one, other)) == sample_keys((other, one))).any()
 
 
 def test_an_empty_batch_has_no_keys():
-    assert content_keys(torch.zeros(0, 3)).shape == (0,)
-    assert content_keys(torch.zeros(2, 0)).shape == (2,)
+    assert sample_keys(torch.zeros(0, 3)).shape == (0,)
+    assert sample_keys(torch.zeros(2, 0)).shape == (2,)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,13 @@ def test_an_empty_batch_has_no_keys():
 )
 def test_inputs_without_one_row_per_sample_are_refused(inputs, words):
     with pytest.raises(ValueError, match=words):
-        content_keys(inputs)
+        sample_keys(inputs)
 
 
 def test_no_random_stream_is_touched():
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    content_keys(torch.ones(2, 1 << 17))  # longer than any other here: its weights are made now
+    sample_keys(torch.ones(2, 1 << 17))  # longer than any other here: its weights are made now
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(after[0], before[0])
     assert after[1:] == before[1:]
@@ -169,11 +169,11 @@ def test_no_random_stream_is_touched():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_keys_and_fingerprints_are_the_same_on_a_gpu():
     for inputs in (samples((64, 3, 32, 32)), samples((7, 5), torch.bfloat16), samples((9,), torch.uint8)):
-        keys = content_keys(inputs.cuda())
+        keys = sample_keys(inputs.cuda())
         assert keys.is_cuda
-        assert torch.equal(keys.cpu(), content_keys(inputs))
+        assert torch.equal(keys.cpu(), sample_keys(inputs))
     net = teacher()
-    assert fingerprint(net) == fingerprint(net.cuda())
+    assert data_fingerprint(net) == data_fingerprint(net.cuda())
 
 
 def teacher():
@@ -190,12 +190,12 @@ def test_a_fingerprint_is_of_the_weights_and_buffers_and_classes():
         "name": lambda net: net.add_module("3", net._modules.pop("2")),
         "class": lambda net: net.__setitem__(2, nn.GELU()),
     }
-    prints = {fingerprint(teacher())}
-    assert prints == {fingerprint(teacher().eval())}
+    prints = {data_fingerprint(teacher())}
+    assert prints == {data_fingerprint(teacher().eval())}
     for change in changes.values():
         net = teacher()
         change(net)
-        prints.add(fingerprint(net))
+        prints.add(data_fingerprint(net))
     assert len(prints) == 1 + len(changes)
     assert all(len(one) == 64 and int(one, 16) for one in prints)
 
@@ -213,23 +213,23 @@ def test_a_fingerprint_of_a_function_is_of_its_code_and_what_it_sees():
     with_other_default.__qualname__ = with_default.__qualname__
     other = teacher()
     other[0].bias.data += 1
-    assert fingerprint(around(teacher(), 2)) == fingerprint(around(teacher(), 2))
+    assert data_fingerprint(around(teacher(), 2)) == data_fingerprint(around(teacher(), 2))
     prints = [
-        fingerprint(around(teacher(), 2)),
-        fingerprint(around(teacher(), 3)),
-        fingerprint(around(other, 2)),
-        fingerprint(with_default),
-        fingerprint(with_other_default),
-        fingerprint(lambda x: x * 2),
-        fingerprint(lambda x: x * 3),
-        fingerprint(lambda x: x.relu()),
-        fingerprint(lambda x: x.tanh()),
-        fingerprint(teacher().forward),
-        fingerprint(other.forward),
+        data_fingerprint(around(teacher(), 2)),
+        data_fingerprint(around(teacher(), 3)),
+        data_fingerprint(around(other, 2)),
+        data_fingerprint(with_default),
+        data_fingerprint(with_other_default),
+        data_fingerprint(lambda x: x * 2),
+        data_fingerprint(lambda x: x * 3),
+        data_fingerprint(lambda x: x.relu()),
+        data_fingerprint(lambda x: x.tanh()),
+        data_fingerprint(teacher().forward),
+        data_fingerprint(other.forward),
     ]
     assert len(set(prints)) == len(prints)
 
 
 def test_a_callable_without_code_has_no_fingerprint():
     with pytest.raises(ValueError, match=r"functools.partial.*Write a function around it"):
-        fingerprint(functools.partial(torch.relu))
+        data_fingerprint(functools.partial(torch.relu))

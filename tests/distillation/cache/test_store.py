@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_compress.distillation.cache.format import parse_form
-from lightning_compress.distillation.cache.sample_keys import content_keys
+from lightning_compress.distillation.cache.format import parse_cache_format
+from lightning_compress.distillation.cache.sample_keys import sample_keys
 from lightning_compress.distillation.cache.store import open_cache, write_cache
 
 COUNT, CLASSES = 23, 40
@@ -33,7 +33,7 @@ def path(tmp_path):
 
 def shuffled(data, outputs, size=5, seed=2):
     for rows in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).split(size):
-        yield rows, content_keys(data[rows]), {name: output[rows] for name, output in outputs.items()}
+        yield rows, sample_keys(data[rows]), {name: output[rows] for name, output in outputs.items()}
 
 
 def write(path, batches, count=COUNT, form="full", teacher=TEACHER, **others):
@@ -46,7 +46,7 @@ def written(path, data, outputs, **others):
 
 
 def read(cache, batch):
-    return cache.read(cache.rows(content_keys(batch)), "cpu")
+    return cache.read(cache.rows(sample_keys(batch)), "cpu")
 
 
 def top_k_by_numpy(logits, k):
@@ -123,7 +123,7 @@ def test_places_are_as_small_as_the_classes_allow(path, classes, dtype):
 @pytest.mark.parametrize("form", ["top-0", "top-x", "top-", "top--3", "top-3 ", "int4", "", None, 16])
 def test_other_forms_are_refused(path, data, logits, form):
     with pytest.raises(ValueError, match=f'form is {form!r}. Write "full", "float16", or "top-20"'):
-        parse_form(form)
+        parse_cache_format(form)
     with pytest.raises(ValueError, match="form is"):
         write(path, shuffled(data, {"logits": logits}), form=form)
     assert not path.parent.exists()
@@ -141,7 +141,7 @@ def test_the_top_k_of_too_few_classes_or_of_integers_are_refused(path, data, out
 def test_equal_samples_are_found_at_the_first_of_them(path, data, logits):
     data[7], logits[7] = data[4], logits[4]
     cache = written(path, data, {"logits": logits})
-    assert cache.rows(content_keys(data[[7, 4, 8]])).tolist() == [4, 4, 8]
+    assert cache.rows(sample_keys(data[[7, 4, 8]])).tolist() == [4, 4, 8]
     assert torch.equal(read(cache, data)["logits"], logits)
 
 
@@ -150,7 +150,7 @@ def test_augmented_samples_are_refused(path, data, logits):
     batch = data[:6].clone()
     batch[[1, 3]] = batch[[1, 3]].flip(-1)
     with pytest.raises(ValueError, match=r"2 of 6 samples are not in the cache .*seed it by its index.*remove"):
-        cache.rows(content_keys(batch))
+        cache.rows(sample_keys(batch))
     largest, smallest = torch.tensor([2**63 - 1]), torch.tensor([-(2**63)])
     for key in (largest, smallest):
         with pytest.raises(ValueError, match="1 of 1"):
@@ -410,7 +410,7 @@ def test_no_random_stream_is_touched(path, data, logits):
 @pytest.mark.parametrize("form", ["full", "float16", "top-7"])
 def test_a_cache_made_on_a_gpu_is_read_on_both(path, data, logits, form):
     cache = written(path, data.cuda(), {"logits": logits.cuda()}, form=form)
-    rows = cache.rows(content_keys(data[5:].cuda()))
+    rows = cache.rows(sample_keys(data[5:].cuda()))
     found = cache.read(rows, "cuda")["logits"]
     assert rows.is_cuda
     assert found.is_cuda

@@ -63,12 +63,12 @@ def test_it_stays_as_wide_as_it_was_also_when_it_is_read_into_a_thin_module():
     model, thin = Buffered(), Buffered()
     whole, teacher, resumed = copy.deepcopy(model), SnapshotTeacher(), SnapshotTeacher()
     teacher.attach(model, [], None)
-    teacher.remember()
+    teacher.snapshot()
     thin.layer, thin.scale = nn.Linear(2, 2), torch.zeros(2)
     for cut in cuts:
-        teacher.cut(cut)
+        teacher.on_channels_pruned(cut)
     resumed.attach(thin, [], None)
-    resumed.load(teacher.state())
+    resumed.load_state_dict(teacher.state_dict())
     for one in (teacher, resumed):
         assert one._whole.layer.out_features == 4
         assert torch.equal(one._whole.layer.weight, whole.layer.weight)

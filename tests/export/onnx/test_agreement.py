@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_compress import export, quantize
-from lightning_compress.export.onnx.agreement import agreement
+from lightning_compress.export.onnx.agreement import output_agreement
 from lightning_compress.export.onnx.write import write_onnx
 from tests.export import handmade
 
@@ -20,7 +20,7 @@ def written(tmp_path_factory):
 def test_a_file_agrees_with_what_it_was_made_of(written):
     made, path = written
     batches = [torch.randn(50, 32), (torch.randn(7, 32),), {"values": torch.randn(3, 32)}]
-    assert agreement(path, made, iter(batches)) == agreement(path, made.module, batches) == 1.0
+    assert output_agreement(path, made, iter(batches)) == output_agreement(path, made.module, batches) == 1.0
 
 
 class Turned(nn.Module):
@@ -41,7 +41,7 @@ def test_the_share_is_over_all_samples_of_all_batches_and_the_module_stays_in_it
     batches = [torch.randn(30, 32), torch.randn(10, 32)]
     positive = sum(int((batch[:, 0] > 0).sum()) for batch in batches)
     assert 0 < positive < 40
-    assert agreement(path, turned, batches) == (40 - positive) / 40
+    assert output_agreement(path, turned, batches) == (40 - positive) / 40
     assert turned.training
     assert turned.dropout.training
 
@@ -49,9 +49,9 @@ def test_the_share_is_over_all_samples_of_all_batches_and_the_module_stays_in_it
 def test_nothing_to_compare_is_refused(written):
     made, path = written
     with pytest.raises(ValueError, match="no batch to compare"):
-        agreement(path, made, [])
+        output_agreement(path, made, [])
     with pytest.raises(ValueError, match="no tensor of scores"):
-        agreement(path, nn.Sequential(made.module, nn.Flatten(0)), [torch.randn(2, 32)])
+        output_agreement(path, nn.Sequential(made.module, nn.Flatten(0)), [torch.randn(2, 32)])
 
 
 def deep():
@@ -72,7 +72,7 @@ def deep():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_onnx_runtime_gives_the_numbers_that_the_quantized_model_gives(bits, tmp_path):
     """Biases that only one of the two rounds would move some number of every sample to another step."""
-    from lightning_compress.export.onnx.qdq.runtime import run, session
+    from lightning_compress.export.onnx.qdq.runtime import make_session, run_session
 
     images = torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     model = quantize(deep(), [images], weights=bits, activations=bits, progress=False)
@@ -81,7 +81,7 @@ def test_onnx_runtime_gives_the_numbers_that_the_quantized_model_gives(bits, tmp
     assert max(report.bias_errors.values()) < 1e-6
     with torch.no_grad():
         wanted = model(images)
-    (found,) = run(session(tmp_path / "model.onnx"), images).values()
+    (found,) = run_session(make_session(tmp_path / "model.onnx"), images).values()
     near = (torch.from_numpy(found) - wanted).abs().amax(1) < 1e-5 * wanted.abs().max()
     assert near.float().mean() > 0.9
-    assert agreement(tmp_path / "model.onnx", model, [images]) == 1.0
+    assert output_agreement(tmp_path / "model.onnx", model, [images]) == 1.0

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_compress.export.onnx.qdq.cpu import may_saturate
 from lightning_compress.export.onnx.write import write_onnx
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 from tests.export import handmade
 from tests.export.handmade import Quantizer, deployable
 
@@ -147,7 +147,7 @@ def test_a_table_of_levels_becomes_indices_and_a_look_up(tmp_path):
         "conv.weight": [-0.05, 0.0, 0.07],
         "head.weight": [-0.1, 0.1],
     }
-    made = Deployable(net, {name: handmade.with_levels(net, name, table) for name, table in levels.items()})
+    made = DeployedModel(net, {name: handmade.with_levels(net, name, table) for name, table in levels.items()})
     report = write_onnx(made, tmp_path / "model.onnx", tokens())
     assert report.size_bytes < 0.3 * report.float_size_bytes
     more = tokens(batch=5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_compress.export.packed.safetensors import fingerprint, read_tensors, write_tensors
+from lightning_compress.export.packed.safetensors import read_tensors, state_fingerprint, write_tensors
 from lightning_compress.export.packed.write import read_packed, write_packed
 from tests.export.packed.test_write import small
 
@@ -18,7 +18,7 @@ NASTY = [-1, 0, 3, 17, 2**31, 2**62, 2**70, 1.5, True, None, "x", [], {}, [2**40
 def with_told(tensors, metadata):
     """A file whose fingerprint is right, whatever it tells."""
     told = {name: text for name, text in metadata.items() if name != "lightning_compress.sha256"}
-    return tensors, {**told, "lightning_compress.sha256": fingerprint(tensors, told)}
+    return tensors, {**told, "lightning_compress.sha256": state_fingerprint(tensors, told)}
 
 
 def test_any_other_safetensors_file_is_refused(tmp_path):

@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_compress.export.packed.safetensors import DTYPES, fingerprint, read_metadata, read_tensors, write_tensors
+from lightning_compress.export.packed.safetensors import (
+    DTYPES,
+    read_metadata,
+    read_tensors,
+    state_fingerprint,
+    write_tensors,
+)
 
 LIES = 300
 
@@ -199,6 +205,6 @@ def test_the_fingerprint_sees_names_dtypes_shapes_bytes_and_metadata():
         ({**tensors, "a": tensors["a"].flip(0)}, told),
         (tensors, {"x": "2", "y": "1"}),
     ]
-    own = fingerprint(tensors, told)
-    assert fingerprint(dict(reversed(tensors.items())), dict(reversed(told.items()))) == own
-    assert len({own, *(fingerprint(*other) for other in others)}) == 6
+    own = state_fingerprint(tensors, told)
+    assert state_fingerprint(dict(reversed(tensors.items())), dict(reversed(told.items()))) == own
+    assert len({own, *(state_fingerprint(*other) for other in others)}) == 6

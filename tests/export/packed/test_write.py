@@ -17,11 +17,13 @@ from lightning_compress.export.packed import write as packed
 from lightning_compress.export.packed.safetensors import read_metadata
 from lightning_compress.export.packed.write import PackedReport, load_packed, read_packed, write_packed
 from lightning_compress.quantization.lowering import deployed_model as deployable
-from lightning_compress.quantization.lowering.deployed_model import WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import WeightSpec
 
 
-def drawn(low, high, shape, seed=0):
-    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+def drawn(quant_min, quant_max, shape, seed=0):
+    return torch.randint(
+        quant_min, quant_max + 1, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+    )
 
 
 def steps(*shape):
@@ -29,24 +31,24 @@ def steps(*shape):
 
 
 GRIDS = {
-    "8 bits by channel": WeightGrid(drawn(-127, 127, (4, 6)), steps(4, 1), 8),
-    "4 bits of a tensor": WeightGrid(drawn(-7, 7, (4, 6)), steps(), 4),
-    "3 bits by group": WeightGrid(drawn(-3, 3, (4, 6)), steps(4, 2), 3, group=3),
-    "2 bits of a convolution": WeightGrid(drawn(-1, 1, (4, 3, 3, 3)), steps(4, 1, 1, 1), 2),
-    "5 bits of a transposed convolution": WeightGrid(drawn(-15, 15, (3, 4, 2, 2)), steps(1, 4, 1, 1), 5, axis=1),
-    "4 bits by group of a transposed one": WeightGrid(drawn(-7, 7, (3, 4, 2, 2)), steps(4, 3), 4, axis=1, group=4),
-    "1 bit": WeightGrid(drawn(0, 1, (5, 7)) * 2 - 1, steps(5, 1), 1),
-    "12 bits": WeightGrid(drawn(-2047, 2047, (4, 6)), steps(4, 1), 12),
-    "zero points by channel": WeightGrid(
+    "8 bits by channel": WeightSpec(drawn(-127, 127, (4, 6)), steps(4, 1), 8),
+    "4 bits of a tensor": WeightSpec(drawn(-7, 7, (4, 6)), steps(), 4),
+    "3 bits by group": WeightSpec(drawn(-3, 3, (4, 6)), steps(4, 2), 3, group=3),
+    "2 bits of a convolution": WeightSpec(drawn(-1, 1, (4, 3, 3, 3)), steps(4, 1, 1, 1), 2),
+    "5 bits of a transposed convolution": WeightSpec(drawn(-15, 15, (3, 4, 2, 2)), steps(1, 4, 1, 1), 5, axis=1),
+    "4 bits by group of a transposed one": WeightSpec(drawn(-7, 7, (3, 4, 2, 2)), steps(4, 3), 4, axis=1, group=4),
+    "1 bit": WeightSpec(drawn(0, 1, (5, 7)) * 2 - 1, steps(5, 1), 1),
+    "12 bits": WeightSpec(drawn(-2047, 2047, (4, 6)), steps(4, 1), 12),
+    "zero points by channel": WeightSpec(
         drawn(-127, 127, (4, 6)), steps(4, 1), 8, zero_point=torch.tensor([[-127], [0], [5], [127]], dtype=torch.int32)
     ),
-    "a zero point of a tensor of 12 bits": WeightGrid(
+    "a zero point of a tensor of 12 bits": WeightSpec(
         drawn(-2047, 2047, (4, 6)), steps(), 12, zero_point=torch.tensor(-900, dtype=torch.int32)
     ),
-    "levels": WeightGrid(drawn(0, 2, (4, 6)), None, 2, levels=torch.tensor([-0.3, 0.0, 0.7])),
-    "many levels": WeightGrid(drawn(0, 4, (40, 6)), None, 2, levels=torch.tensor([-0.3, -0.2, 0.0, 0.7, 0.8])),
-    "nothing": WeightGrid(torch.zeros(0, 6, dtype=torch.int32), steps(0, 1), 8),
-    "one number": WeightGrid(torch.tensor(3), torch.tensor(0.1), 8),
+    "levels": WeightSpec(drawn(0, 2, (4, 6)), None, 2, levels=torch.tensor([-0.3, 0.0, 0.7])),
+    "many levels": WeightSpec(drawn(0, 4, (40, 6)), None, 2, levels=torch.tensor([-0.3, -0.2, 0.0, 0.7, 0.8])),
+    "nothing": WeightSpec(torch.zeros(0, 6, dtype=torch.int32), steps(0, 1), 8),
+    "one number": WeightSpec(torch.tensor(3), torch.tensor(0.1), 8),
 }
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 
@@ -79,11 +81,11 @@ def test_every_grid_comes_back_bit_for_bit(tmp_path, grid):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_weights_come_back_as_torch_has_fake_quantized_them(tmp_path, bits):
     weight = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(bits))
-    high = 2 ** (bits - 1) - 1
-    scale, zero_point = weight.abs().amax((1, 2, 3)) / high, torch.zeros(6, dtype=torch.int32)
-    values = torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -high, high)
-    codes = (weight / scale.reshape(6, 1, 1, 1)).round().clamp(-high, high).to(torch.int32)
-    grid = WeightGrid(codes, scale.reshape(6, 1, 1, 1), bits)
+    quant_max = 2 ** (bits - 1) - 1
+    scale, zero_point = weight.abs().amax((1, 2, 3)) / quant_max, torch.zeros(6, dtype=torch.int32)
+    values = torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -quant_max, quant_max)
+    codes = (weight / scale.reshape(6, 1, 1, 1)).round().clamp(-quant_max, quant_max).to(torch.int32)
+    grid = WeightSpec(codes, scale.reshape(6, 1, 1, 1), bits)
     write_packed(tmp_path / "file", {"weight": values}, {"weight": grid})
     assert bits_of(read_packed(tmp_path / "file")["weight"]) == bits_of(values)
 
@@ -143,7 +145,7 @@ def test_a_report_reads_as_one_line():
 def test_a_binary_weight_with_a_row_of_zeros_takes_a_bit_more(tmp_path):
     codes = GRIDS["1 bit"].codes.clone()
     codes[2] = 0
-    report, state = written(tmp_path / "file", WeightGrid(codes, steps(5, 1), 1))
+    report, state = written(tmp_path / "file", WeightSpec(codes, steps(5, 1), 1))
     assert report.codes == 9  # 70 bits
     assert torch.equal(state["weight"], codes * steps(5, 1))
 
@@ -239,7 +241,7 @@ def test_views_of_one_memory_stay_apart(tmp_path):
         ),
         (
             {"weight": torch.arange(70_000.0)},
-            {"weight": WeightGrid(torch.arange(70_000), torch.tensor(1.0), 17)},
+            {"weight": WeightSpec(torch.arange(70_000), torch.tensor(1.0), 17)},
             "'weight': codes reach from 0 to 69999",
         ),
     ],
@@ -285,7 +287,7 @@ def test_a_file_is_loaded_into_a_wider_dtype_but_not_into_a_narrower_one(tmp_pat
 
 
 def test_zero_points_that_the_reader_would_not_take_are_not_written(tmp_path):
-    grid = WeightGrid(drawn(0, 9, (4, 6)), steps(), 8, zero_point=torch.tensor(40_000))
+    grid = WeightSpec(drawn(0, 9, (4, 6)), steps(), 8, zero_point=torch.tensor(40_000))
     with pytest.raises(ValueError, match="'weight' has zero points up to 40000, but they are packed in 16 bits"):
         write_packed(tmp_path / "file", {"weight": grid.values()}, {"weight": grid})
 

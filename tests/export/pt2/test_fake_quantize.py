@@ -3,23 +3,28 @@
 import pytest
 import torch
 
-from lightning_compress.export.pt2.fake_quantize import FAKE_QUANTIZE, InArithmetic, as_numbers, fake_quantized
+from lightning_compress.export.pt2.fake_quantize import (
+    FAKE_QUANTIZE,
+    ArithmeticFakeQuantize,
+    as_python_numbers,
+    fake_quantize_ops,
+)
 from tests.export.deployables import Step
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 15), (-8, 7)])
-def test_it_gives_the_bits_of_torchs_operator(dtype, low, high):
-    generator = torch.Generator().manual_seed(high)
+@pytest.mark.parametrize(("quant_min", "quant_max"), [(0, 255), (0, 15), (-8, 7)])
+def test_it_gives_the_bits_of_torchs_operator(dtype, quant_min, quant_max):
+    generator = torch.Generator().manual_seed(quant_max)
     for _ in range(40):
         size = 10 ** float(torch.empty(()).uniform_(-3, 3, generator=generator))
         values = torch.randn(500, generator=generator) * size
-        scale = values.abs().max() / torch.randint(high // 2 + 1, high + 1, (), generator=generator)
+        scale = values.abs().max() / torch.randint(quant_max // 2 + 1, quant_max + 1, (), generator=generator)
         values[::5] = (torch.arange(100) - 50.5) * scale  # halves, which are rounded to even
-        zero_point = torch.randint(low, high + 1, (), generator=generator, dtype=torch.int32)
-        expected = FAKE_QUANTIZE(values.to(dtype), scale, zero_point, low, high)
+        zero_point = torch.randint(quant_min, quant_max + 1, (), generator=generator, dtype=torch.int32)
+        expected = FAKE_QUANTIZE(values.to(dtype), scale, zero_point, quant_min, quant_max)
         for given in ((scale, zero_point), (float(scale), int(zero_point))):
-            found = fake_quantized(values.to(dtype), *given, low, high)
+            found = fake_quantize_ops(values.to(dtype), *given, quant_min, quant_max)
             assert found.dtype == dtype
             assert torch.equal(found, expected)
 
@@ -27,7 +32,7 @@ def test_it_gives_the_bits_of_torchs_operator(dtype, low, high):
 def test_calls_by_position_and_by_name_are_caught_and_others_let_through():
     values, calls = torch.randn(5), []
 
-    class Watching(InArithmetic):
+    class Watching(ArithmeticFakeQuantize):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             calls.append(func)
             return super().__torch_function__(func, types, args, kwargs)
@@ -48,7 +53,7 @@ def test_quantizers_have_numbers_for_a_while_and_their_buffers_again_after_an_er
     before = dict(step.named_buffers())
 
     def use():
-        with as_numbers([step, rows]):
+        with as_python_numbers([step, rows]):
             assert step.scale == float(torch.tensor(0.05))
             assert type(step.zero_point) is int
             assert rows.scale.shape == (2,)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.export.pt2.weights import StoredWeight, with_stored_weights
+from lightning_compress.export.pt2.weights import StoredWeight, store_weights
 from lightning_compress.export.pt2.write import write_pt2
-from lightning_compress.quantization.lowering.deployed_model import Deployable, WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
 from tests.export.deployables import Keywords, deployed, grid_of, loaded, random, weights_in
 
 
@@ -29,11 +29,13 @@ def test_a_stored_weight_gives_the_values_of_its_grid(bits, shape, axis, group):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "numbers"), [(-2, 1, 4), (-1, 1, 4), (0, 1, 4), (-8, 7, 2), (-9, 7, 1), (0, 8, 1)]
+    ("quant_min", "quant_max", "numbers"), [(-2, 1, 4), (-1, 1, 4), (0, 1, 4), (-8, 7, 2), (-9, 7, 1), (0, 8, 1)]
 )
-def test_signed_codes_are_packed_by_what_they_reach(low, high, numbers):
-    codes = torch.randint(low, high + 1, (40, 41), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    grid = WeightGrid(codes, torch.tensor(0.5), 8)
+def test_signed_codes_are_packed_by_what_they_reach(quant_min, quant_max, numbers):
+    codes = torch.randint(
+        quant_min, quant_max + 1, (40, 41), generator=torch.Generator().manual_seed(0), dtype=torch.int32
+    )
+    grid = WeightSpec(codes, torch.tensor(0.5), 8)
     stored = StoredWeight(grid, grid.values())
     assert len(stored.codes.flatten()) == 40 * 41 // numbers
     assert torch.equal(stored(), codes * 0.5)
@@ -41,7 +43,7 @@ def test_signed_codes_are_packed_by_what_they_reach(low, high, numbers):
 
 @pytest.mark.parametrize("reach", [128, 2**15, 2**20])
 def test_codes_beyond_eight_bits_take_wider_integers(reach):
-    grid = WeightGrid(torch.tensor([[-reach - 1, reach]]), torch.tensor(0.25), 24)
+    grid = WeightSpec(torch.tensor([[-reach - 1, reach]]), torch.tensor(0.25), 24)
     assert torch.equal(StoredWeight(grid, grid.values())(), grid.values())
 
 
@@ -49,7 +51,7 @@ def test_codes_beyond_eight_bits_take_wider_integers(reach):
 @pytest.mark.parametrize("count", [2, 3, 16, 200, 300])
 def test_levels_are_looked_up(count, size):
     codes = torch.randint(0, count, (size, 131), generator=torch.Generator().manual_seed(0))
-    grid = WeightGrid(codes, None, 8, levels=torch.linspace(-1, 1, count))
+    grid = WeightSpec(codes, None, 8, levels=torch.linspace(-1, 1, count))
     stored = StoredWeight(grid, grid.values())
     assert torch.equal(stored(), grid.values())
     numbers_to_a_byte = {(2, 7): 8, (3, 7): 4, (2, 200): 8, (3, 200): 4, (16, 200): 2, (300, 7): 0.25, (300, 200): 0.25}
@@ -75,7 +77,7 @@ def test_a_weight_keeps_its_dtype_and_its_order_in_memory(dtype, shape, memory_f
 
 
 def test_an_empty_weight_stays_empty():
-    grid = WeightGrid(torch.zeros(0, 3, dtype=torch.int32), torch.ones(0, 1), 8)
+    grid = WeightSpec(torch.zeros(0, 3, dtype=torch.int32), torch.ones(0, 1), 8)
     assert StoredWeight(grid, grid.values())().shape == (0, 3)
 
 
@@ -96,7 +98,7 @@ def test_all_ways_of_storing_a_weight_are_exported(tmp_path):
         "wide": (nn.Linear(40, 5), lambda weight: grid_of(weight, 12)),
         "levels": (
             nn.Linear(40, 50),
-            lambda weight: WeightGrid((weight > 0).int(), None, 1, levels=levels),
+            lambda weight: WeightSpec((weight > 0).int(), None, 1, levels=levels),
         ),
         "transposed": (nn.ConvTranspose1d(40, 6, 5), lambda weight: grid_of(weight, 4, axis=1, group=20)),
     }
@@ -106,7 +108,7 @@ def test_all_ways_of_storing_a_weight_are_exported(tmp_path):
         layer.weight.copy_(grids[f"{name}.weight"].values())
     model["transposed"] = nn.Sequential(nn.Unflatten(1, (40, 1)), model["transposed"]).eval()
     grids["transposed.1.weight"] = grids.pop("transposed.weight")
-    write_pt2(Deployable(model, grids), tmp_path / "model.pt2", random(4, 40))
+    write_pt2(DeployedModel(model, grids), tmp_path / "model.pt2", random(4, 40))
     found, expected = loaded(tmp_path / "model.pt2")(random(3, 40)), model(random(3, 40))
     assert all(torch.equal(found[name], expected[name]) for name in layers)
     stored = {name.split(".")[0]: one for name, one in weights_in(tmp_path / "model.pt2").items() if "codes" in name}
@@ -142,7 +144,7 @@ def test_a_weight_that_is_never_used_is_not_in_the_file(tmp_path):
     grid = grid_of(model.module.unused.weight, 8)
     model.module.unused.weight.copy_(grid.values())
     report = write_pt2(
-        Deployable(model.module, {**model.weights, "unused.weight": grid}), tmp_path / "m.pt2", random(2, 8)
+        DeployedModel(model.module, {**model.weights, "unused.weight": grid}), tmp_path / "m.pt2", random(2, 8)
     )
     assert report.weights == 8 * 4 + 4 * 4
     assert torch.equal(loaded(tmp_path / "m.pt2")(random(3, 8)), model.module(random(3, 8)))
@@ -153,7 +155,7 @@ def test_a_weight_that_the_graph_holds_as_a_copy_is_not_left_as_floats_in_silenc
     graph_module = torch.export.export(model.module, (random(4, 8),)).module()
     graph_module.weight = nn.Parameter(graph_module.weight.clone())
     with pytest.raises(ValueError, match="made a copy of 'weight'"):
-        with_stored_weights(graph_module, model.module, model.weights)
+        store_weights(graph_module, model.module, model.weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
@@ -162,23 +164,23 @@ def test_weights_in_short_floating_point_lie_there_in_it_and_are_read_as_they_ar
     module[0].to(memory_format=torch.channels_last)
     for layer in (module[0], module[2]):
         layer.weight.copy_(layer.weight.to(dtype))
-    made = Deployable(module, {}, casts={"0.weight": dtype, "2.weight": dtype})
+    made = DeployedModel(module, {}, casts={"0.weight": dtype, "2.weight": dtype})
     report = write_pt2(made, tmp_path / "model.pt2", random(4, 3, 6, 6))
     assert report.weights == (16 * 3 * 9 + 5 * 16 * 16) * dtype.itemsize
     assert report.others == (16 + 5) * 4
     assert torch.equal(loaded(tmp_path / "model.pt2")(random(3, 3, 6, 6)), module(random(3, 3, 6, 6)))
 
 
-@pytest.mark.parametrize("low", [-7, -127, -32767])
+@pytest.mark.parametrize("quant_min", [-7, -127, -32767])
 @pytest.mark.parametrize("granularity", ["channel", "tensor", "group"])
-def test_zero_points_lie_beside_the_codes(low, granularity):
+def test_zero_points_lie_beside_the_codes(quant_min, granularity):
     shape = {"channel": (6, 1), "tensor": (), "group": (6, 4)}[granularity]
     draw = torch.Generator().manual_seed(0)
-    codes = torch.randint(low, -low + 1, (6, 400), generator=draw, dtype=torch.int32)
-    zero_point = torch.randint(low, -low + 1, shape, generator=draw, dtype=torch.int32)
-    zero_point.view(-1)[0] = low  # the farthest codes are twice as far away as a code may be
+    codes = torch.randint(quant_min, -quant_min + 1, (6, 400), generator=draw, dtype=torch.int32)
+    zero_point = torch.randint(quant_min, -quant_min + 1, shape, generator=draw, dtype=torch.int32)
+    zero_point.view(-1)[0] = quant_min  # the farthest codes are twice as far away as a code may be
     scale = torch.rand(shape, generator=draw)
-    grid = WeightGrid(codes, scale, 16, group=100 * (granularity == "group"), zero_point=zero_point)
+    grid = WeightSpec(codes, scale, 16, group=100 * (granularity == "group"), zero_point=zero_point)
     spread = (one.repeat_interleave(100, 1) if granularity == "group" else one for one in (zero_point, scale))
     wanted = (codes - next(spread)) * next(spread)
     assert torch.equal(StoredWeight(grid, wanted)(), wanted)

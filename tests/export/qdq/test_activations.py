@@ -2,7 +2,7 @@ import numpy
 import pytest
 import torch
 
-from lightning_compress.export.onnx.qdq.activations import Place, quantize_activations
+from lightning_compress.export.onnx.qdq.activations import ActivationGrid, quantize_activations
 from lightning_compress.export.onnx.qdq.graph import Graph
 from tests.export.qdq.graphs import computed, marker, model, node
 
@@ -20,7 +20,7 @@ def operators(graph):
 
 def test_a_quantizer_becomes_two_nodes_that_compute_what_torch_computes():
     graph = Graph(model([marker("x", "y", 0.02, 100, "first")], {}))
-    assert quantize_activations(graph) == [Place("first", 0, "first.codes", float(numpy.float32(0.02)), 100)]
+    assert quantize_activations(graph) == [ActivationGrid("first", 0, "first.codes", float(numpy.float32(0.02)), 100)]
     assert operators(graph) == ["QuantizeLinear", "DequantizeLinear"]
     assert {"first.scale", "first.zero_point"} == set(graph.constants)
     (found,) = computed(graph.model(), x=VALUES)
@@ -30,16 +30,20 @@ def test_a_quantizer_becomes_two_nodes_that_compute_what_torch_computes():
 @pytest.mark.parametrize("limits", [(0.0, 6.0), (-0.31, 1.013), (0.0, 0.3), (-2.0, 10.0), (0.5, None), (None, -0.1)])
 @pytest.mark.parametrize("zero_point", [0, 37, 255])
 def test_clips_before_a_quantizer_are_computed_on_whole_numbers_with_the_same_result(limits, zero_point):
-    low, high = limits
-    constants = {name: numpy.float32(one) for name, one in (("low", low), ("high", high)) if one is not None}
-    names = ["low" if low is not None else "", "high" if high is not None else ""]
+    quant_min, quant_max = limits
+    constants = {
+        name: numpy.float32(one)
+        for name, one in (("quant_min", quant_min), ("quant_max", quant_max))
+        if one is not None
+    }
+    names = ["quant_min" if quant_min is not None else "", "quant_max" if quant_max is not None else ""]
     nodes = [node("Relu", ["x"], "a"), node("Clip", ["a", *names], "b"), marker("b", "y", 0.02, zero_point)]
-    if low is not None and low < 0:
+    if quant_min is not None and quant_min < 0:
         nodes = [node("Clip", ["x", *names], "b"), marker("b", "y", 0.02, zero_point)]
     graph = Graph(model(nodes, constants))
     (place,) = quantize_activations(graph)
     assert operators(graph)[0] == "QuantizeLinear"
-    clipped = numpy.clip(VALUES if low is not None and low < 0 else VALUES.clip(0), low, high)
+    clipped = numpy.clip(VALUES if quant_min is not None and quant_min < 0 else VALUES.clip(0), quant_min, quant_max)
     (found,) = computed(graph.model(), x=VALUES)
     numpy.testing.assert_allclose(found, on_grid(clipped, 0.02, zero_point), atol=1e-6)
     reached = numpy.rint(found / numpy.float32(0.02)) + zero_point
@@ -58,7 +62,11 @@ def test_a_clip_that_others_see_or_whose_limits_are_computed_stays_before_the_qu
     quantize_activations(graph)
     assert operators(graph) == ["Relu", "QuantizeLinear", "DequantizeLinear", "Add"]
     assert graph.nodes[1].input[0] == "a"
-    nodes = [node("ReduceMin", ["x"], "low", keepdims=0), node("Clip", ["x", "low"], "a"), marker("a", "y", 0.02, 0)]
+    nodes = [
+        node("ReduceMin", ["x"], "quant_min", keepdims=0),
+        node("Clip", ["x", "quant_min"], "a"),
+        marker("a", "y", 0.02, 0),
+    ]
     graph = Graph(model(nodes, {}))
     quantize_activations(graph)
     assert operators(graph) == ["ReduceMin", "Clip", "QuantizeLinear", "DequantizeLinear"]

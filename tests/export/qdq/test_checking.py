@@ -3,10 +3,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from lightning_compress.export.onnx.qdq.activations import Place
-from lightning_compress.export.onnx.qdq.build import built
-from lightning_compress.export.onnx.qdq.capture import captured
-from lightning_compress.export.onnx.qdq.checking import _beyond_rounding, check, differences
+from lightning_compress.export.onnx.qdq.activations import ActivationGrid
+from lightning_compress.export.onnx.qdq.build import build_qdq_model
+from lightning_compress.export.onnx.qdq.capture import capture_model
+from lightning_compress.export.onnx.qdq.checking import _beyond_rounding, check_differences, measure_differences
 from tests.export import handmade
 
 
@@ -15,7 +15,7 @@ def made():
     torch.manual_seed(0)
     one = handmade.deployable(handmade.Residual())
     example = torch.randn(2, 3, 16, 16)
-    return one, built(one, captured(one, example, dynamic_batch=True, opset=21), "auto"), example
+    return one, build_qdq_model(one, capture_model(one, example, dynamic_batch=True, opset=21), "auto"), example
 
 
 def changed(model, name, change):
@@ -29,8 +29,8 @@ def changed(model, name, change):
 
 def test_a_graph_that_is_right_is_within_rounding_everywhere(made):
     one, graph, example = made
-    found = differences(one, graph.model, graph.places, example)
-    check(found, 0.01, "")
+    found = measure_differences(one, graph.model, graph.places, example)
+    check_differences(found, 0.01, "")
     assert list(found.steps) == list(one.quantizers)
     assert len(found.outputs) == len(found.local) == 1
 
@@ -59,9 +59,9 @@ def clipped(codes):
 )
 def test_the_first_place_that_is_wrong_is_named_and_those_before_it_are_right(made, constant, change, first):
     one, graph, example = made
-    found = differences(one, changed(graph.model, constant, change), graph.places, example)
+    found = measure_differences(one, changed(graph.model, constant, change), graph.places, example)
     with pytest.raises(ValueError, match=f"first at '{first}': by .* steps .*beyond rounding.* a hint"):
-        check(found, 0.1, " a hint")
+        check_differences(found, 0.1, " a hint")
     steps = list(found.steps.values())
     assert max(steps[: list(found.steps).index(first)]) < 0.01
 
@@ -69,16 +69,16 @@ def test_the_first_place_that_is_wrong_is_named_and_those_before_it_are_right(ma
 def test_what_is_wrong_behind_the_last_quantizer_is_seen_in_the_output(made):
     one, graph, example = made
     wrong = changed(graph.model, "head.weight.bias", lambda bias: bias + numpy.int32(10000))
-    found = differences(one, wrong, graph.places, example)
+    found = measure_differences(one, wrong, graph.places, example)
     with pytest.raises(ValueError, match="at output 0, behind the last quantizer: by .* %"):
-        check(found, 0.1, "")
+        check_differences(found, 0.1, "")
 
 
 def test_numbers_that_are_none_are_no_agreement():
     from lightning_compress.export.onnx.qdq.checking import Differences
 
     with pytest.raises(ValueError, match="first at 'a': by nan steps"):
-        check(Differences(steps={"a": float("nan")}), 0.1, "")
+        check_differences(Differences(steps={"a": float("nan")}), 0.1, "")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,6 @@ def test_numbers_that_are_none_are_no_agreement():
     ],
 )
 def test_of_signs_none_may_be_wrong(values, codes, right):
-    place = Place("sign", 0, "codes", 2.0**-40, 1, 0, 2, gain=2.0**40)
+    place = ActivationGrid("sign", 0, "codes", 2.0**-40, 1, 0, 2, gain=2.0**40)
     found = _beyond_rounding(torch.tensor(codes, dtype=torch.uint8), torch.tensor(values), place)
     assert found == (0.0 if right else numpy.inf)

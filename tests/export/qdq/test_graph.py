@@ -40,7 +40,7 @@ def test_bodies_of_branches_count_as_takers():
     graph = Graph(model(nodes, {"flag": numpy.array(True), "inner": numpy.float32(2)}))
     graph.drop_unused()
     assert set(graph.constants) == {"flag", "inner"}
-    assert len(graph.takers()["inner"]) == 2
+    assert len(graph.consumers()["inner"]) == 2
 
 
 def test_nothing_is_left_that_tells_of_sources():

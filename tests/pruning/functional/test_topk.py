@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_compress.pruning.functional import topk as ranking
-from lightning_compress.pruning.functional.topk import Threshold, highest, kept_by, keys, top_k_mask
+from lightning_compress.pruning.functional.topk import Threshold, count_kept, global_threshold, sort_keys, top_k_mask
 
 CHUNKS = (1, 3, 7, 1 << 20)
 INF = float("inf")
@@ -44,9 +44,9 @@ def filled(tensors, budget):
 
 
 def selected(tensors, kept):
-    threshold, counts = highest(lambda: tensors, kept), []
+    threshold, counts = global_threshold(lambda: tensors, kept), []
     for scores, cost in tensors:
-        count, threshold = kept_by(scores, threshold, cost)
+        count, threshold = count_kept(scores, threshold, cost)
         counts.append(count)
     return counts
 
@@ -54,9 +54,9 @@ def selected(tensors, kept):
 def test_keys_are_in_the_order_of_the_numbers():
     tiny = torch.finfo(torch.float32).tiny
     numbers = [-INF, -3.4e38, -1.5, -1.0, -tiny, -1e-45, 0.0, 1e-45, tiny, 1.0, 1.0 + 2**-23, 3.4e38, INF]
-    ordered = keys(torch.tensor(numbers)).tolist()
+    ordered = sort_keys(torch.tensor(numbers)).tolist()
     assert ordered == sorted(set(ordered))
-    assert keys(torch.tensor([-0.0])) == keys(torch.tensor([0.0]))
+    assert sort_keys(torch.tensor([-0.0])) == sort_keys(torch.tensor([0.0]))
 
 
 @pytest.mark.usefixtures("chunk")
@@ -153,7 +153,7 @@ def test_keeping_nothing_and_having_nothing():
 
 def test_the_threshold_is_the_key_of_the_last_one_kept():
     scores = torch.tensor([1.0, 3.0, 2.0, 2.0])
-    assert highest(lambda: [(scores, 1)], 2) == Threshold(int(keys(torch.tensor(2.0))), ties=1)
+    assert global_threshold(lambda: [(scores, 1)], 2) == Threshold(int(sort_keys(torch.tensor(2.0))), ties=1)
 
 
 def test_a_large_tensor_over_the_boundary_of_a_chunk():

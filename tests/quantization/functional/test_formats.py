@@ -5,7 +5,13 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from lightning_compress.quantization.functional.formats import Format, activation_format, parse, read, weight_format
+from lightning_compress.quantization.functional.formats import (
+    NumberFormat,
+    activation_format,
+    parse_format,
+    read_format,
+    weight_format,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,24 +28,24 @@ from lightning_compress.quantization.functional.formats import Format, activatio
 def test_whole_numbers_of_bits_have_a_grid_around_zero_for_weights_and_from_zero_for_activations(
     bits, weights, activations
 ):
-    assert parse(bits) == weight_format(bits) == Format(str(bits), bits, *weights)
-    assert parse(bits, "activations") == activation_format(bits) == Format(str(bits), bits, *activations)
-    assert parse(bits).kind == "integer"
+    assert parse_format(bits) == weight_format(bits) == NumberFormat(str(bits), bits, *weights)
+    assert parse_format(bits, "activations") == activation_format(bits) == NumberFormat(str(bits), bits, *activations)
+    assert parse_format(bits).kind == "integer"
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
 def test_every_number_of_bits_has_as_many_levels_as_fit_into_it(bits):
     weights, activations = weight_format(bits), activation_format(bits)
-    assert activations.high - activations.low + 1 == 2**bits
-    assert weights.high - weights.low + 1 == 2**bits - 1
-    assert weights.low == -weights.high
+    assert activations.quant_max - activations.quant_min + 1 == 2**bits
+    assert weights.quant_max - weights.quant_min + 1 == 2**bits - 1
+    assert weights.quant_min == -weights.quant_max
 
 
 @pytest.mark.parametrize("what", ["weights", "activations"])
 def test_ternary_and_binary_reach_from_minus_one_to_one(what):
-    assert parse("ternary", what) == Format("ternary", 2, -1, 1)
-    assert parse("binary", what) == Format("binary", 1, -1, 1)
-    assert [parse(name, what).kind for name in ("ternary", "binary")] == ["ternary", "binary"]
+    assert parse_format("ternary", what) == NumberFormat("ternary", 2, -1, 1)
+    assert parse_format("binary", what) == NumberFormat("binary", 1, -1, 1)
+    assert [parse_format(name, what).kind for name in ("ternary", "binary")] == ["ternary", "binary"]
 
 
 @pytest.mark.parametrize("what", ["weights", "activations"])
@@ -53,25 +59,25 @@ def test_ternary_and_binary_reach_from_minus_one_to_one(what):
     ],
 )
 def test_floating_point_has_a_torch_type_and_no_grid(name, bits, dtype, what):
-    assert parse(name, what) == Format(name, bits, 0, 0, dtype)
-    assert parse(name, what).kind == "float"
+    assert parse_format(name, what) == NumberFormat(name, bits, 0, 0, dtype)
+    assert parse_format(name, what).kind == "float"
 
 
 def test_none_is_no_format():
-    assert parse(None) is None
-    assert parse(None, "activations") is None
+    assert parse_format(None) is None
+    assert parse_format(None, "activations") is None
 
 
 @pytest.mark.parametrize("what", ["weights", "activations"])
 @pytest.mark.parametrize("bits", [16, 8, 2, "ternary", "binary", "fp16", "fp8_e5m2"])
 def test_a_format_is_read_back_from_its_name(bits, what):
-    form = parse(bits, what)
-    assert read(form.name, what) == form
+    form = parse_format(bits, what)
+    assert read_format(form.name, what) == form
 
 
 def test_a_format_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
-        parse(8).low = -128
+        parse_format(8).quant_min = -128
 
 
 @pytest.mark.parametrize("what", ["weights", "activations"])
@@ -105,7 +111,7 @@ def test_a_format_cannot_be_changed():
 )
 def test_what_is_no_format_is_refused_with_its_value_and_the_mend(bits, mend, what):
     with pytest.raises(ValueError, match="is no format") as refusal:
-        parse(bits, what)
+        parse_format(bits, what)
     assert repr(bits) in str(refusal.value)
     assert mend in str(refusal.value)
 
@@ -113,12 +119,12 @@ def test_what_is_no_format_is_refused_with_its_value_and_the_mend(bits, mend, wh
 @pytest.mark.parametrize("bits", ["quaternions", True, 0], ids=repr)
 def test_where_nothing_comes_near_nothing_is_guessed(bits):
     with pytest.raises(ValueError) as refusal:
-        parse(bits)
+        parse_format(bits)
     assert "Did you mean" not in str(refusal.value)
 
 
 def test_only_weights_and_activations_have_formats():
     with pytest.raises(ValueError, match="'gradients'"):
-        parse(8, "gradients")
+        parse_format(8, "gradients")
     with pytest.raises(ValueError, match="Did you mean 'weights'"):
-        parse(8, "weight")
+        parse_format(8, "weight")

@@ -5,21 +5,29 @@ import time
 import pytest
 import torch
 
-from lightning_compress.quantization.functional.ranges import Range, affine, averaged, min_max, mse, percentile, widened
+from lightning_compress.quantization.functional.ranges import (
+    RangeEstimator,
+    affine_range,
+    exponential_average,
+    min_max,
+    mse,
+    percentile,
+    union,
+)
 
 ESTIMATORS = [min_max, percentile, mse]
 
 
 def estimate(estimator, values, dim):
-    return Range(estimator).estimate(values, dim=dim, low=-7, high=7)
+    return RangeEstimator(estimator).estimate(values, dim=dim, quant_min=-7, quant_max=7)
 
 
 def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def interval(low, high):
-    return torch.tensor(low), torch.tensor(high)
+def interval(quant_min, quant_max):
+    return torch.tensor(quant_min), torch.tensor(quant_max)
 
 
 # Estimators ---------------------------------------------------------------------------------------------------------
@@ -62,7 +70,7 @@ def test_what_is_no_number_reaches_the_refusal(estimator, dim):
     values = drawn(4, 30)
     values[2, 3] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
-        affine(*estimate(estimator, values, dim), -7, 7, symmetric=True)
+        affine_range(*estimate(estimator, values, dim), -7, 7, symmetric=True)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -88,8 +96,8 @@ def test_min_max_by_hand():
 @pytest.mark.parametrize("count", [1, 2, 10, 100, 1000])
 def test_percentile_leaves_out_as_many_of_the_sorted_values_as_it_may(share, count):
     values = drawn(3, count)
-    low, high = percentile(values, 1, share)
-    for row, least, most in zip(values.tolist(), low, high, strict=True):
+    quant_min, quant_max = percentile(values, 1, share)
+    for row, least, most in zip(values.tolist(), quant_min, quant_max, strict=True):
         left_out = int(count * (1 - share) + 1e-6)
         assert sum(one > most.item() for one in row) == left_out
         assert sum(one < least.item() for one in row) == left_out
@@ -103,36 +111,36 @@ def test_what_is_no_number_is_not_left_out_as_an_outlier():
 
 
 def test_a_sample_of_many_values_reaches_from_the_first_to_the_last():
-    low, high = percentile(torch.linspace(0, 1, 2**20), share=0.99)
-    assert (low.item(), high.item()) == (pytest.approx(0.01, abs=1e-3), pytest.approx(0.99, abs=1e-3))
+    quant_min, quant_max = percentile(torch.linspace(0, 1, 2**20), share=0.99)
+    assert (quant_min.item(), quant_max.item()) == (pytest.approx(0.01, abs=1e-3), pytest.approx(0.99, abs=1e-3))
 
 
 def test_percentile_is_not_moved_by_an_outlier():
     values = torch.cat([torch.linspace(-1, 1, 9999), torch.tensor([1e6])])
-    low, high = percentile(values, share=0.999)
-    assert -1.0 <= low < -0.99
-    assert 0.99 < high <= 1.0
+    quant_min, quant_max = percentile(values, share=0.999)
+    assert -1.0 <= quant_min < -0.99
+    assert 0.99 < quant_max <= 1.0
 
 
 def test_percentile_of_very_many_values_is_quick_always_the_same_and_near_the_truth():
     # More than the 2 ** 24 values that torch.quantile takes.
     values = drawn(2**24 + 5)
     began = time.process_time()
-    low, high = percentile(values, share=0.99)
+    quant_min, quant_max = percentile(values, share=0.99)
     assert time.process_time() - began < 5
-    assert (low, high) == percentile(values, share=0.99)
+    assert (quant_min, quant_max) == percentile(values, share=0.99)
     # The quantile of the normal distribution, give or take what 2 ** 18 draws leave open.
-    assert -low.item() == pytest.approx(2.3263, abs=0.05)
-    assert high.item() == pytest.approx(2.3263, abs=0.05)
+    assert -quant_min.item() == pytest.approx(2.3263, abs=0.05)
+    assert quant_max.item() == pytest.approx(2.3263, abs=0.05)
 
 
 @pytest.mark.parametrize("period", [2, 3, 7, 16, 49, 64, 196, 1024])
 def test_a_sample_of_many_values_meets_all_channels_however_they_follow_each_other(period):
     count = 2**20 // period * period
     values = torch.arange(count) % period
-    low, high = percentile(values.float(), share=0.99)
-    assert low.item() == pytest.approx(0.01 * period, abs=0.01 * period + 1)
-    assert high.item() == pytest.approx(0.99 * period, abs=0.01 * period + 1)
+    quant_min, quant_max = percentile(values.float(), share=0.99)
+    assert quant_min.item() == pytest.approx(0.01 * period, abs=0.01 * period + 1)
+    assert quant_max.item() == pytest.approx(0.99 * period, abs=0.01 * period + 1)
     mean_square = torch.stack(mse(values.float(), None, 0, 255))
     assert mean_square[1] > 0.9 * (period - 1)
 
@@ -143,24 +151,26 @@ def test_a_share_that_is_none_is_refused(share):
         percentile(torch.ones(3), share=share)
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-3, 3), (-7, 7), (-127, 127), (0, 3), (0, 15), (0, 255)])
+@pytest.mark.parametrize(
+    ("quant_min", "quant_max"), [(-1, 1), (-3, 3), (-7, 7), (-127, 127), (0, 3), (0, 15), (0, 255)]
+)
 @pytest.mark.parametrize("kind", ["normal", "heavy tail", "non-negative"])
-def test_mse_finds_nearly_the_best_of_a_thousand_ranges(low, high, kind):
+def test_mse_finds_nearly_the_best_of_a_thousand_ranges(quant_min, quant_max, kind):
     values = {"normal": drawn(2000), "heavy tail": drawn(2000) ** 3, "non-negative": drawn(2000).relu()}[kind].double()
     least, most = values.min().item(), values.max().item()
 
     def error(share):
-        if low < 0:
-            scale, zero = share * max(-least, most) / high, 0
+        if quant_min < 0:
+            scale, zero = share * max(-least, most) / quant_max, 0
         else:
-            scale = share * (max(most, 0) - min(least, 0)) / high
+            scale = share * (max(most, 0) - min(least, 0)) / quant_max
             zero = round(-share * min(least, 0) / scale)
-        levels = torch.arange(low - zero, high - zero + 1).double() * scale
+        levels = torch.arange(quant_min - zero, quant_max - zero + 1).double() * scale
         nearest = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
         return (levels[nearest] - values).square().sum().item()
 
     best = min(error(step / 1000) for step in range(10, 1001))
-    found = mse(values, None, low, high)[1].item() / most
+    found = mse(values, None, quant_min, quant_max)[1].item() / most
     assert error(found) <= 1.02 * best
     assert error(found) <= error(1.0)
 
@@ -173,36 +183,36 @@ def test_mse_of_zeros_is_zero():
 
 
 def test_widened_holds_both():
-    assert widened(interval(-1.0, 2.0), interval(-3.0, 1.0)) == (-3.0, 2.0)
+    assert union(interval(-1.0, 2.0), interval(-3.0, 1.0)) == (-3.0, 2.0)
 
 
 def test_averaged_by_hand():
-    low, high = averaged(interval(-1.0, 2.0), interval(-3.0, 1.0), momentum=0.25)
-    assert (low.item(), high.item()) == (-1.5, 1.75)
-    low, _ = averaged(interval(-1.0, 2.0), interval(-3.0, 1.0))
-    assert low.item() == pytest.approx(-1.02)
+    quant_min, quant_max = exponential_average(interval(-1.0, 2.0), interval(-3.0, 1.0), momentum=0.25)
+    assert (quant_min.item(), quant_max.item()) == (-1.5, 1.75)
+    quant_min, _ = exponential_average(interval(-1.0, 2.0), interval(-3.0, 1.0))
+    assert quant_min.item() == pytest.approx(-1.02)
 
 
 def test_a_range_joins_by_widening_or_by_its_momentum():
     old, new = interval(-1.0, 2.0), interval(-3.0, 1.0)
-    assert Range(momentum=None).join(old, new) == (-3.0, 2.0)
-    assert [end.item() for end in Range(momentum=0.5).join(old, new)] == [-2.0, 1.5]
-    assert Range(momentum=None).widens
-    assert not Range().widens
+    assert RangeEstimator(momentum=None).join(old, new) == (-3.0, 2.0)
+    assert [end.item() for end in RangeEstimator(momentum=0.5).join(old, new)] == [-2.0, 1.5]
+    assert RangeEstimator(momentum=None).widens
+    assert not RangeEstimator().widens
 
 
 @pytest.mark.parametrize("momentum", [0, -0.1, 1.5, float("nan")])
 def test_a_momentum_that_is_none_is_refused(momentum):
     with pytest.raises(ValueError, match=str(momentum)):
-        Range(momentum=momentum)
+        RangeEstimator(momentum=momentum)
 
 
 def test_a_range_hands_its_estimator_what_that_asks_for():
     seen = {}
 
-    def own(values, high):
-        seen.update(values=values, high=high)
+    def own(values, quant_max):
+        seen.update(values=values, quant_max=quant_max)
         return interval(0.0, 1.0)
 
-    assert Range(own).estimate(torch.ones(2), dim=None, low=0, high=15) == (0.0, 1.0)
-    assert seen["high"] == 15
+    assert RangeEstimator(own).estimate(torch.ones(2), dim=None, quant_min=0, quant_max=15) == (0.0, 1.0)
+    assert seen["quant_max"] == 15

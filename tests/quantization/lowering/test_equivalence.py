@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, export, quantize
-from lightning_compress.quantization.lowering.equivalence import refuse_unfaithful
-from lightning_compress.quantization.lowering.lower import deployable
-from lightning_compress.quantization.lowering.modules import OnGrid
+from lightning_compress.quantization.lowering.equivalence import check_equivalence
+from lightning_compress.quantization.lowering.lower import lower
+from lightning_compress.quantization.lowering.modules import FixedFakeQuantize
 from lightning_compress.quantization.quantized_model import quantized_of
 
 SETTINGS = {
@@ -144,8 +144,22 @@ def computed(path):
 
 def test_signs_are_kept_by_steps_of_next_to_nothing():
     numbers = torch.tensor([-3.0, -1e-6, 0.0, 1e-6, 0.4, 7.0])
-    assert OnGrid(torch.tensor(1.0), 1, 0, 2, signs=True)(numbers).tolist() == [-1.0, -1.0, 0.0, 1.0, 1.0, 1.0]
-    assert OnGrid(torch.tensor(0.5), 0, 0, 1, signs=True)(numbers.relu()).tolist() == [0.0, 0.0, 0.0, 0.5, 0.5, 0.5]
+    assert FixedFakeQuantize(torch.tensor(1.0), 1, 0, 2, signs=True)(numbers).tolist() == [
+        -1.0,
+        -1.0,
+        0.0,
+        1.0,
+        1.0,
+        1.0,
+    ]
+    assert FixedFakeQuantize(torch.tensor(0.5), 0, 0, 1, signs=True)(numbers.relu()).tolist() == [
+        0.0,
+        0.0,
+        0.0,
+        0.5,
+        0.5,
+        0.5,
+    ]
 
 
 def of_four_bits():
@@ -154,29 +168,29 @@ def of_four_bits():
 
 def test_a_quantizer_that_does_something_else_is_refused_by_its_place():
     model = of_four_bits()
-    made = deployable(model)
-    refuse_unfaithful(model, made, images(4))
+    made = lower(model)
+    check_equivalence(model, made, images(4))
     made.quantizers["7_output"].highest -= 1
     with pytest.raises(
         ValueError, match=r"something else than the quantized model, first at '7 output'.*ignore=\['8'\]"
     ):
-        refuse_unfaithful(model, made, images(4))
+        check_equivalence(model, made, images(4))
 
 
 def test_a_layer_that_does_something_else_is_refused_by_the_place_behind_it():
     model = of_four_bits()
-    made = deployable(model)
+    made = lower(model)
     made.module[3].bias.data[7] += 0.05
     with pytest.raises(ValueError, match="first at '7 output'"):
-        refuse_unfaithful(model, made, images(4))
+        check_equivalence(model, made, images(4))
 
 
 def test_the_last_layer_is_compared_by_the_output():
     model = of_four_bits()
-    made = deployable(model)
+    made = lower(model)
     made.module[10].bias.data[3] += 0.05
     with pytest.raises(ValueError, match="behind its last quantizer"):
-        refuse_unfaithful(model, made, images(4))
+        check_equivalence(model, made, images(4))
 
 
 def test_an_input_of_another_shape_is_refused_in_words():
@@ -187,9 +201,9 @@ def test_an_input_of_another_shape_is_refused_in_words():
 def test_a_trained_module_is_compared_with_its_quantizers_in_it_and_left_without(make_module, make_trainer, loader):
     module = make_module()
     make_trainer([QuantizationAwareTraining(begin=2, weights=4)], max_epochs=2).fit(module, loader)
-    numbers, made = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)), deployable(module)
+    numbers, made = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)), lower(module)
     before = copy.deepcopy(module.state_dict())
-    refuse_unfaithful(module, made, numbers)
+    check_equivalence(module, made, numbers)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert not any("forward" in vars(one) for one in quantized_of(module).quantizers())

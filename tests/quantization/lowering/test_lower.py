@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, quantize
-from lightning_compress.quantization.lowering.lower import deployable, on_grids
-from lightning_compress.quantization.lowering.modules import OnGrid
+from lightning_compress.quantization.lowering.lower import lower, quantized_tensors
+from lightning_compress.quantization.lowering.modules import FixedFakeQuantize
 from lightning_compress.quantization.quantized_model import quantized_of
 
 
@@ -30,7 +30,7 @@ def images(count=8):
 
 def test_the_folded_weight_is_the_quantized_one_times_the_factor_of_the_norm():
     model = network()
-    made = deployable(quantize(model, [images()], progress=False))
+    made = lower(quantize(model, [images()], progress=False))
     factor = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
     weight = model[0].weight.detach()
     step = weight.abs().amax((1, 2, 3), keepdim=True) / 127
@@ -58,7 +58,7 @@ def test_what_is_deployed_computes_what_was_quantized(settings):
     quantized = quantize(network(), [images()], progress=False, **settings)
     with torch.no_grad():
         wanted = quantized(images())
-        found = deployable(quantized).module(images())
+        found = lower(quantized).module(images())
     # A number on the edge between two steps may fall to either side when sums are ordered otherwise.
     assert ((found - wanted).abs() <= 1e-5 * wanted.abs().max()).float().mean() > 0.8
     assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
@@ -68,35 +68,35 @@ def test_the_quantized_model_and_its_hooks_stay_as_they_are():
     quantized = quantize(network(), [images()], progress=False)
     before = quantized(images())
     state = {name: value.clone() for name, value in quantized.state_dict().items()}
-    deployable(quantized)
+    lower(quantized)
     assert torch.equal(quantized(images()), before)
     assert all(torch.equal(value, state[name]) for name, value in quantized.state_dict().items())
 
 
 def test_the_state_dict_on_grids_is_what_the_forward_uses():
     quantized = quantize(network(), [images()], progress=False, weights=4)
-    found, known = on_grids(quantized), quantized_of(quantized)
+    found, known = quantized_tensors(quantized), quantized_of(quantized)
     assert list(found.state) == list(quantized.state_dict())
-    for name, held in known.held().items():
+    for name, held in known.quantized_weights().items():
         assert torch.equal(found.state[name], known.weights[name](held.parameter))
         assert torch.equal(found.weights[name].values(), found.state[name])
 
 
 def test_fewer_bits_are_clipped_before_the_grid_of_8():
-    step = OnGrid(torch.tensor(0.5), 2, lowest=0, highest=7)
+    step = FixedFakeQuantize(torch.tensor(0.5), 2, lowest=0, highest=7)
     numbers = torch.tensor([-9.0, -1.0, -0.2, 0.3, 2.4, 9.0])
     assert step(numbers).tolist() == [-1.0, -1.0, 0.0, 0.5, 2.5, 2.5]
 
 
 def test_a_model_that_was_never_quantized_is_refused():
     with pytest.raises(ValueError, match="Sequential was never quantized"):
-        deployable(network())
+        lower(network())
 
 
 def test_activations_of_16_bits_are_refused_by_place():
     quantized = quantize(network(), [images()], progress=False, activations=16)
     with pytest.raises(ValueError, match=r"has 16 bits, but what is written to .* has activations of at most 8"):
-        deployable(quantized)
+        lower(quantized)
 
 
 def test_a_training_that_did_not_reach_its_quantized_phase_is_refused(make_module, make_trainer, loader):
@@ -111,4 +111,4 @@ def test_a_training_that_did_not_reach_its_quantized_phase_is_refused(make_modul
     module.training_step = stop_after_the_watched_step
     stopping.fit(module, loader)
     with pytest.raises(ValueError, match="quantized phase of this Classifier was not reached"):
-        deployable(module)
+        lower(module)

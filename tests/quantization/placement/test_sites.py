@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_compress.nn.dataflow import trace_dataflow
-from lightning_compress.quantization.placement.sites import Layout, lay_out
+from lightning_compress.quantization.placement.sites import ActivationPlacement, place_fake_quantizers
 
 
 def layout(model, *inputs, computing=None, joins=True):
@@ -17,7 +17,9 @@ def layout(model, *inputs, computing=None, joins=True):
     with trace_dataflow(model) as flow:
         output = model(*inputs)
         (output[0] if isinstance(output, tuple) else output).square().mean()
-    return lay_out(flow, layers, layers if computing is None else computing, dict(model.named_modules()), joins)
+    return place_fake_quantizers(
+        flow, layers, layers if computing is None else computing, dict(model.named_modules()), joins
+    )
 
 
 def places(found):
@@ -319,4 +321,4 @@ def test_a_layer_that_the_step_passes_by_is_refused_by_name():
 
 def test_a_layout_comes_back_from_plain_values():
     found = layout(Residual(), torch.randn(2, 1, 4, 4))
-    assert Layout.of(found.state()) == found
+    assert ActivationPlacement.from_state_dict(found.state_dict()) == found

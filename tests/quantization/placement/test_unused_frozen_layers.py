@@ -6,8 +6,8 @@ from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, load_compressed
 from lightning_compress.nn.dataflow import trace_dataflow
-from lightning_compress.quantization.layers import layers_of
-from lightning_compress.quantization.placement.unused_frozen_layers import apart
+from lightning_compress.quantization.layers import quantizable_layers
+from lightning_compress.quantization.placement.unused_frozen_layers import unused_frozen_layers
 from tests.conftest import adamw
 from tests.quantization.by_hand import randn, seeded
 from tests.quantization.watching import equal
@@ -31,7 +31,7 @@ def test_what_stands_apart_is_neither_fed_by_what_is_trained_nor_feeds_it():
             given, wanted = model["backbone"](values), model["teacher"](values)
         found = model["head"](given)
         (model["critic"](found).mean() + (found - wanted).square().mean()).backward()
-    assert apart(flow, model, layers_of(model)[1]) == ["teacher", "unused"]
+    assert unused_frozen_layers(flow, model, quantizable_layers(model)[1]) == ["teacher", "unused"]
 
 
 def test_a_run_of_nothing_but_what_stands_apart_is_refused():
@@ -39,7 +39,7 @@ def test_a_run_of_nothing_but_what_stands_apart_is_refused():
     with trace_dataflow(model) as flow:
         model(randn(2, 3))
     with pytest.raises(ValueError, match=r"All layers .* are frozen, .*: 0\. Thaw some"):
-        apart(flow, model, layers_of(model)[1])
+        unused_frozen_layers(flow, model, quantizable_layers(model)[1])
 
 
 @every_setting

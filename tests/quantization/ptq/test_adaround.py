@@ -59,11 +59,11 @@ def test_weights_lie_on_their_grids_at_one_of_two_neighbours_and_zeros_stay(trai
         pruned[3].weight.mul_(torch.arange(pruned[3].weight.numel()).reshape(pruned[3].weight.shape) % 3 != 0)
     found = quantize(pruned, [images(64, 2)[0]], weights=3, adaround=60)
     up = 0
-    for name, held in quantized_of(found).held().items():
+    for name, held in quantized_of(found).quantized_weights().items():
         quantizer, before = quantized_of(found).weights[name], pruned.get_parameter(name)
         assert torch.equal(quantizer(held.parameter), held.parameter)
-        steps = (held.parameter - before) / quantizer.rows.scale(quantizer.scale)
-        inside = before.abs() <= 3 * quantizer.rows.scale(quantizer.scale)
+        steps = (held.parameter - before) / quantizer.channel_groups.scale(quantizer.scale)
+        inside = before.abs() <= 3 * quantizer.channel_groups.scale(quantizer.scale)
         assert (steps[inside].abs() < 1).all()
         assert not held.parameter[before == 0].any()
         up += int((steps[inside].abs() > 0.5).sum())
@@ -134,7 +134,7 @@ def test_every_cut_and_grid_of_fixed_steps(arguments):
         with torch.no_grad():
             errors.append(float((found(inputs) - model(inputs)).square().mean()))
     assert errors[1] < errors[0]
-    for name, held in quantized_of(found).held().items():
+    for name, held in quantized_of(found).quantized_weights().items():
         assert torch.allclose(quantized_of(found).weights[name](held.parameter), held.parameter, atol=1e-6)
 
 
@@ -157,9 +157,9 @@ def test_each_error_is_about_a_share_of_the_rows_alone(kind, granularity):
     model, inputs = nn.Sequential(layer), torch.randn(shape)
     quantized = quantized_of(quantize(model, None, granularity=granularity))
     (held,), quantizer = quantized.layers["0"].weights, quantized.weights["0.weight"]
-    examples = adaround.Examples(quantized.layers["0"], held, quantizer, seed=0)
+    examples = adaround.LayerExamples(quantized.layers["0"], held, quantizer, seed=0)
     examples.see_input((inputs,), {}, None), examples.see_output((inputs,), {}, layer(inputs))
-    matrix = quantizer.rows.split(layer.weight.detach())
+    matrix = quantizer.channel_groups.split(layer.weight.detach())
     errors = examples.error_of(matrix, None)
     assert torch.allclose(errors, torch.zeros(len(errors)), atol=1e-10)
     for share in range(len(errors)):

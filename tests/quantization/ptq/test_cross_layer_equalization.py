@@ -7,21 +7,21 @@ from torch.nn import functional
 
 from lightning_compress import quantize
 from lightning_compress.nn.dataflow import trace_dataflow
-from lightning_compress.quantization.layers import layers_of
-from lightning_compress.quantization.placement.sites import lay_out
-from lightning_compress.quantization.ptq.cross_layer_equalization import channel_ranges, equalize, pairs_of
+from lightning_compress.quantization.layers import quantizable_layers
+from lightning_compress.quantization.placement.sites import place_fake_quantizers
+from lightning_compress.quantization.ptq.cross_layer_equalization import channel_ranges, equalize, find_layer_pairs
 
 
 def pairs(model, *inputs):
     model.eval()
     modules = dict(model.named_modules(remove_duplicate=False))
-    _, layers = layers_of(model)
+    _, layers = quantizable_layers(model)
     names = [layer.name for layer in layers]
     with torch.no_grad(), trace_dataflow(model) as flow:
         output = model(*inputs)
         [one.clone() for one in (output if isinstance(output, tuple) else (output,))]
-    norms = lay_out(flow, names, names, modules).norms
-    return pairs_of(flow, model, layers, norms, modules)
+    norms = place_fake_quantizers(flow, names, names, modules).norms
+    return find_layer_pairs(flow, model, layers, norms, modules)
 
 
 def names(model, *inputs):

@@ -5,13 +5,13 @@ from io import StringIO
 from rich.console import Console
 
 from lightning_compress.quantization.ptq import progress
-from lightning_compress.quantization.ptq.progress import PatientProgress
+from lightning_compress.quantization.ptq.progress import DelayedProgress
 
 
 def written(monkeypatch, patience, wanted=True, terminal=True):
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", patience)
     console = Console(file=StringIO(), force_terminal=terminal, width=80)
-    with PatientProgress(wanted, console) as bar:
+    with DelayedProgress(wanted, console) as bar:
         assert list(bar.track("abc", "Calibrating", 3)) == ["a", "b", "c"]
     return console.file.getvalue()
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_compress import QuantizationAwareTraining
 from lightning_compress import quantize as quantize_aloud
 from lightning_compress.quantization.quantized_model import quantized_of
-from lightning_compress.quantization.restore import restored
+from lightning_compress.quantization.restore import restore_quantization
 
 
 def quantize(model, loader, **arguments):
@@ -58,9 +58,9 @@ def test_the_output_is_that_of_a_network_quantized_by_hand():
     model, given = small(), batches()
     found = quantize(model, given, method="min_max", granularity="tensor")
     seen = torch.cat(given)
-    low, high = min(float(seen.min()), 0.0), float(seen.max())
-    step = torch.tensor((high - low) / 255)
-    inputs = torch.fake_quantize_per_tensor_affine(given[0], float(step), round(-low / float(step)), 0, 255)
+    quant_min, quant_max = min(float(seen.min()), 0.0), float(seen.max())
+    step = torch.tensor((quant_max - quant_min) / 255)
+    inputs = torch.fake_quantize_per_tensor_affine(given[0], float(step), round(-quant_min / float(step)), 0, 255)
     # Biases are whole numbers of steps too.
     biases = [layer.bias.detach().double() for layer in (model[0], model[2])]
     steps = [float(one.weight.detach().abs().max()) / 127 for one in (model[0], model[2])]
@@ -188,7 +188,7 @@ def test_its_state_makes_another_module_compute_the_same():
     model, inputs = small(), batches()[0]
     found = quantize(model, batches(), weights=4)
     other = small()
-    restored(other, quantized_of(found).state())
+    restore_quantization(other, quantized_of(found).state_dict())
     assert torch.equal(other(inputs), found(inputs))
 
 
@@ -339,7 +339,7 @@ def test_weights_alone_need_no_data():
     assert torch.equal(found(inputs), quantize(small(), batches(), **arguments)(inputs))
     assert not torch.equal(found(inputs), model(inputs))
     # The first and the last layer have 8 bits here too.
-    assert [one.form.bits for one in quantized_of(found).weights.values()] == [8, 8]
+    assert [one.fmt.bits for one in quantized_of(found).weights.values()] == [8, 8]
     copy = deepcopy(found)
     assert torch.equal(copy(inputs), found(inputs))
 

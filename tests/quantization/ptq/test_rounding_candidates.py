@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from lightning_compress.quantization.ptq.rounding_candidates import (
-    Roundings,
-    exponent_at,
-    indecision,
+    RoundingCandidates,
     learn_rounding,
-    position_of,
     rectified_sigmoid,
+    regularizer_exponent,
+    rounding_position,
+    rounding_regularizer,
 )
 
 
 def roundings_of(matrix, scale, limits=(-7, 7), zero_point=0):
     rows = len(matrix)
-    return Roundings.of(
+    return RoundingCandidates.from_weight(
         matrix, torch.full((rows, 1), scale), torch.full((rows, 1), zero_point, dtype=torch.int32), *limits
     )
 
@@ -35,15 +35,15 @@ def squared_error(matrix, inputs):
 def test_the_sigmoid_reaches_both_ends_and_comes_back():
     assert rectified_sigmoid(torch.tensor([-4.0, 0.0, 4.0])).tolist() == [0.0, 0.5, 1.0]
     shares = torch.tensor([0.0, 0.1, 0.5, 0.99])
-    assert torch.allclose(rectified_sigmoid(position_of(shares)), shares, atol=1e-6)
+    assert torch.allclose(rectified_sigmoid(rounding_position(shares)), shares, atol=1e-6)
 
 
 def test_indecision_is_nothing_at_the_ends_and_one_half_way():
-    assert indecision(torch.tensor([0.0, 0.25, 0.5, 1.0]), 2.0).tolist() == [0.0, 0.75, 1.0, 0.0]
+    assert rounding_regularizer(torch.tensor([0.0, 0.25, 0.5, 1.0]), 2.0).tolist() == [0.0, 0.75, 1.0, 0.0]
 
 
 def test_the_exponent_falls_after_a_fifth_of_the_steps():
-    found = [exponent_at(step, 101) for step in (0, 19, 20, 60, 100)]
+    found = [regularizer_exponent(step, 101) for step in (0, 19, 20, 60, 100)]
     assert found == [None, None, 20.0, pytest.approx(11.0), 2.0]
 
 
@@ -67,7 +67,7 @@ def test_it_comes_near_to_the_best_of_all_roundings_and_no_row_is_worse_off():
     generator = torch.Generator().manual_seed(0)
     sizes = torch.logspace(-3, 3, 30)[:, None]
     matrix, inputs = (torch.rand(30, 8, generator=generator) * 2 - 1) * sizes, alike(64, 8, generator)
-    choices = Roundings.of(matrix, sizes / 3, torch.zeros(30, 1, dtype=torch.int32), -3, 3)
+    choices = RoundingCandidates.from_weight(matrix, sizes / 3, torch.zeros(30, 1, dtype=torch.int32), -3, 3)
     error_of = squared_error(matrix, inputs)
     tried = [choices.values(torch.tensor(ups).expand(30, 8)) for ups in product((0.0, 1.0), repeat=8)]
     best = torch.stack([error_of(values, None) for values in tried]).amin(0)

@@ -5,7 +5,7 @@ import torch
 
 from lightning_compress.core.registry import call_with_supported_args, registered, required_args
 from lightning_compress.quantization.functional import quantizers
-from lightning_compress.quantization.functional.formats import parse
+from lightning_compress.quantization.functional.formats import parse_format
 from lightning_compress.quantization.methods import METHODS, SIDES
 
 # Those whose grid has no zero; there is one grid for all else, but for these.
@@ -19,7 +19,7 @@ PLACES = sorted(
         for name, quantizer in registered(quantizers).items()
         for side in SIDES
         for kind in quantizer.kinds
-        if any(quantizer in offer.of(side) for offer in METHODS.values())
+        if any(quantizer in offer.for_format(side) for offer in METHODS.values())
     }
 )
 every_quantizer = pytest.mark.parametrize(("name", "side", "kind"), PLACES)
@@ -47,17 +47,17 @@ def asked(name, side, form, values):
     """All that this quantizer may ask for."""
     quantizer = registered(quantizers)[name]
     shape = (len(values), 1) if side == "weights" else ()
-    zero = torch.zeros(shape, dtype=torch.int32) + (form.low + form.high + 1) // 2
-    offered = {"low": form.low, "high": form.high, "dtype": form.dtype, "zero_point": zero}
-    offered |= {"scale": torch.full(shape, 2.5 / max(form.high, 1)), "generator": torch.Generator().manual_seed(1)}
+    zero = torch.zeros(shape, dtype=torch.int32) + (form.quant_min + form.quant_max + 1) // 2
+    offered = {"quant_min": form.quant_min, "quant_max": form.quant_max, "dtype": form.dtype, "zero_point": zero}
+    offered |= {"scale": torch.full(shape, 2.5 / max(form.quant_max, 1)), "generator": torch.Generator().manual_seed(1)}
     matrix = values.detach().float().reshape(len(values) if side == "weights" else 1, -1)
     for learned, initial in getattr(quantizer, "learned", {}).items():
-        offered[learned] = initial(matrix, form.low, form.high).reshape(shape).requires_grad_()
+        offered[learned] = initial(matrix, form.quant_min, form.quant_max).reshape(shape).requires_grad_()
     return offered
 
 
 def quantized(name, side, kind, values, examples=EXAMPLES):
-    form = parse(examples[kind], side)
+    form = parse_format(examples[kind], side)
     offered = asked(name, side, form, values)
     found = call_with_supported_args(registered(quantizers)[name], values=values, **offered)
     return found, offered, form
@@ -79,7 +79,7 @@ def test_every_quantizer_asks_for_values_and_for_what_is_offered_or_learned(quan
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_every_quantizer_keeps_shape_precision_and_its_inputs(name, side, kind, dtype):
     values = drawn(side, dtype)
-    form = parse(EXAMPLES[kind], side)
+    form = parse_format(EXAMPLES[kind], side)
     offered = asked(name, side, form, values)
     tensors = {"values": values, **{key: one for key, one in offered.items() if isinstance(one, torch.Tensor)}}
     before = {key: one.detach().clone() for key, one in tensors.items()}
@@ -108,10 +108,10 @@ def test_every_quantizer_with_a_scale_puts_values_on_its_grid(name, side, kind, 
     assert not found.scale.requires_grad
     places = found.values.double() / found.scale + found.zero_point
     # In half of bfloat16's eight digits a place of the grid is only nearly written down.
-    tolerance = max(torch.finfo(dtype).eps, 1e-6) * form.high
+    tolerance = max(torch.finfo(dtype).eps, 1e-6) * form.quant_max
     assert (places - places.round()).abs().max() <= tolerance
-    assert form.low <= places.round().min()
-    assert places.round().max() <= form.high
+    assert form.quant_min <= places.round().min()
+    assert places.round().max() <= form.quant_max
     assert len(places.round().unique()) > 1
 
 
@@ -166,7 +166,7 @@ def test_a_gradient_flows_to_the_values_and_to_all_that_is_learned(name, side, k
 @every_quantizer_but({"twn", "ttq", "dorefa_weights"})
 def test_values_far_outside_get_no_gradient_that_drives_them_on(name, side, kind):
     values = (1e3 * drawn(side)).requires_grad_()
-    form = parse(EXAMPLES[kind], side)
+    form = parse_format(EXAMPLES[kind], side)
     offered = asked(name, side, form, values / 1e3)
     call_with_supported_args(registered(quantizers)[name], values=values, **offered).values.sum().backward()
     outside = values.detach().abs() > 500
@@ -189,7 +189,7 @@ def test_infinite_values_end_where_very_large_ones_do(name, side, kind, dtype):
     values = drawn(side, dtype)
     values[0, 0], values[1, 1] = torch.inf, -torch.inf
     large = values.nan_to_num(posinf=1e30, neginf=-1e30)
-    form = parse(EXAMPLES[kind], side)
+    form = parse_format(EXAMPLES[kind], side)
     infinite, finite = (
         call_with_supported_args(
             registered(quantizers)[name], values=one, **asked(name, side, form, drawn(side))

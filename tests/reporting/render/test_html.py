@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.reporting import Layer, Report, report
-from lightning_compress.reporting.render.html import bars, cards
+from lightning_compress.reporting import LayerReport, Report, report
+from lightning_compress.reporting.render.html import layer_bars, summary_cards
 from lightning_compress.reporting.render.plot import curve_plot
 
 VOID = {"meta", "br", "line", "path", "circle", "rect"}
@@ -45,7 +45,7 @@ def layer(name="fc", **values):
         "type": "Linear", "shape": (10, 10), "parameters": 110, "nonzero": 35, "weights": 100, "weights_nonzero": 25,
         "size_bytes": 440, "size_bytes_sparse": 160, "macs": 100, "macs_nonzero": 25,
     }  # fmt: skip
-    return Layer(name=name, **(plain | values))
+    return LayerReport(name=name, **(plain | values))
 
 
 def a_report(*layers, **values):
@@ -110,7 +110,7 @@ def test_a_page_without_input_history_or_layers_has_no_empty_section():
 
 def test_cards_compare_with_the_model_before():
     before = a_report(layer(nonzero=110, weights_nonzero=100), metrics={"error": 1.0})
-    size, nonzero, sparsity, error = cards(a_report(layer(), before=before, metrics={"error": 2.0}))
+    size, nonzero, sparsity, error = summary_cards(a_report(layer(), before=before, metrics={"error": 2.0}))
     assert (size.before, size.after) == ("4.40 kB", "1.00 kB")
     assert "4.40x smaller" in size.remark
     assert (nonzero.before, nonzero.after, nonzero.remark) == ("110", "35", "3.14x smaller")
@@ -120,7 +120,7 @@ def test_cards_compare_with_the_model_before():
 
 def test_bars_are_to_the_scale_of_the_largest_layer():
     large, small, none = layer("a"), layer("b", parameters=55, nonzero=55, weights_nonzero=100), layer("c", weights=0)
-    first, second = bars(a_report(large, small, none))
+    first, second = layer_bars(a_report(large, small, none))
     assert (first.sparsity_percent, first.share_percent, first.left_percent) == (75.0, 100.0, pytest.approx(3500 / 110))
     assert (second.sparsity_percent, second.share_percent, second.left_percent) == (0.0, 50.0, 50.0)
     assert first.share == "40.00 %"  # 110 of 110 + 55 + 110

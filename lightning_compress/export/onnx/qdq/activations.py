@@ -15,7 +15,7 @@ CLIPS = ("Relu", "Clip")
 
 
 @dataclass(frozen=True)
-class Place:
+class ActivationGrid:
     """Where in the graph the whole numbers of one call of a quantizer are.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Grid:
         return int(numpy.clip(numpy.rint(value / self.step) + self.zero_point, self.lowest, self.highest))
 
 
-def quantize_activations(graph: Graph) -> list[Place]:
+def quantize_activations(graph: Graph) -> list[ActivationGrid]:
     """Replace each quantizer by a `QuantizeLinear` and a `DequantizeLinear`, and tell where they are.
 
     A clip right before a quantizer is computed after it, on whole numbers: with rounding that never decreases this is
@@ -71,12 +71,12 @@ def quantize_activations(graph: Graph) -> list[Place]:
     Raises:
         ValueError: if a quantizer lies in the body of a loop or branch.
     """
-    places: list[Place] = []
+    places: list[ActivationGrid] = []
     for marker, grids in _share(graph):
         gain = _take_gain(graph, marker)
         codes, lowest, highest = _quantize(graph, marker, grids[0], gain)
         places += [
-            Place(grid.quantizer, grid.number, codes, grid.step, grid.zero_point, lowest, highest, gain)
+            ActivationGrid(grid.quantizer, grid.number, codes, grid.step, grid.zero_point, lowest, highest, gain)
             for grid in grids
         ]
     graph.drop_unused()
@@ -97,7 +97,7 @@ def _share(graph: Graph) -> list[tuple[NodeProto, list[_Grid]]]:
         grids.append(grid)
         if first is not marker:
             graph.replace(marker, [helper.make_node("Identity", [first.output[0]], [marker.output[0]])])
-    drop_identities(graph)
+    drop_identity_nodes(graph)
     return list(shared.values())
 
 
@@ -107,13 +107,13 @@ def _take_gain(graph: Graph, marker: NodeProto) -> float:
     A grid that keeps no more than a sign has steps of next to nothing, and what it makes of them is of another size:
     `DequantizeLinear` does both at once.
     """
-    takers = graph.takers().get(marker.output[0], [])
+    takers = graph.consumers().get(marker.output[0], [])
     gains = [_factor(graph, node, marker.output[0]) for node in takers]
     if marker.output[0] in graph.outputs or not gains or None in gains or len(set(gains)) > 1:
         return 1.0
     for node in takers:
         graph.replace(node, [helper.make_node("Identity", [marker.output[0]], list(node.output))])
-    drop_identities(graph)
+    drop_identity_nodes(graph)
     return float(gains[0] or 1.0)
 
 
@@ -158,7 +158,7 @@ def _constant(graph: Graph, name: str, value: Any) -> str:
 def _without_clips(graph: Graph, name: str, grid: _Grid) -> tuple[str, int, int]:
     """The value before the clips that lead to `name` alone, and the codes that they clip to."""
     lowest, highest = grid.lowest, grid.highest
-    makers, takers = graph.makers(), graph.takers()
+    makers, takers = graph.producers(), graph.consumers()
     while (maker := makers.get(name)) is not None and maker.op_type in CLIPS:
         limits = _limits(graph, maker)
         if limits is None or len(takers[name]) > 1 or name in graph.outputs:
@@ -182,7 +182,7 @@ def _limits(graph: Graph, clip: NodeProto) -> tuple[float, float] | None:
     return limits[0], limits[1]
 
 
-def drop_identities(graph: Graph) -> None:
+def drop_identity_nodes(graph: Graph) -> None:
     """Take out `Identity` nodes, but for those that make an output."""
     names: dict[str, str] = {}
     kept = []

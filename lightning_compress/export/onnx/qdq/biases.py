@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy
 
 from lightning_compress.export.onnx.qdq.graph import Array, Graph
-from lightning_compress.export.onnx.qdq.kernels import BIAS_INPUT, Kernel
-from lightning_compress.export.onnx.qdq.storage import Store
-from lightning_compress.quantization.integer_bias import LARGEST_BIAS, finer
+from lightning_compress.export.onnx.qdq.kernels import BIAS_INPUT, IntegerKernel
+from lightning_compress.export.onnx.qdq.storage import InitializerStore
+from lightning_compress.quantization.integer_bias import LARGEST_BIAS, finer_scale
 
 # A bias of no more steps than float32 has digits is exact there.
 SPARE = 2**8
 
 
-def with_room_for_biases(
-    graph: Graph, kernels: Sequence[Kernel], codes: Array, scales: Array, zeros: Array
+def scales_with_bias_room(
+    graph: Graph, kernels: Sequence[IntegerKernel], codes: Array, scales: Array, zeros: Array
 ) -> tuple[Array, Array, Array]:
     """Whole numbers, scales and zeros of the same weight, for which int32 holds the biases of its kernels well.
 
@@ -27,7 +27,7 @@ def with_room_for_biases(
     biases = [(kernel, bias) for kernel in kernels if (bias := bias_of(graph, kernel)) is not None]
     if not biases:
         return codes, scales, zeros
-    factor = finer(int(max(numpy.abs(codes).max(initial=1), numpy.abs(zeros).max(initial=1))))
+    factor = finer_scale(int(max(numpy.abs(codes).max(initial=1), numpy.abs(zeros).max(initial=1))))
     codes, scales, zeros = codes * factor, scales / numpy.float32(factor), zeros * factor
     steps = codes - zeros.reshape(-1, 1)
     sizes = [numpy.abs(bias.astype(numpy.float64)) / kernel.place.scale for kernel, bias in biases]
@@ -40,12 +40,12 @@ def with_room_for_biases(
     return steps + zeros.reshape(-1, 1), wider, zeros
 
 
-def bias_of(graph: Graph, kernel: Kernel) -> Array | None:
+def bias_of(graph: Graph, kernel: IntegerKernel) -> Array | None:
     """The bias, if it is constant."""
     return None if kernel.bias is None else graph.constant(kernel.bias)
 
 
-def add_integer_bias(graph: Graph, store: Store, kernel: Kernel, scales: Array, title: str) -> float:
+def add_integer_bias(graph: Graph, store: InitializerStore, kernel: IntegerKernel, scales: Array, title: str) -> float:
     """Let the kernel take its bias as int32; the largest error of the rounding, in units of the bias."""
     bias = bias_of(graph, kernel)
     if bias is None:

@@ -7,19 +7,19 @@ import onnx
 from onnx import ModelProto
 
 from lightning_compress._version import __version__
-from lightning_compress.export.onnx.qdq.activations import Place, quantize_activations
-from lightning_compress.export.onnx.qdq.capture import DOMAIN, Captured
+from lightning_compress.export.onnx.qdq.activations import ActivationGrid, quantize_activations
+from lightning_compress.export.onnx.qdq.capture import DOMAIN, CapturedModel
 from lightning_compress.export.onnx.qdq.graph import Graph
-from lightning_compress.export.onnx.qdq.initializers import Located, Weights
+from lightning_compress.export.onnx.qdq.initializers import LocatedWeight, WeightLocator
 from lightning_compress.export.onnx.qdq.kernels import LAYERS, integer_kernels, still_dequantized
-from lightning_compress.export.onnx.qdq.padding import pad_whole_numbers
+from lightning_compress.export.onnx.qdq.padding import pad_integers
 from lightning_compress.export.onnx.qdq.runtime import optimized_graph
-from lightning_compress.export.onnx.qdq.weights import WeightType, Written, write_weights
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.export.onnx.qdq.weights import WeightType, WrittenWeights, write_weights
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 
 @dataclass(frozen=True, eq=False)
-class Built:
+class BuiltModel:
     """A graph of integers.
 
     Attributes:
@@ -32,9 +32,9 @@ class Built:
     """
 
     model: ModelProto
-    places: list[Place]
-    located: dict[str, Located]
-    written: Written
+    places: list[ActivationGrid]
+    located: dict[str, LocatedWeight]
+    written: WrittenWeights
     integer_kernels: dict[str, int]
     float_size_bytes: int
 
@@ -49,7 +49,7 @@ class Built:
         return list(dict.fromkeys(name for one in self.located if one in chosen for name in self.located[one].names))
 
 
-def built(deployable: Deployable, exported: Captured, weight_type: WeightType) -> Built:
+def build_qdq_model(deployable: DeployedModel, exported: CapturedModel, weight_type: WeightType) -> BuiltModel:
     """Build the graph; layers that ONNX Runtime has no integer kernel for get weights that unpack to floats.
 
     Raises:
@@ -57,10 +57,10 @@ def built(deployable: Deployable, exported: Captured, weight_type: WeightType) -
     """
     start = Graph(exported.model)
     places = quantize_activations(start)
-    pad_whole_numbers(start, [place.codes for place in places])
+    pad_integers(start, [place.codes for place in places])
     floating = start.model()
     constants = {name: start.constant(name) for name in start.constants if start.is_float(name)}
-    located = Weights(deployable.weights).locate(
+    located = WeightLocator(deployable.weights).locate(
         {name: value for name, value in constants.items() if value is not None}, exported.unused, exported.looked_up
     )
     in_float: set[str] = set()
@@ -71,22 +71,22 @@ def built(deployable: Deployable, exported: Captured, weight_type: WeightType) -
         if not stuck:
             break
         in_float |= {written.integer[name] for name in stuck}
-    return Built(model, places, located, written, integer_kernels(optimized), floating.ByteSize())
+    return BuiltModel(model, places, located, written, integer_kernels(optimized), floating.ByteSize())
 
 
 def _integers(
     floating: ModelProto,
-    places: list[Place],
-    located: dict[str, Located],
+    places: list[ActivationGrid],
+    located: dict[str, LocatedWeight],
     weight_type: WeightType,
     in_float: Collection[str],
-) -> tuple[ModelProto, Written]:
+) -> tuple[ModelProto, WrittenWeights]:
     graph = Graph(floating)
     written = write_weights(graph, located, places, weight_type, in_float)
-    return signed(graph), written
+    return signed_weights(graph), written
 
 
-def signed(graph: Graph) -> ModelProto:
+def signed_weights(graph: Graph) -> ModelProto:
     """The model of a graph, checked, with our name in place of what the exporter tells of the machine and its sources.
 
     Raises:

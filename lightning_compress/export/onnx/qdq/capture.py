@@ -14,9 +14,9 @@ from onnx import ModelProto
 from torch import Tensor
 from torch.fx import Node
 
-from lightning_compress.export.onnx.qdq.fake_quantize_calls import Call, watched
+from lightning_compress.export.onnx.qdq.fake_quantize_calls import FakeQuantizeCall, recorded_fake_quantizers
 from lightning_compress.nn.example_inputs import batch_size, check_example, describe_shapes, resize_batch
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 MARKER = "FakeQuantize"
 DOMAIN = "lightning_compress"
@@ -24,7 +24,7 @@ LOOK_UPS = {torch.ops.aten.embedding.default}
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedModel:
     """What the exporter of torch makes of a deployable.
 
     Attributes:
@@ -38,7 +38,7 @@ class Captured:
     looked_up: frozenset[str] = frozenset()
 
 
-def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool, opset: int) -> Captured:
+def capture_model(deployable: DeployedModel, example_input: Any, *, dynamic_batch: bool, opset: int) -> CapturedModel:
     """Export the module in floating point.
 
     Raises:
@@ -50,7 +50,7 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
     example = resize_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
     arguments, keywords = _as_arguments(example)
     shapes = _shapes(example) if dynamic_batch else None
-    with _quiet(), watched(deployable, _marked), torch.no_grad():
+    with _quiet(), recorded_fake_quantizers(deployable, _marked), torch.no_grad():
         try:
             program = torch.onnx.export(
                 deployable.module,
@@ -64,16 +64,16 @@ def captured(deployable: Deployable, example_input: Any, *, dynamic_batch: bool,
                 verbose=False,
             )
         except Exception as error:
-            raise ValueError(_told(deployable, error, example_input, dynamic_batch)) from error
+            raise ValueError(_error_text(deployable, error, example_input, dynamic_batch)) from error
     if program is None or program.exported_program is None:
         raise ValueError("torch.onnx.export gave no program.")
     users = _users(program.exported_program)
     unused = frozenset(name for name, nodes in users.items() if not nodes)
     looked_up = frozenset(name for name, nodes in users.items() if {node.target for node in nodes} == LOOK_UPS)
-    return Captured(program.model_proto, unused, looked_up)
+    return CapturedModel(program.model_proto, unused, looked_up)
 
 
-def _marked(call: Call, values: Tensor) -> Tensor:
+def _marked(call: FakeQuantizeCall, values: Tensor) -> Tensor:
     attributes: dict[str, Any] = {
         "scale": call.scale,
         "zero_point": call.zero_point,
@@ -87,7 +87,7 @@ def _marked(call: Call, values: Tensor) -> Tensor:
     )
 
 
-def _check_dtypes(deployable: Deployable) -> None:
+def _check_dtypes(deployable: DeployedModel) -> None:
     for name, value in deployable.module.state_dict().items():
         if isinstance(value, Tensor) and value.device.type != "cpu":
             raise ValueError(f"'{name}' is on {value.device}: move the module to the CPU first, by .cpu().")
@@ -141,7 +141,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _told(deployable: Deployable, error: Exception, example: Any, dynamic_batch: bool) -> str:
+def _error_text(deployable: DeployedModel, error: Exception, example: Any, dynamic_batch: bool) -> str:
     """What went wrong, in few words: the exporter's own message is a page, with the cause at its end."""
     kind = type(deployable.module).__name__
     causes = [text for one in _chain(error) if (text := str(one).strip())] or [type(error).__name__]

@@ -14,12 +14,22 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 
-from lightning_compress.export.onnx.qdq.activations import Place
-from lightning_compress.export.onnx.qdq.fake_quantize_calls import Call, watchable, watched
+from lightning_compress.export.onnx.qdq.activations import ActivationGrid
+from lightning_compress.export.onnx.qdq.fake_quantize_calls import (
+    FakeQuantizeCall,
+    observable_names,
+    recorded_fake_quantizers,
+)
 from lightning_compress.export.onnx.qdq.graph import Array
-from lightning_compress.export.onnx.qdq.runtime import as_arrays, plainly, relative_difference, run, session
+from lightning_compress.export.onnx.qdq.runtime import (
+    as_arrays,
+    make_session,
+    plain_error,
+    relative_difference,
+    run_session,
+)
 from lightning_compress.nn.example_inputs import call_model, copy_example
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 # Sums in another order, and biases that were not rounded to steps of a product before.
 LARGEST_OUTPUT_DIFFERENCE = 1e-3
@@ -40,7 +50,9 @@ class Differences:
     outputs: list[float] = field(default_factory=list)
 
 
-def differences(deployable: Deployable, model: ModelProto, places: Sequence[Place], example: Any) -> Differences:
+def measure_differences(
+    deployable: DeployedModel, model: ModelProto, places: Sequence[ActivationGrid], example: Any
+) -> Differences:
     """Run both on an input.
 
     Raises:
@@ -48,20 +60,20 @@ def differences(deployable: Deployable, model: ModelProto, places: Sequence[Plac
             without.
     """
     names = [one.name for one in model.graph.output]
-    shown = run(session(_with_codes_shown(model, places)), example)
-    alone = run(session(model), example)
+    shown = run_session(make_session(_with_codes_shown(model, places)), example)
+    alone = run_session(make_session(model), example)
     for name in names:
         if relative_difference(shown[name], alone[name]) > LARGEST_OUTPUT_DIFFERENCE:
             raise ValueError(f"The output '{name}' changes if the codes are shown, so they cannot be checked.")
     found, called = Differences(), set[str]()
-    with watched(deployable, _forced(places, shown, found.steps, called)):
-        local = as_arrays(plainly(call_model, deployable.module, copy_example(example)))
-    if idle := [name for name in watchable(deployable) if name not in called]:
+    with recorded_fake_quantizers(deployable, _forced(places, shown, found.steps, called)):
+        local = as_arrays(plain_error(call_model, deployable.module, copy_example(example)))
+    if idle := [name for name in observable_names(deployable) if name not in called]:
         raise ValueError(
             f"The module's forward never calls {', '.join(idle)}, or that does not call "
             f"torch.fake_quantize_per_tensor_affine: call each quantizer, or take it out of module.quantizers."
         )
-    free = as_arrays(plainly(call_model, deployable.module, copy_example(example)))
+    free = as_arrays(plain_error(call_model, deployable.module, copy_example(example)))
     if len(free) != len(names):
         raise ValueError(f"The module returns {len(free)} tensors, but the graph {len(names)}: {', '.join(names)}.")
     found.local = [relative_difference(shown[name], one) for name, one in zip(names, local, strict=True)]
@@ -69,7 +81,7 @@ def differences(deployable: Deployable, model: ModelProto, places: Sequence[Plac
     return found
 
 
-def check(found: Differences, tolerance: float, hint: str) -> None:
+def check_differences(found: Differences, tolerance: float, hint: str) -> None:
     """Refuse a graph that does not compute what the module computes.
 
     Raises:
@@ -89,7 +101,7 @@ def check(found: Differences, tolerance: float, hint: str) -> None:
             )
 
 
-def _with_codes_shown(model: ModelProto, places: Sequence[Place]) -> ModelProto:
+def _with_codes_shown(model: ModelProto, places: Sequence[ActivationGrid]) -> ModelProto:
     shown = ModelProto()
     shown.CopyFrom(model)
     for name in dict.fromkeys(place.codes for place in places):
@@ -97,11 +109,13 @@ def _with_codes_shown(model: ModelProto, places: Sequence[Place]) -> ModelProto:
     return shown
 
 
-def _forced(places: Sequence[Place], shown: dict[str, Array], steps: dict[str, float], called: set[str]) -> Any:
+def _forced(
+    places: Sequence[ActivationGrid], shown: dict[str, Array], steps: dict[str, float], called: set[str]
+) -> Any:
     """Give torch the whole numbers that ONNX Runtime has, and note how far they are from its own values."""
     by_call = {(place.quantizer, place.number): place for place in places}
 
-    def instead(call: Call, values: Tensor) -> Tensor:
+    def instead(call: FakeQuantizeCall, values: Tensor) -> Tensor:
         called.add(call.quantizer)
         place = by_call.get((call.quantizer, call.number))
         if place is None:  # nothing in the graph needed it
@@ -113,7 +127,7 @@ def _forced(places: Sequence[Place], shown: dict[str, Array], steps: dict[str, f
     return instead
 
 
-def _beyond_rounding(codes: Tensor, values: Tensor, place: Place) -> float:
+def _beyond_rounding(codes: Tensor, values: Tensor, place: ActivationGrid) -> float:
     if codes.shape != values.shape:
         return numpy.inf
     wanted = (values.double() / place.step + place.zero_point).clamp(place.lowest, place.highest)

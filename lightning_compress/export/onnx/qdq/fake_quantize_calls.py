@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_compress.core.patching import wrapped_method
-from lightning_compress.quantization.lowering.deployed_model import Deployable
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 # Where the limits of the whole numbers stand among the arguments of that function.
 LIMITS = 3
 
 
 @dataclass(frozen=True)
-class Call:
+class FakeQuantizeCall:
     """One call of a quantizer within one forward of the model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Call:
         return f"{self.quantizer} (call {self.number + 1})" if self.number else self.quantizer
 
 
-def watchable(deployable: Deployable) -> dict[str, tuple[float, int]]:
+def observable_names(deployable: DeployedModel) -> dict[str, tuple[float, int]]:
     """Scale and zero point of the quantizers that have them, by name: one that only rounds floats has none."""
     numbers = {}
     for name, quantizer in deployable.quantizers.items():
@@ -51,7 +51,9 @@ def watchable(deployable: Deployable) -> dict[str, tuple[float, int]]:
 
 
 @contextmanager
-def watched(deployable: Deployable, instead: Callable[[Call, Tensor], Tensor]) -> Iterator[None]:
+def recorded_fake_quantizers(
+    deployable: DeployedModel, instead: Callable[[FakeQuantizeCall, Tensor], Tensor]
+) -> Iterator[None]:
     """Within the context, `instead(call, values)` stands for `torch.fake_quantize_per_tensor_affine` in quantizers."""
     counts: dict[str, int] = {}
 
@@ -61,19 +63,19 @@ def watched(deployable: Deployable, instead: Callable[[Call, Tensor], Tensor]) -
     # Read before the module is traced: then these are plain numbers and not symbols.
     with ExitStack() as undo:
         undo.callback(deployable.module.register_forward_pre_hook(begin).remove)
-        for name, numbers in watchable(deployable).items():
+        for name, numbers in observable_names(deployable).items():
             wrapper = _wrapper(name, numbers, counts, instead)
             undo.enter_context(wrapped_method(deployable.quantizers[name], "forward", wrapper))
         yield
 
 
 def _wrapper(
-    name: str, numbers: tuple[float, int], counts: dict[str, int], instead: Callable[[Call, Tensor], Tensor]
+    name: str, numbers: tuple[float, int], counts: dict[str, int], instead: Callable[[FakeQuantizeCall, Tensor], Tensor]
 ) -> Callable[..., Any]:
     def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         number = counts.get(name, 0)
         counts[name] = number + 1
-        with _Instead(lambda values, *limits: instead(Call(name, number, *numbers, *limits), values)):
+        with _Instead(lambda values, *limits: instead(FakeQuantizeCall(name, number, *numbers, *limits), values)):
             return original(*args, **kwargs)
 
     return wrapper

@@ -27,7 +27,7 @@ def add_barriers(graph: Graph) -> None:
 
 def _beside_float_weights(graph: Graph) -> None:
     """Behind layers with float weights between two quantizers."""
-    makers, takers = graph.makers(), graph.takers()
+    makers, takers = graph.producers(), graph.consumers()
     for node in [node for node in graph.nodes if node.op_type in QUANTIZED_UNASKED]:
         weight = makers.get(node.input[1])
         if weight is not None and weight.op_type == "DequantizeLinear":
@@ -38,7 +38,7 @@ def _beside_float_weights(graph: Graph) -> None:
 
 def _between_grids(graph: Graph) -> None:
     """Before a quantizer whose numbers lie on another grid already."""
-    makers = graph.makers()
+    makers = graph.producers()
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         before = _dequantized(node.input[0], makers, LOOKED_THROUGH)
         if before is not None and _grid_of(graph, before) != _grid_of(graph, node):
@@ -49,7 +49,7 @@ def _between_grids(graph: Graph) -> None:
 
 def _instead_of_relus(graph: Graph) -> None:
     """In the place of a `Relu` behind a `Gemm`, unless a quantizer takes it along."""
-    makers, takers = graph.makers(), graph.takers()
+    makers, takers = graph.producers(), graph.consumers()
     for node in [node for node in graph.nodes if node.op_type == "Relu"]:
         maker, following = makers.get(node.input[0]), takers.get(node.output[0], [])
         quantized = bool(following) and all(one.op_type == "QuantizeLinear" for one in following)

@@ -52,11 +52,11 @@ class Graph:
         value: Array = numpy_helper.to_array(self._constants[name])
         return value
 
-    def makers(self) -> dict[str, NodeProto]:
+    def producers(self) -> dict[str, NodeProto]:
         """Which node makes a value, by its name."""
         return {name: node for node in self.nodes for name in node.output}
 
-    def takers(self) -> dict[str, list[NodeProto]]:
+    def consumers(self) -> dict[str, list[NodeProto]]:
         """Which nodes take a value, by its name: one that takes it twice stands there twice."""
         takers: dict[str, list[NodeProto]] = {}
         for node in self.nodes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy
 
 from lightning_compress.export.onnx.qdq.graph import Array
-from lightning_compress.quantization.lowering.deployed_model import WeightGrid
+from lightning_compress.quantization.lowering.deployed_model import WeightSpec
 
 # Shape and bytes of a whole weight; name of a weight and number of a row in it.
 Content = tuple[tuple[int, ...], bytes]
@@ -15,7 +15,7 @@ Home = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
+class LocatedWeight:
     """A constant as whole numbers: a matrix whose rows share scales, and how the constant is made of it.
 
     Attributes:
@@ -67,14 +67,14 @@ class Located:
         return numpy.zeros(() if self.scale is None else self.scale.shape, numpy.int64)
 
 
-class Weights:
+class WeightLocator:
     """The grids of a model's weights, which constants are looked up in."""
 
-    def __init__(self, grids: Mapping[str, WeightGrid]) -> None:
+    def __init__(self, grids: Mapping[str, WeightSpec]) -> None:
         self.tables = {name: _by_rows(name, grid) for name, grid in grids.items()}
         values = {name: _plain(grid.values().float().numpy()) for name, grid in grids.items()}
         self.contents: dict[str, Content] = {name: (value.shape, value.tobytes()) for name, value in values.items()}
-        self.whole = {content: name for name, content in reversed(self.contents.items())}
+        self.entire = {content: name for name, content in reversed(self.contents.items())}
         self.rows: dict[bytes, list[Home]] = {}
         for name, table in self.tables.items():
             if len(table.shape) == 2:
@@ -83,7 +83,7 @@ class Weights:
 
     def locate(
         self, constants: Mapping[str, Array], unused: Iterable[str] = (), looked_up: Iterable[str] = ()
-    ) -> dict[str, Located]:
+    ) -> dict[str, LocatedWeight]:
         """Find the constants that weights have become.
 
         Args:
@@ -109,21 +109,21 @@ class Weights:
 
     def _check_all_found(self, seen: set[Content], left: set[Home], unused: Iterable[str]) -> None:
         taken = {key for key, homes in self.rows.items() if not left.issuperset(homes)}
-        gone = {name for key, homes in self.rows.items() if key not in taken for name, _ in homes}
-        gone |= {name for name, one in self.tables.items() if len(one.shape) != 2}
-        gone = {name for name in gone if self.contents[name] not in seen} - set(unused)
-        if names := [name for name in self.tables if name in gone]:
+        pruned = {name for key, homes in self.rows.items() if key not in taken for name, _ in homes}
+        pruned |= {name for name, one in self.tables.items() if len(one.shape) != 2}
+        pruned = {name for name in pruned if self.contents[name] not in seen} - set(unused)
+        if names := [name for name in self.tables if name in pruned]:
             raise ValueError(
                 f"The exporter has computed something with {', '.join(names)}, so that no constant of the graph lies "
                 f"on its grid any more. Leave the layer in floating point: ignore={[_layer(name) for name in names]}."
             )
 
-    def _as_whole(self, name: str, value: Array) -> Located | None:
+    def _as_whole(self, name: str, value: Array) -> LocatedWeight | None:
         content = (value.shape, value.tobytes())
-        same = name if self.contents.get(name) == content else self.whole.get(content)
+        same = name if self.contents.get(name) == content else self.entire.get(content)
         return None if same is None else self.tables[same]
 
-    def _of_rows(self, value: Array, left: set[Home]) -> Located | None:
+    def _of_rows(self, value: Array, left: set[Home]) -> LocatedWeight | None:
         """A constant whose rows, in one of the layouts it may have, are rows of weights; these are no longer left."""
         if value.ndim < 2:
             return None
@@ -142,7 +142,7 @@ class Weights:
                 return located
         return None
 
-    def _joined(self, homes: list[Home], shape: tuple[int, ...], order: tuple[int, ...] | None) -> Located | None:
+    def _joined(self, homes: list[Home], shape: tuple[int, ...], order: tuple[int, ...] | None) -> LocatedWeight | None:
         names = tuple(dict.fromkeys(name for name, _ in homes))
         tables = [self.tables[name] for name in names]
         groups = {None if table.scale is None else table.scale.shape[1] for table in tables}
@@ -151,10 +151,10 @@ class Weights:
         offsets, levels = _joined_levels(names, tables)
         codes = numpy.stack([self.tables[name].codes[row] + offsets.get(name, 0) for name, row in homes])
         if levels is not None:
-            return Located(names, codes, None, levels, shape, order)
+            return LocatedWeight(names, codes, None, levels, shape, order)
         scale = numpy.stack([_scale(self.tables[name], row) for name, row in homes])
         zero = numpy.stack([self.tables[name].zeros()[row] for name, row in homes])
-        return Located(names, codes, scale, None, shape, order, zero)
+        return LocatedWeight(names, codes, scale, None, shape, order, zero)
 
 
 def _chosen(homes: list[list[Home]], left: set[Home]) -> list[Home]:
@@ -163,20 +163,20 @@ def _chosen(homes: list[list[Home]], left: set[Home]) -> list[Home]:
     return [max(several, key=lambda home: (counts[home[0]], home in left)) for several in homes]
 
 
-def _by_rows(name: str, grid: WeightGrid) -> Located:
+def _by_rows(name: str, grid: WeightSpec) -> LocatedWeight:
     codes = grid.codes.numpy().astype(numpy.int64)
     swapped = numpy.swapaxes(codes, 0, grid.axis)
     matrix = swapped.reshape(len(swapped), -1)
     order = tuple(_swapped(codes.ndim, grid.axis)) if grid.axis else None
     if grid.levels is not None:
-        return Located((name,), matrix, None, grid.levels.float().numpy(), swapped.shape, order)
+        return LocatedWeight((name,), matrix, None, grid.levels.float().numpy(), swapped.shape, order)
     if grid.scale is None:
         raise ValueError(f"The grid of '{name}' has neither a scale nor levels.")
     scale, zero = grid.scale.float().numpy(), numpy.zeros(grid.scale.shape, numpy.int64)
     if grid.zero_point is not None:
         zero = grid.zero_point.numpy().astype(numpy.int64)
     rows = (one if grid.group else numpy.broadcast_to(one.reshape(-1, 1), (len(matrix), 1)) for one in (scale, zero))
-    return Located((name,), matrix, next(rows), None, swapped.shape, order, next(rows))
+    return LocatedWeight((name,), matrix, next(rows), None, swapped.shape, order, next(rows))
 
 
 def _swapped(count: int, axis: int) -> list[int]:
@@ -185,7 +185,7 @@ def _swapped(count: int, axis: int) -> list[int]:
     return order
 
 
-def _matrix(value: Array, table: Located) -> Array:
+def _matrix(value: Array, table: LocatedWeight) -> Array:
     tensor = value if table.order is None else value.transpose(table.order)
     return numpy.ascontiguousarray(tensor.reshape(table.codes.shape))
 
@@ -196,7 +196,7 @@ def _plain(value: Array) -> Array:
     return plain
 
 
-def _joined_levels(names: tuple[str, ...], tables: list[Located]) -> tuple[dict[str, int], Array | None]:
+def _joined_levels(names: tuple[str, ...], tables: list[LocatedWeight]) -> tuple[dict[str, int], Array | None]:
     """The tables one after the other, and where each begins."""
     levels = [table.levels for table in tables if table.levels is not None]
     if not levels:
@@ -206,7 +206,7 @@ def _joined_levels(names: tuple[str, ...], tables: list[Located]) -> tuple[dict[
     return offsets, numpy.concatenate(levels)
 
 
-def _scale(table: Located, row: int) -> Array:
+def _scale(table: LocatedWeight, row: int) -> Array:
     if table.scale is None:
         raise ValueError(f"{table.title} has no scale.")
     scale: Array = table.scale[row]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, helper
 
-from lightning_compress.export.onnx.qdq.activations import Place
+from lightning_compress.export.onnx.qdq.activations import ActivationGrid
 from lightning_compress.export.onnx.qdq.graph import Array, Graph
 
 # These hand whole numbers on as they are, so that their grid is that of what they take.
@@ -19,7 +19,7 @@ LARGEST_SUM = 2**15 - 1
 
 
 @dataclass(frozen=True, eq=False)
-class Kernel:
+class IntegerKernel:
     """A node that an integer kernel may compute.
 
     Attributes:
@@ -29,7 +29,7 @@ class Kernel:
     """
 
     node: NodeProto
-    place: Place
+    place: ActivationGrid
     axis: int
 
     @property
@@ -58,13 +58,13 @@ class Kernel:
         return largest * self.place.highest > LARGEST_SUM
 
 
-def kernel_of(graph: Graph, node: NodeProto, weight: str, places: Iterable[Place]) -> Kernel | None:
+def find_kernel(graph: Graph, node: NodeProto, weight: str, places: Iterable[ActivationGrid]) -> IntegerKernel | None:
     """The kernel that takes this constant as its weight, if there may be one."""
     if list(node.input).count(weight) != 1 or node.input[WEIGHT_INPUT:][:1] != [weight]:
         return None
     axis = _channel_axis(graph, node, weight)
     place = _origin(graph, node.input[0], {one.codes: one for one in places})
-    return None if axis is None or place is None else Kernel(node, place, axis)
+    return None if axis is None or place is None else IntegerKernel(node, place, axis)
 
 
 def _channel_axis(graph: Graph, node: NodeProto, weight: str) -> int | None:
@@ -77,9 +77,9 @@ def _channel_axis(graph: Graph, node: NodeProto, weight: str) -> int | None:
     return 1 - int(_attribute(node, "transB", 0)) if node.op_type == "Gemm" and plain else None
 
 
-def _origin(graph: Graph, name: str, places: dict[str, Place]) -> Place | None:
+def _origin(graph: Graph, name: str, places: dict[str, ActivationGrid]) -> ActivationGrid | None:
     """Whose grid a value lies on, if it lies on one: it was made of the whole numbers there by moving them about."""
-    makers = graph.makers()
+    makers = graph.producers()
     while name not in places and (maker := makers.get(name)) is not None:
         if maker.op_type not in (*MOVES, "DequantizeLinear", "Pad"):
             return None

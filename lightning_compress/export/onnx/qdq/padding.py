@@ -10,7 +10,7 @@ from lightning_compress.export.onnx.qdq.graph import Graph
 PAD_VALUE, PAD_AXES = 2, 3
 
 
-def pad_whole_numbers(graph: Graph, codes: Collection[str]) -> None:
+def pad_integers(graph: Graph, codes: Collection[str]) -> None:
     """Move each `Pad` that takes a dequantized value before its `DequantizeLinear`.
 
     Args:
@@ -19,7 +19,7 @@ def pad_whole_numbers(graph: Graph, codes: Collection[str]) -> None:
     """
     known = set(codes)
     for pad in [node for node in graph.nodes if node.op_type == "Pad"]:
-        dequantize = graph.makers().get(pad.input[0])
+        dequantize = graph.producers().get(pad.input[0])
         if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] not in known:
             continue
         if not _pads_with_zero(graph, pad):

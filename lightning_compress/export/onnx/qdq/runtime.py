@@ -18,7 +18,7 @@ from lightning_compress.nn.example_inputs import describe_shapes, map_tensors
 ONLY_ERRORS = 3
 
 
-def session(model: ModelProto | str | Path, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+def make_session(model: ModelProto | str | Path, optimized: Path | None = None) -> onnxruntime.InferenceSession:
     """A session on the CPU with all optimizations, of a graph in memory or in a file.
 
     Args:
@@ -38,11 +38,11 @@ def optimized_graph(model: ModelProto) -> ModelProto:
     """The graph as ONNX Runtime computes it on this machine."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        session(model, path)
+        make_session(model, path)
         return onnx.load(path)
 
 
-def run(running: onnxruntime.InferenceSession, example: Any) -> dict[str, Array]:
+def run_session(running: onnxruntime.InferenceSession, example: Any) -> dict[str, Array]:
     """All outputs by name, for the input that the module is called with.
 
     Raises:
@@ -88,7 +88,7 @@ def relative_difference(found: Array, expected: Array) -> float:
     return float(numpy.nan_to_num(differences, nan=numpy.inf, posinf=numpy.inf).max() / size)
 
 
-def plainly(function: Any, *arguments: Any) -> Any:
+def plain_error(function: Any, *arguments: Any) -> Any:
     """Call a module for its numbers alone."""
     with torch.no_grad():
         return function(*arguments)

@@ -14,7 +14,7 @@ from onnx import NodeProto
 from lightning_compress.export.onnx.qdq.graph import Array, Graph
 
 
-class Store:
+class InitializerStore:
     """Constants of whole numbers; equal ones are stored once.
 
     Attributes:
@@ -26,7 +26,7 @@ class Store:
         self.nodes: list[NodeProto] = []
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def whole(self, codes: Array, wanted: str, unsigned: bool = False) -> str:
+    def integer(self, codes: Array, wanted: str, unsigned: bool = False) -> str:
         """The name of a value of these codes: int8, int16 if they need it, or uint8."""
         dtype = numpy.uint8 if unsigned else numpy.int8 if _fits(codes, 8) else numpy.int16
         codes = codes.astype(dtype)

@@ -8,20 +8,20 @@ import numpy
 import onnx
 from onnx import NodeProto, helper
 
-from lightning_compress.export.onnx.qdq.activations import Place
-from lightning_compress.export.onnx.qdq.biases import add_integer_bias, with_room_for_biases
+from lightning_compress.export.onnx.qdq.activations import ActivationGrid
+from lightning_compress.export.onnx.qdq.biases import add_integer_bias, scales_with_bias_room
 from lightning_compress.export.onnx.qdq.fusion_barriers import add_barriers
 from lightning_compress.export.onnx.qdq.graph import Array, Graph
-from lightning_compress.export.onnx.qdq.initializers import Located
-from lightning_compress.export.onnx.qdq.kernels import Kernel, kernel_of
-from lightning_compress.export.onnx.qdq.storage import Store
+from lightning_compress.export.onnx.qdq.initializers import LocatedWeight
+from lightning_compress.export.onnx.qdq.kernels import IntegerKernel, find_kernel
+from lightning_compress.export.onnx.qdq.storage import InitializerStore
 
 WeightType = Literal["auto", "int8", "uint8"]
 MIDDLE = 128
 
 
 @dataclass
-class Written:
+class WrittenWeights:
     """What has become of the weights of a graph.
 
     Attributes:
@@ -43,11 +43,11 @@ class Written:
 
 def write_weights(
     graph: Graph,
-    located: dict[str, Located],
-    places: Sequence[Place],
+    located: dict[str, LocatedWeight],
+    places: Sequence[ActivationGrid],
     weight_type: WeightType,
     in_float: Collection[str] = (),
-) -> Written:
+) -> WrittenWeights:
     """Put stored whole numbers in the place of each located constant.
 
     Args:
@@ -57,9 +57,9 @@ def write_weights(
         weight_type: what integer kernels take; "auto" takes uint8 where int8 may saturate.
         in_float: constants that no integer kernel is to take.
     """
-    store, written = Store(graph), Written()
+    store, written = InitializerStore(graph), WrittenWeights()
     for name, one in located.items():
-        takers = graph.takers().get(name, [])
+        takers = graph.consumers().get(name, [])
         kernels = [] if name in in_float else _kernels(graph, name, one, takers, places)
         if kernels:
             _for_kernels(graph, store, name, one, kernels, weight_type, written)
@@ -79,12 +79,12 @@ def write_weights(
 
 
 def _kernels(
-    graph: Graph, name: str, one: Located, takers: Sequence[NodeProto], places: Sequence[Place]
-) -> list[Kernel]:
+    graph: Graph, name: str, one: LocatedWeight, takers: Sequence[NodeProto], places: Sequence[ActivationGrid]
+) -> list[IntegerKernel]:
     """The integer kernels that can take these codes."""
     if one.scale is None or one.scale.shape[1] != 1 or numpy.abs(one.codes).max(initial=0) >= MIDDLE:
         return []
-    found = [kernel for node in takers if (kernel := kernel_of(graph, node, name, places)) is not None]
+    found = [kernel for node in takers if (kernel := find_kernel(graph, node, name, places)) is not None]
     scales, zeros = one.row_steps()
     if scales.ndim == 0:
         return found
@@ -95,18 +95,18 @@ def _kernels(
 
 def _for_kernels(
     graph: Graph,
-    store: Store,
+    store: InitializerStore,
     name: str,
-    one: Located,
-    kernels: Sequence[Kernel],
+    one: LocatedWeight,
+    kernels: Sequence[IntegerKernel],
     weight_type: WeightType,
-    written: Written,
+    written: WrittenWeights,
 ) -> None:
-    codes, scales, zeros = with_room_for_biases(graph, kernels, one.codes, *one.row_steps())
+    codes, scales, zeros = scales_with_bias_room(graph, kernels, one.codes, *one.row_steps())
     saturating = any(kernel.may_saturate(codes) for kernel in kernels)
     unsigned = weight_type == "uint8" or (saturating and weight_type == "auto")
     (written.unsigned if unsigned else written.saturating).update([name] if saturating else [])
-    stored = store.whole((codes + MIDDLE if unsigned else codes).reshape(one.shape), one.title, unsigned)
+    stored = store.integer((codes + MIDDLE if unsigned else codes).reshape(one.shape), one.title, unsigned)
     if one.order is not None:
         stored = store.add("Transpose", [stored], f"{one.title}.ordered", perm=one.order)
     written.integer[stored] = name
@@ -124,16 +124,16 @@ def _for_kernels(
         written.bias_errors[name] = max(error, written.bias_errors.get(name, 0.0))
 
 
-def _looks_up(node: NodeProto, name: str, one: Located) -> bool:
+def _looks_up(node: NodeProto, name: str, one: LocatedWeight) -> bool:
     """Whether a node only takes some rows of a constant, each with a scale of its own or none."""
     axis = next((helper.get_attribute_value(each) for each in node.attribute if each.name == "axis"), 0)
     rows = one.order is None and len(one.codes) == one.shape[0] and (one.scale is None or one.scale.shape[1] == 1)
     return bool(rows and node.op_type == "Gather" and axis == 0 and node.input[0] == name != node.input[1])
 
 
-def _lookup(graph: Graph, store: Store, node: NodeProto, one: Located) -> list[NodeProto]:
+def _lookup(graph: Graph, store: InitializerStore, node: NodeProto, one: LocatedWeight) -> list[NodeProto]:
     """Take the rows as whole numbers, and make floats of these alone."""
-    stored = store.whole(one.codes.reshape(one.shape), one.title, unsigned=one.levels is not None)
+    stored = store.integer(one.codes.reshape(one.shape), one.title, unsigned=one.levels is not None)
     rows = graph.make("Gather", [stored, node.input[1]], f"{one.title}.rows", axis=0)
     if one.levels is not None:
         return [rows, *_from_levels(graph, one, rows.output[0], node.output[0])]
@@ -163,9 +163,9 @@ def _computed(graph: Graph, operator: str, numbers: str, constant: str, steps: A
     return [cast, graph.make(operator, [numbers, cast.output[0]], f"{title}.shifted")]
 
 
-def _in_float(graph: Graph, store: Store, name: str, one: Located) -> None:
+def _in_float(graph: Graph, store: InitializerStore, name: str, one: LocatedWeight) -> None:
     """Make floats of all the whole numbers, under the constant's old name: a runtime does this once, when it loads."""
-    stored = store.whole(one.codes.reshape(one.shape), one.title, unsigned=one.levels is not None)
+    stored = store.integer(one.codes.reshape(one.shape), one.title, unsigned=one.levels is not None)
     graph.take_constant(name)
     if one.levels is not None:
         nodes = _from_levels(graph, one, stored, graph.new_name(f"{one.title}.values"))
@@ -177,7 +177,7 @@ def _in_float(graph: Graph, store: Store, name: str, one: Located) -> None:
     store.nodes += nodes
 
 
-def _scaled(graph: Graph, one: Located, stored: str) -> list[NodeProto]:
+def _scaled(graph: Graph, one: LocatedWeight, stored: str) -> list[NodeProto]:
     """Number, less that of zero, times step, row by row, or group by group within a row."""
     nodes = [graph.make("Cast", [stored], f"{one.title}.numbers", to=onnx.TensorProto.FLOAT)]
     single = one.scale is not None and one.scale.shape[1] == 1
@@ -202,7 +202,7 @@ def _reshaped(graph: Graph, value: str, shape: Sequence[int], title: str) -> Nod
     return graph.make("Reshape", [value, name], f"{title}.reshaped")
 
 
-def _from_levels(graph: Graph, one: Located, codes: str, name: str) -> list[NodeProto]:
+def _from_levels(graph: Graph, one: LocatedWeight, codes: str, name: str) -> list[NodeProto]:
     """Look the floats up in the table."""
     places = graph.make("Cast", [codes], f"{one.title}.places", to=onnx.TensorProto.INT32)
     table = graph.add_constant(f"{one.title}.levels", numpy.asarray(one.levels))

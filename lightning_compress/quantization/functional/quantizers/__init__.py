@@ -6,7 +6,7 @@ A quantizer is a function that asks for what it needs by naming it:
 |---|---|---|
 | `values` | weights, as a matrix whose rows have a scale each | `(rows, elements)` |
 | | or activations as they are, which have one scale | `(batch, ...)` |
-| `low`, `high` | limits of the whole numbers of the grid | ints |
+| `quant_min`, `quant_max` | limits of the whole numbers of the grid | ints |
 | `scale` | the distance of neighbours on the grid, above 0 | `(rows, 1)`, or 0-d for activations |
 | `zero_point` | the whole number that stands for 0, int32 | as `scale` |
 | `dtype` | of the format, if that is floating point | |
@@ -36,9 +36,9 @@ from lightning_compress.quantization.functional.quantizers.dorefa_wage import (
 from lightning_compress.quantization.functional.quantizers.learned import lsq, pact
 from lightning_compress.quantization.functional.quantizers.ternary import ttq, twn
 from lightning_compress.quantization.functional.quantizers.uniform import floating, stochastic, uniform
-from lightning_compress.quantization.functional.rounding import Quantized, learns, serves
+from lightning_compress.quantization.functional.rounding import Quantized, for_sides, learns
 
-OFFERED = ("values", "low", "high", "scale", "zero_point", "dtype", "generator")
+OFFERED = ("values", "quant_min", "quant_max", "scale", "zero_point", "dtype", "generator")
 
 __all__ = [
     "OFFERED",
@@ -48,10 +48,10 @@ __all__ = [
     "dorefa_activations",
     "dorefa_weights",
     "floating",
+    "for_sides",
     "learns",
     "lsq",
     "pact",
-    "serves",
     "stochastic",
     "stochastic_binary",
     "ttq",

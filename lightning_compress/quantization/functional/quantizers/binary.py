@@ -6,20 +6,20 @@ from torch.nn import functional
 
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
-    above_zero,
     bounds,
-    drawn,
-    no_offset,
+    clamp_positive,
+    for_sides,
     scale_of_rows,
-    serves,
     sign,
+    stochastic_round,
     straight_through,
-    wide,
+    to_wide,
+    zero_offset,
 )
 
 
 @bounds(lambda _high: 1.0)
-@serves("binary")
+@for_sides("binary")
 def binary_connect(values: Tensor) -> Quantized:
     """The sign of each weight. The gradient passes where `|values| <= 1`.
 
@@ -34,11 +34,11 @@ def binary_connect(values: Tensor) -> Quantized:
     Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
     """
     scale = scale_of_rows(values, 1.0)
-    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, no_offset(scale))
+    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, zero_offset(scale))
 
 
 @bounds(lambda _high: 1.0)
-@serves("binary")
+@for_sides("binary")
 def stochastic_binary(values: Tensor, generator: torch.Generator | None) -> Quantized:
     """As `binary_connect`, but +1 with the probability `clip((values + 1) / 2, 0, 1)`. No zeros.
 
@@ -49,11 +49,11 @@ def stochastic_binary(values: Tensor, generator: torch.Generator | None) -> Quan
     if generator is None:
         return binary_connect(values)
     scale = scale_of_rows(values, 1.0)
-    result = sign((wide(values) + 1) / 2 - drawn(values, generator))
-    return Quantized(straight_through(values, result, values.abs() <= 1), scale, no_offset(scale))
+    result = sign((to_wide(values) + 1) / 2 - stochastic_round(values, generator))
+    return Quantized(straight_through(values, result, values.abs() <= 1), scale, zero_offset(scale))
 
 
-@serves("binary")
+@for_sides("binary")
 def xnor(values: Tensor) -> Quantized:
     """The sign of each weight times the mean size of its row. No zeros, but in a row of nothing else.
 
@@ -68,15 +68,15 @@ def xnor(values: Tensor) -> Quantized:
 
     Reference: Rastegari et al., 2016, section 3.1, https://arxiv.org/abs/1603.05279
     """
-    wide_values = wide(values)
+    wide_values = to_wide(values)
     mean = wide_values.abs().mean(1, keepdim=True)
     signs = straight_through(wide_values, sign(wide_values), wide_values.abs() <= 1)
-    scale = above_zero(mean.detach()).float()
-    return Quantized((signs * mean).to(values.dtype), scale, no_offset(scale))
+    scale = clamp_positive(mean.detach()).float()
+    return Quantized((signs * mean).to(values.dtype), scale, zero_offset(scale))
 
 
-@serves("binary")
-def bnn(values: Tensor, low: int = -1) -> Quantized:
+@for_sides("binary")
+def bnn(values: Tensor, quant_min: int = -1) -> Quantized:
     """The sign of each activation. The gradient passes where `|values| <= 1`. No zeros where both signs can come.
 
     Args:
@@ -84,16 +84,16 @@ def bnn(values: Tensor, low: int = -1) -> Quantized:
         low: 0 where none is below zero, as behind a ReLU, whose two levels are 0 and 1: what it takes is above or not.
 
     Returns:
-        Values `low` and 1, scale 1.
+        Values `quant_min` and 1, scale 1.
 
     Reference: Hubara et al., 2016, section 1, https://arxiv.org/abs/1602.02830
     """
     scale = torch.ones((), device=values.device)
-    return Quantized(straight_through(values, _signs(values, low), values.abs() <= 1), scale, no_offset(scale))
+    return Quantized(straight_through(values, _signs(values, quant_min), values.abs() <= 1), scale, zero_offset(scale))
 
 
-@serves("binary")
-def xnor_activations(values: Tensor, low: int = -1, window: int = 1) -> Quantized:
+@for_sides("binary")
+def xnor_activations(values: Tensor, quant_min: int = -1, window: int = 1) -> Quantized:
     """The sign of each activation times the mean size of the channels at its place. No zeros where both signs can come.
 
     The gradient passes where `|values| <= 1`, times that mean. The paper multiplies what a binary convolution returns
@@ -115,12 +115,12 @@ def xnor_activations(values: Tensor, low: int = -1, window: int = 1) -> Quantize
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is an odd number of places from 1 on, but is {window}. For 3 x 3 kernels write 3.")
-    mean = wide(values.detach()).abs().mean(1 if values.ndim > 3 else -1, keepdim=True)
+    mean = to_wide(values.detach()).abs().mean(1 if values.ndim > 3 else -1, keepdim=True)
     if window > 1 and values.ndim == 4:
         mean = functional.avg_pool2d(mean, window, stride=1, padding=window // 2)
-    return Quantized(straight_through(values, _signs(values, low) * mean, mean * (values.abs() <= 1)), None, None)
+    return Quantized(straight_through(values, _signs(values, quant_min) * mean, mean * (values.abs() <= 1)), None, None)
 
 
-def _signs(values: Tensor, low: int) -> Tensor:
+def _signs(values: Tensor, quant_min: int) -> Tensor:
     """The two levels of activations; what is no number stays none."""
-    return sign(values) if low < 0 else torch.where(values > 0, 1.0, 0.0 * values)
+    return sign(values) if quant_min < 0 else torch.where(values > 0, 1.0, 0.0 * values)

@@ -5,19 +5,19 @@ from torch import Tensor
 
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
-    above_zero,
     bounds,
-    no_offset,
+    clamp_positive,
+    for_sides,
     scale_of_rows,
-    serves,
     straight_through,
-    wide,
+    to_wide,
+    zero_offset,
 )
 
 
-@serves("integer", "ternary")
-def dorefa_weights(values: Tensor, high: int) -> Quantized:
-    """Squash weights by tanh, divide by the largest of the row, round to `high` steps on each side of zero.
+@for_sides("integer", "ternary")
+def dorefa_weights(values: Tensor, quant_max: int) -> Quantized:
+    """Squash weights by tanh, divide by the largest of the row, round to `quant_max` steps on each side of zero.
 
     The gradient goes through the division and the tanh. The size of the weights is lost, so that a normalization has
     to follow. The paper's grid has one level more, `2 ** bits`, and none of them is zero; this one keeps zeros, and is
@@ -32,16 +32,16 @@ def dorefa_weights(values: Tensor, high: int) -> Quantized:
 
     Reference: Zhou et al., 2016, section 2.3, https://arxiv.org/abs/1606.06160
     """
-    squashed = wide(values).tanh()
-    shares = squashed / above_zero(squashed.abs().amax(1, keepdim=True))
-    scale = scale_of_rows(values, 1 / high)
-    rounded = (shares.detach() * high).round_() * scale
-    return Quantized(straight_through(shares, rounded).to(values.dtype), scale, no_offset(scale))
+    squashed = to_wide(values).tanh()
+    shares = squashed / clamp_positive(squashed.abs().amax(1, keepdim=True))
+    scale = scale_of_rows(values, 1 / quant_max)
+    rounded = (shares.detach() * quant_max).round_() * scale
+    return Quantized(straight_through(shares, rounded).to(values.dtype), scale, zero_offset(scale))
 
 
-@serves("integer", "ternary", "binary")
-def dorefa_activations(values: Tensor, high: int, low: int = 0) -> Quantized:
-    """Clip activations to [0, 1] and round to `high` steps. The gradient passes within the bounds.
+@for_sides("integer", "ternary", "binary")
+def dorefa_activations(values: Tensor, quant_max: int, quant_min: int = 0) -> Quantized:
+    """Clip activations to [0, 1] and round to `quant_max` steps. The gradient passes within the bounds.
 
     Args:
         values: activations of any shape.
@@ -53,15 +53,15 @@ def dorefa_activations(values: Tensor, high: int, low: int = 0) -> Quantized:
 
     Reference: Zhou et al., 2016, section 2.4, https://arxiv.org/abs/1606.06160
     """
-    bounded = wide(values).clamp(-1.0 if low < 0 else 0.0, 1.0)
-    scale = torch.tensor(1 / high, device=values.device)
-    rounded = (bounded.detach() * high).round_() * scale
-    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, no_offset(scale))
+    bounded = to_wide(values).clamp(-1.0 if quant_min < 0 else 0.0, 1.0)
+    scale = torch.tensor(1 / quant_max, device=values.device)
+    rounded = (bounded.detach() * quant_max).round_() * scale
+    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, zero_offset(scale))
 
 
-@bounds(lambda high: high / (high + 1))
-@serves("integer", "ternary")
-def wage_weights(values: Tensor, high: int) -> Quantized:
+@bounds(lambda quant_max: quant_max / (quant_max + 1))
+@for_sides("integer", "ternary")
+def wage_weights(values: Tensor, quant_max: int) -> Quantized:
     """Round weights to multiples of `2 ** (1 - bits)` in (-1, 1). The gradient passes where `|values| <= 1`.
 
     The weights themselves are clipped to (-1, 1) after each update (`bounds`). The paper also draws them from
@@ -76,13 +76,13 @@ def wage_weights(values: Tensor, high: int) -> Quantized:
 
     Reference: Wu et al., 2018, section 3.3, https://arxiv.org/abs/1802.04680
     """
-    scale = scale_of_rows(values, 1 / (high + 1))
-    places = (wide(values) * (high + 1)).round_().clamp_(-high, high)
-    return Quantized(straight_through(values, places * scale, values.abs() <= 1), scale, no_offset(scale))
+    scale = scale_of_rows(values, 1 / (quant_max + 1))
+    places = (to_wide(values) * (quant_max + 1)).round_().clamp_(-quant_max, quant_max)
+    return Quantized(straight_through(values, places * scale, values.abs() <= 1), scale, zero_offset(scale))
 
 
-@serves("integer")
-def wage_activations(values: Tensor, high: int) -> Quantized:
+@for_sides("integer")
+def wage_activations(values: Tensor, quant_max: int) -> Quantized:
     """Round activations to multiples of `2 ** (1 - bits)` in (-1, 1). The gradient passes within the outermost ones.
 
     Args:
@@ -94,8 +94,8 @@ def wage_activations(values: Tensor, high: int) -> Quantized:
 
     Reference: Wu et al., 2018, section 3.3.2, https://arxiv.org/abs/1802.04680
     """
-    middle = (high + 1) // 2
+    middle = (quant_max + 1) // 2
     scale = torch.tensor(1 / middle, device=values.device)
-    bounded = wide(values).clamp(-(middle - 1) / middle, (middle - 1) / middle)
+    bounded = to_wide(values).clamp(-(middle - 1) / middle, (middle - 1) / middle)
     rounded = (bounded.detach() * middle).round_() * scale
-    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, no_offset(scale) + middle)
+    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, zero_offset(scale) + middle)

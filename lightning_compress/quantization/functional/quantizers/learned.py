@@ -8,30 +8,30 @@ from torch import Tensor
 from lightning_compress.quantization.functional.rounding import (
     SMALLEST_STEP,
     Quantized,
-    above_zero,
+    clamp_positive,
+    for_sides,
     gradient_between_,
     learns,
-    no_offset,
-    serves,
     straight_through,
-    wide,
+    to_wide,
+    zero_offset,
 )
 
 FIRST_CLIP = 10.0
 
 
-def _first_step(values: Tensor, low: int, high: int) -> Tensor:
-    return above_zero(2 * values.abs().mean(1, keepdim=True) / high**0.5)
+def _first_step(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    return clamp_positive(2 * values.abs().mean(1, keepdim=True) / quant_max**0.5)
 
 
-def _first_clip(values: Tensor, low: int, high: int) -> Tensor:
-    reach = values.abs() if low < 0 else values.clamp(min=0)
-    return above_zero(reach.amax(1, keepdim=True).clamp(max=FIRST_CLIP))
+def _first_clip(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    reach = values.abs() if quant_min < 0 else values.clamp(min=0)
+    return clamp_positive(reach.amax(1, keepdim=True).clamp(max=FIRST_CLIP))
 
 
 @learns(step=_first_step)
-@serves("integer", "ternary")
-def lsq(values: Tensor, low: int, high: int, step: Tensor) -> Quantized:
+@for_sides("integer", "ternary")
+def lsq(values: Tensor, quant_min: int, quant_max: int, step: Tensor) -> Quantized:
     """Round to multiples of a learned step, `clip(values / step, low, high).round() * step`.
 
     Within the limits the step's gradient is `round(v / step) - v / step`, outside the limit itself; it is divided by
@@ -48,15 +48,15 @@ def lsq(values: Tensor, low: int, high: int, step: Tensor) -> Quantized:
     """
     positive = step.abs().clamp(min=SMALLEST_STEP)
     features = values.shape[1:].numel() if values.ndim > 1 else values.numel()
-    damping = (max(features, 1) * high) ** -0.5
-    found = _LearnedStep.apply(values, positive, low, high, damping)  # type: ignore[no-untyped-call]
-    return Quantized(found, positive.detach(), no_offset(positive))
+    damping = (max(features, 1) * quant_max) ** -0.5
+    found = _LearnedStep.apply(values, positive, quant_min, quant_max, damping)  # type: ignore[no-untyped-call]
+    return Quantized(found, positive.detach(), zero_offset(positive))
 
 
 @learns(clip=_first_clip)
-@serves("integer", "ternary")
-def pact(values: Tensor, high: int, clip: Tensor, low: int = 0) -> Quantized:
-    """Clip activations at a learned value and round to `high` steps below it.
+@for_sides("integer", "ternary")
+def pact(values: Tensor, quant_max: int, clip: Tensor, quant_min: int = 0) -> Quantized:
+    """Clip activations at a learned value and round to `quant_max` steps below it.
 
     The clip's gradient is 1 for each value that reaches it, else 0. The paper pulls it down by the weight decay of the
     weights: that is left to the optimizer. A clip that was thrown below zero counts by its size.
@@ -69,30 +69,34 @@ def pact(values: Tensor, high: int, clip: Tensor, low: int = 0) -> Quantized:
 
     Reference: Choi et al., 2018, section 3, https://arxiv.org/abs/1805.06085
     """
-    wide_values, bound = wide(values), clip.abs().clamp(min=SMALLEST_STEP)
+    wide_values, bound = to_wide(values), clip.abs().clamp(min=SMALLEST_STEP)
     below = torch.where(wide_values < bound, wide_values, bound)
-    bounded = torch.where(below > -bound, below, -bound) if low < 0 else below.clamp(min=0)
-    scale = bound.detach() / high
-    places = (bounded.detach() / scale).round_().clamp_(-high, high)
-    return Quantized(straight_through(bounded, places * scale).to(values.dtype), scale, no_offset(scale))
+    bounded = torch.where(below > -bound, below, -bound) if quant_min < 0 else below.clamp(min=0)
+    scale = bound.detach() / quant_max
+    places = (bounded.detach() / scale).round_().clamp_(-quant_max, quant_max)
+    return Quantized(straight_through(bounded, places * scale).to(values.dtype), scale, zero_offset(scale))
 
 
 class _LearnedStep(torch.autograd.Function):
     """The core's learnable operators decide by the rounded number what lies outside; the paper by the number itself."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int, damping: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, step: Tensor, quant_min: int, quant_max: int, damping: float) -> Tensor:
         ctx.save_for_backward(values, step)
-        ctx.low, ctx.high, ctx.damping = low, high, damping
-        return (wide(values) / step).clamp_(low, high).round_().mul_(step).to(values.dtype)
+        ctx.quant_min, ctx.quant_max, ctx.damping = quant_min, quant_max, damping
+        return (to_wide(values) / step).clamp_(quant_min, quant_max).round_().mul_(step).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Left to autograd, with a rounding that passes gradients, the slope has none: its two parts cancel out.
         values, step = (one.detach() for one in ctx.saved_tensors)
-        ratio = wide(values) / step
-        slope = ratio.clamp(ctx.low, ctx.high).round_().sub_(gradient_between_(ratio, ratio.clone(), ctx.low, ctx.high))
+        ratio = to_wide(values) / step
+        slope = (
+            ratio.clamp(ctx.quant_min, ctx.quant_max)
+            .round_()
+            .sub_(gradient_between_(ratio, ratio.clone(), ctx.quant_min, ctx.quant_max))
+        )
         moved = slope * gradient if gradient.requires_grad else slope.mul_(gradient)
         total = moved.sum() if step.ndim == 0 else moved.sum(1, keepdim=True)
-        passed = gradient_between_(gradient, ratio, ctx.low, ctx.high)
+        passed = gradient_between_(gradient, ratio, ctx.quant_min, ctx.quant_max)
         return passed, (total * ctx.damping).to(step.dtype), None, None, None

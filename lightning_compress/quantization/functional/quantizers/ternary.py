@@ -6,16 +6,16 @@ from torch import Tensor
 from lightning_compress.quantization.functional.rounding import (
     SMALLEST_STEP,
     Quantized,
-    above_zero,
+    clamp_positive,
+    for_sides,
     learns,
-    no_offset,
-    serves,
     straight_through,
-    wide,
+    to_wide,
+    zero_offset,
 )
 
 
-@serves("ternary")
+@for_sides("ternary")
 def twn(values: Tensor) -> Quantized:
     """Weights beyond 0.7 of their row's mean size become +-the mean size of those, the others 0.
 
@@ -29,10 +29,10 @@ def twn(values: Tensor) -> Quantized:
 
     Reference: Li and Liu, 2016, section 2, https://arxiv.org/abs/1605.04711
     """
-    sizes = wide(values.detach()).abs()
+    sizes = to_wide(values.detach()).abs()
     large = sizes > 0.7 * sizes.mean(1, keepdim=True)
-    scale = above_zero(_mean_where(large, sizes)).float()
-    return Quantized(straight_through(values, values.detach().sign() * large * scale), scale, no_offset(scale))
+    scale = clamp_positive(_mean_where(large, sizes)).float()
+    return Quantized(straight_through(values, values.detach().sign() * large * scale), scale, zero_offset(scale))
 
 
 def _threshold(values: Tensor) -> Tensor:
@@ -43,16 +43,16 @@ def _mean_where(chosen: Tensor, sizes: Tensor) -> Tensor:
     return (sizes * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp(min=1)
 
 
-def _first_positive(values: Tensor, low: int, high: int) -> Tensor:
-    return above_zero(_mean_where(values > _threshold(values), values.abs()))
+def _first_positive(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    return clamp_positive(_mean_where(values > _threshold(values), values.abs()))
 
 
-def _first_negative(values: Tensor, low: int, high: int) -> Tensor:
-    return above_zero(_mean_where(values < -_threshold(values), values.abs()))
+def _first_negative(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    return clamp_positive(_mean_where(values < -_threshold(values), values.abs()))
 
 
 @learns(positive=_first_positive, negative=_first_negative)
-@serves("ternary")
+@for_sides("ternary")
 def ttq(values: Tensor, positive: Tensor, negative: Tensor) -> Quantized:
     """Weights beyond 0.05 of their row's largest become `positive` or `-negative`, both learned, the others 0.
 
@@ -69,7 +69,7 @@ def ttq(values: Tensor, positive: Tensor, negative: Tensor) -> Quantized:
 
     Reference: Zhu et al., 2017, section 3, https://arxiv.org/abs/1612.01064
     """
-    threshold = _threshold(wide(values.detach()))
+    threshold = _threshold(to_wide(values.detach()))
     above, below = values > threshold, values < -threshold
     upper, lower = (level.abs().clamp(min=SMALLEST_STEP) for level in (positive, negative))
     # The product is 0, unless a weight of the row is no number: that must not vanish.

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
-    drawn,
+    for_sides,
     gradient_between_,
     limits_around_zero,
-    serves,
+    stochastic_round,
     straight_through,
-    wide,
+    to_wide,
 )
 
 
-@serves("integer", "ternary")
-def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Quantized:
+@for_sides("integer", "ternary")
+def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Quantized:
     """Round to the nearest of `scale * (low - zero_point)`, ..., `scale * (high - zero_point)`, halves to even.
 
     The gradient passes where the rounded number lies within the limits. Values are those of
@@ -32,12 +32,12 @@ def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: i
 
     Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
     """
-    return Quantized(_on_grid(values, scale, zero_point, low, high), scale, zero_point)
+    return Quantized(_on_grid(values, scale, zero_point, quant_min, quant_max), scale, zero_point)
 
 
-@serves("integer", "ternary")
+@for_sides("integer", "ternary")
 def stochastic(
-    values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, generator: torch.Generator | None
+    values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, generator: torch.Generator | None
 ) -> Quantized:
     """As `uniform`, but round up with the probability of the fraction that rounding down would lose.
 
@@ -45,11 +45,11 @@ def stochastic(
 
     Reference: Gupta et al., 2015, section 3.1, https://arxiv.org/abs/1502.02551
     """
-    chances = None if generator is None else drawn(values, generator)
-    return Quantized(_on_grid(values, scale, zero_point, low, high, chances), scale, zero_point)
+    chances = None if generator is None else stochastic_round(values, generator)
+    return Quantized(_on_grid(values, scale, zero_point, quant_min, quant_max, chances), scale, zero_point)
 
 
-@serves("float")
+@for_sides("float")
 def floating(values: Tensor, dtype: torch.dtype) -> Quantized:
     """Round to the nearest number of a short floating point format; what is too large becomes its largest.
 
@@ -66,14 +66,14 @@ def floating(values: Tensor, dtype: torch.dtype) -> Quantized:
     Reference: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740, and 2022, https://arxiv.org/abs/2209.05433
     """
     largest = torch.finfo(dtype).max
-    bounded = wide(values).clamp(-largest, largest)
-    return Quantized(straight_through(values, bounded.to(dtype), wide(values).abs() <= largest), None, None)
+    bounded = to_wide(values).clamp(-largest, largest)
+    return Quantized(straight_through(values, bounded.to(dtype), to_wide(values).abs() <= largest), None, None)
 
 
 def _on_grid(
-    values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, chances: Tensor | None = None
+    values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, chances: Tensor | None = None
 ) -> Tensor:
-    found: Tensor = _Uniform.apply(values, scale, zero_point, low, high, chances)  # type: ignore[no-untyped-call]
+    found: Tensor = _Uniform.apply(values, scale, zero_point, quant_min, quant_max, chances)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -82,9 +82,15 @@ class _Uniform(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, chances: Tensor | None
+        ctx: Any,
+        values: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        quant_min: int,
+        quant_max: int,
+        chances: Tensor | None,
     ) -> Tensor:
-        ctx.limits = limits_around_zero(zero_point, low, high)
+        ctx.limits = limits_around_zero(zero_point, quant_min, quant_max)
         # What the values were is kept by others too, and takes less time to round again than a mask to apply. The scale
         # may have followed other values, in place, before the gradient comes.
         scale = scale.clone()
@@ -101,8 +107,8 @@ class _Uniform(torch.autograd.Function):
 def _steps(values: Tensor, scale: Tensor, chances: Tensor | None) -> Tensor:
     """How many steps each value is away from zero, as a whole number that may lie outside the limits."""
     # To multiply, not to divide, is what torch's own operators do: it may decide to which side a half falls.
-    ratio = wide(values) * (1 / scale)
+    ratio = to_wide(values) * (1 / scale)
     if chances is None:
         return ratio.round_()
-    whole = ratio.floor()
-    return whole.add_(chances < ratio - whole)
+    integral = ratio.floor()
+    return integral.add_(chances < ratio - integral)

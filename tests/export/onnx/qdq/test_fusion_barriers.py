@@ -68,13 +68,13 @@ def two_grids(between=(), second=0.02):
     """One grid right behind another, or behind nodes that the runtime looks through."""
     constants = {
         "first": numpy.float32(0.03), "second": numpy.float32(second), "z": numpy.uint8(128),
-        "low": numpy.float32(-128 * second), "high": numpy.float32(127 * second),
+        "quant_min": numpy.float32(-128 * second), "quant_max": numpy.float32(127 * second),
     }  # fmt: skip
     nodes = [
         node("QuantizeLinear", ["x", "first", "z"], "q0"),
         node("DequantizeLinear", ["q0", "first", "z"], "v0"),
         *(
-            node(name, [f"v{place}", *(["low", "high"] if name == "Clip" else [])], f"v{place + 1}")
+            node(name, [f"v{place}", *(["quant_min", "quant_max"] if name == "Clip" else [])], f"v{place + 1}")
             for place, name in enumerate(between)
         ),
         node("QuantizeLinear", [f"v{len(between)}", "second", "z"], "q1"),

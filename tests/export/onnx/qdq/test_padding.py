@@ -2,7 +2,7 @@ import numpy
 import pytest
 
 from lightning_compress.export.onnx.qdq.graph import Graph
-from lightning_compress.export.onnx.qdq.padding import pad_whole_numbers
+from lightning_compress.export.onnx.qdq.padding import pad_integers
 from tests.export.qdq.graphs import computed, model, node
 
 
@@ -33,7 +33,7 @@ def test_whole_numbers_are_padded_before_they_are_dequantized_with_the_same_resu
     rest, attributes = CASES[name]
     made = padded(*rest, second=second, **attributes)
     graph = Graph(made)
-    pad_whole_numbers(graph, ["codes"])
+    pad_integers(graph, ["codes"])
     operators = [one.op_type for one in graph.nodes]
     assert operators == ["QuantizeLinear", *["Pad"] * (1 + second), "DequantizeLinear"]
     x = numpy.random.default_rng(0).normal(size=(2, 5)).astype(numpy.float32)
@@ -46,5 +46,5 @@ def test_whole_numbers_are_padded_before_they_are_dequantized_with_the_same_resu
 def test_other_values_and_other_numbers_stay_as_they_are():
     for made, codes in ((padded("one"), ["codes"]), (padded(), [])):
         graph = Graph(made)
-        pad_whole_numbers(graph, codes)
+        pad_integers(graph, codes)
         assert [one.op_type for one in graph.nodes] == ["QuantizeLinear", "DequantizeLinear", "Pad"]

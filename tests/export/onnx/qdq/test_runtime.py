@@ -2,7 +2,7 @@ import numpy
 import pytest
 import torch
 
-from lightning_compress.export.onnx.qdq.runtime import as_arrays, relative_difference, run
+from lightning_compress.export.onnx.qdq.runtime import as_arrays, relative_difference, run_session
 from tests.export.qdq.graphs import model, node, session
 
 
@@ -25,9 +25,9 @@ def test_inputs_go_by_keyword_or_in_their_order():
     made = model([node("Sub", ["a", "b"], "y")], {}, {"a": ["n"], "b": ["n"]})
     one, two = torch.tensor([5.0]), torch.tensor([3.0])
     for example in ((one, two), (one, [two]), {"b": two, "a": one}, {"pair": (one, two)}):
-        assert run(session(made), example)["y"].tolist() == [2.0]
+        assert run_session(session(made), example)["y"].tolist() == [2.0]
     with pytest.raises(ValueError, match=r"takes a, b, but the input is tensor\(1,\)"):
-        run(session(made), one)
+        run_session(session(made), one)
 
 
 def test_outputs_are_the_tensors_of_any_nest():

@@ -4,15 +4,15 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from lightning_compress.export.onnx.qdq.graph import Graph
-from lightning_compress.export.onnx.qdq.storage import Store
+from lightning_compress.export.onnx.qdq.storage import InitializerStore
 from tests.export.qdq.graphs import model, node, session
 
 
 def unpacked(codes, unsigned=False):
     """What two implementations unpack, the operators that do it, and the bytes of all constants."""
     graph = Graph(model([node("Identity", ["x"], "y")], {}))
-    store = Store(graph)
-    name = store.whole(codes, "weight", unsigned)
+    store = InitializerStore(graph)
+    name = store.integer(codes, "weight", unsigned)
     graph.nodes[:0] = store.nodes
     graph.nodes[-1].input[0] = name
     made = graph.model()
@@ -54,9 +54,9 @@ def test_unsigned_codes_do_too(highest):
 
 
 def test_equal_codes_are_stored_once_and_few_are_not_packed():
-    store = Store(Graph(model([node("Identity", ["x"], "y")], {})))
+    store = InitializerStore(Graph(model([node("Identity", ["x"], "y")], {})))
     codes = numpy.arange(-100, 100)
-    assert store.whole(codes, "one") == store.whole(codes.copy(), "two") == "one.codes"
-    assert store.whole(codes.reshape(2, 100), "three") == "three.codes"
+    assert store.integer(codes, "one") == store.integer(codes.copy(), "two") == "one.codes"
+    assert store.integer(codes.reshape(2, 100), "three") == "three.codes"
     _, operators, _ = unpacked(numpy.array([[1, -1]]))
     assert "BitShift" not in operators

@@ -32,7 +32,7 @@ def test_signs_by_hand(quantizer):
 @pytest.mark.parametrize(("quantizer", "size"), [(bnn, 1.0), (xnor_activations, 0.75)])
 def test_behind_a_relu_there_is_something_or_nothing(quantizer, size):
     values = torch.tensor([[0.0, 0.5, 2.0, 0.5]], requires_grad=True)
-    found = quantizer(values, low=0)
+    found = quantizer(values, quant_min=0)
     assert found.values.tolist() == [[0.0, size, size, size]]
     found.values.sum().backward()
     assert values.grad.tolist() == [[size, size, 0.0, size]]

@@ -20,13 +20,13 @@ def drawn(*shape, seed=0):
 # DoReFa -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("high", [1, 3, 7, 127])
-def test_dorefa_weights_are_shares_of_the_rows_largest_tanh_in_steps(high):
+@pytest.mark.parametrize("quant_max", [1, 3, 7, 127])
+def test_dorefa_weights_are_shares_of_the_rows_largest_tanh_in_steps(quant_max):
     values = drawn(3, 40).double()
-    found = dorefa_weights(values, high).values
+    found = dorefa_weights(values, quant_max).values
     for row, result in zip(values.tolist(), found.tolist(), strict=True):
         largest = max(abs(math.tanh(one)) for one in row)
-        assert result == pytest.approx([round(high * math.tanh(one) / largest) / high for one in row])
+        assert result == pytest.approx([round(quant_max * math.tanh(one) / largest) / quant_max for one in row])
 
 
 def test_dorefa_weights_reach_one_and_keep_zero():
@@ -67,7 +67,7 @@ def test_dorefa_activations_by_hand():
 
 
 def test_dorefa_activations_of_both_signs_reach_from_minus_one_to_one():
-    found = dorefa_activations(torch.tensor([-2.0, -0.4, 0.0, 2.0]), 2, low=-2)
+    found = dorefa_activations(torch.tensor([-2.0, -0.4, 0.0, 2.0]), 2, quant_min=-2)
     assert found.values.tolist() == [-1.0, -0.5, 0.0, 1.0]
 
 

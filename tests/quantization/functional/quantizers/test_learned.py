@@ -15,27 +15,27 @@ def drawn(*shape, seed=0):
 # LSQ ----------------------------------------------------------------------------------------------------------------
 
 
-def lsq_of_one(value, step, low, high):
+def lsq_of_one(value, step, quant_min, quant_max):
     """Equations 1 to 3 of the paper: the value on the grid, its slope by the step, and by the value."""
     ratio = value / step
-    if ratio <= low:
-        return low * step, low, 0.0
-    if ratio >= high:
-        return high * step, high, 0.0
+    if ratio <= quant_min:
+        return quant_min * step, quant_min, 0.0
+    if ratio >= quant_max:
+        return quant_max * step, quant_max, 0.0
     return round(ratio) * step, round(ratio) - ratio, 1.0
 
 
-@pytest.mark.parametrize(("low", "high"), [(-8, 7), (-7, 7), (-1, 1), (-128, 127)])
-def test_values_and_gradients_of_weights_are_those_of_the_paper(low, high):
+@pytest.mark.parametrize(("quant_min", "quant_max"), [(-8, 7), (-7, 7), (-1, 1), (-128, 127)])
+def test_values_and_gradients_of_weights_are_those_of_the_paper(quant_min, quant_max):
     values, upstream = drawn(3, 50).double().requires_grad_(), drawn(3, 50, seed=1).double()
     step = torch.tensor([[0.1], [0.37], [1.9]], dtype=torch.float64, requires_grad=True)
-    found = lsq(values, low, high, step)
+    found = lsq(values, quant_min, quant_max, step)
     found.values.backward(upstream)
     for row in range(3):
-        ones = [lsq_of_one(value, step[row].item(), low, high) for value in values[row].tolist()]
+        ones = [lsq_of_one(value, step[row].item(), quant_min, quant_max) for value in values[row].tolist()]
         assert found.values[row].tolist() == pytest.approx([one[0] for one in ones])
         by_step = sum(one[1] * slope for one, slope in zip(ones, upstream[row].tolist(), strict=True))
-        assert step.grad[row].item() == pytest.approx(by_step / math.sqrt(50 * high))
+        assert step.grad[row].item() == pytest.approx(by_step / math.sqrt(50 * quant_max))
         passed = [one[2] * slope for one, slope in zip(ones, upstream[row].tolist(), strict=True)]
         assert values.grad[row].tolist() == pytest.approx(passed)
 
@@ -99,19 +99,19 @@ def test_the_first_step_is_that_of_the_paper():
     assert lsq.learned["step"](torch.zeros(1, 5), -4, 4).tolist() == [[1.0]]
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-3, 3), (-7, 7)])
-def test_descent_on_the_error_brings_the_step_near_the_best_of_all(low, high):
+@pytest.mark.parametrize(("quant_min", "quant_max"), [(-1, 1), (-3, 3), (-7, 7)])
+def test_descent_on_the_error_brings_the_step_near_the_best_of_all(quant_min, quant_max):
     values = drawn(1, 1000)
-    step = torch.nn.Parameter(3 * lsq.learned["step"](values, low, high))
+    step = torch.nn.Parameter(3 * lsq.learned["step"](values, quant_min, quant_max))
     optimizer = torch.optim.SGD([step], lr=0.3)
 
     def error(one):
-        return (lsq(values, low, high, one).values - values).square().mean()
+        return (lsq(values, quant_min, quant_max, one).values - values).square().mean()
 
     for _ in range(200):
         optimizer.zero_grad()
         # The gradient is scaled for a loss that is a sum over weights.
-        (error(step) * math.sqrt(1000 * high)).backward()
+        (error(step) * math.sqrt(1000 * quant_max)).backward()
         optimizer.step()
     best = min(error(torch.tensor([[one / 50]])).item() for one in range(1, 150))
     assert error(step).item() < 1.1 * best
@@ -156,7 +156,7 @@ def test_the_clips_slope_is_that_of_finite_differences_on_a_fine_grid():
 
 def test_values_of_both_signs_are_clipped_at_both_ends_if_the_grid_has_numbers_below_zero():
     values, clip = torch.tensor([-9.0, -1.1, 0.2, 9.0], requires_grad=True), torch.tensor(-7.0, requires_grad=True)
-    found = pact(values, 7, clip, low=-8)
+    found = pact(values, 7, clip, quant_min=-8)
     assert found.values.tolist() == [-7.0, -1.0, 0.0, 7.0]
     found.values.backward(torch.tensor([1.0, 1.0, 1.0, 3.0]))
     assert values.grad.tolist() == [0.0, 1.0, 1.0, 0.0]

@@ -17,27 +17,34 @@ def whole(*numbers):
 # Uniform ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("low", "high"), [(-127, 127), (-7, 7), (-1, 1), (0, 255), (0, 15), (-32767, 32767)])
+@pytest.mark.parametrize(
+    ("quant_min", "quant_max"), [(-127, 127), (-7, 7), (-1, 1), (0, 255), (0, 15), (-32767, 32767)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_values_and_gradients_of_rows_are_those_of_the_core_operator_bit_for_bit(low, high, dtype):
+def test_values_and_gradients_of_rows_are_those_of_the_core_operator_bit_for_bit(quant_min, quant_max, dtype):
     values = drawn(16, 500).to(dtype)
-    scale = (4 / (high - low)) * drawn(16, 1, seed=1).exp()
-    zero_point = torch.randint(low, high + 1, (16, 1), generator=torch.Generator().manual_seed(2), dtype=torch.int32)
-    found = gradient_and_values(lambda one: uniform(one, scale, zero_point, low, high).values, values)
+    scale = (4 / (quant_max - quant_min)) * drawn(16, 1, seed=1).exp()
+    zero_point = torch.randint(
+        quant_min, quant_max + 1, (16, 1), generator=torch.Generator().manual_seed(2), dtype=torch.int32
+    )
+    found = gradient_and_values(lambda one: uniform(one, scale, zero_point, quant_min, quant_max).values, values)
     core = gradient_and_values(
-        lambda one: torch.fake_quantize_per_channel_affine(one, scale[:, 0], zero_point[:, 0], 0, low, high), values
+        lambda one: torch.fake_quantize_per_channel_affine(one, scale[:, 0], zero_point[:, 0], 0, quant_min, quant_max),
+        values,
     )
     assert torch.equal(found[0], core[0])
     assert torch.equal(found[1], core[1])
 
 
-@pytest.mark.parametrize(("low", "high", "zero"), [(0, 255, 0), (0, 255, 117), (0, 15, 15), (-127, 127, 0)])
+@pytest.mark.parametrize(("quant_min", "quant_max", "zero"), [(0, 255, 0), (0, 255, 117), (0, 15, 15), (-127, 127, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_values_and_gradients_of_activations_are_those_of_the_core_operator_bit_for_bit(low, high, zero, dtype):
+def test_values_and_gradients_of_activations_are_those_of_the_core_operator_bit_for_bit(
+    quant_min, quant_max, zero, dtype
+):
     values, scale, zero_point = drawn(7, 3, 11, 5).to(dtype), torch.tensor(0.0123), torch.tensor(zero).int()
-    found = gradient_and_values(lambda one: uniform(one, scale, zero_point, low, high).values, values)
+    found = gradient_and_values(lambda one: uniform(one, scale, zero_point, quant_min, quant_max).values, values)
     core = gradient_and_values(
-        lambda one: torch.fake_quantize_per_tensor_affine(one, scale, zero_point, low, high), values
+        lambda one: torch.fake_quantize_per_tensor_affine(one, scale, zero_point, quant_min, quant_max), values
     )
     assert torch.equal(found[0], core[0])
     assert torch.equal(found[1], core[1])
@@ -78,9 +85,9 @@ def test_the_gradient_stops_outside_the_grid():
 # Stochastic rounding ------------------------------------------------------------------------------------------------
 
 
-def rounded(values, seed=0, scale=0.5, low=-7, high=7):
+def rounded(values, seed=0, scale=0.5, quant_min=-7, quant_max=7):
     generator = torch.Generator().manual_seed(seed)
-    return stochastic(values, torch.tensor(scale), torch.tensor(0).int(), low, high, generator).values
+    return stochastic(values, torch.tensor(scale), torch.tensor(0).int(), quant_min, quant_max, generator).values
 
 
 def test_stochastic_rounding_goes_to_one_of_two_neighbours_and_is_right_on_average():
@@ -95,7 +102,7 @@ def test_stochastic_rounding_goes_to_one_of_two_neighbours_and_is_right_on_avera
 def test_what_lies_on_the_grid_stays_there_whatever_is_drawn():
     # So far from zero, float32 would round up what lies a hair below the next place.
     values = torch.arange(-32767, 32768) * 0.5
-    assert torch.equal(rounded(values, low=-32767, high=32767), values)
+    assert torch.equal(rounded(values, quant_min=-32767, quant_max=32767), values)
 
 
 def test_stochastic_rounding_depends_on_its_generator_alone():
