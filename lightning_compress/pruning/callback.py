@@ -246,7 +246,7 @@ class Pruning(CompressionCallback):
     # What is kept and said --------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"carried": self.carried_sparsity, **self._pruner.state()}
+        return {"carried": self.carried_sparsity, **self._pruner.state_dict()}
 
     def _log(self, trainer: Trainer) -> None:
         by_layer = self.masked.sparsities()

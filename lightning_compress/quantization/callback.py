@@ -42,12 +42,12 @@ from lightning_compress.quantization.distributed import (
 )
 from lightning_compress.quantization.functional.formats import Bits
 from lightning_compress.quantization.layers import Layer, quantizable_layers
-from lightning_compress.quantization.learned_parameters import add_damping, quantize_gradients, attached_to_optimizers
+from lightning_compress.quantization.learned_parameters import add_damping, attached_to_optimizers, quantize_gradients
 from lightning_compress.quantization.methods import MethodLike
 from lightning_compress.quantization.optimizer_support import check_optimizers_supported
 from lightning_compress.quantization.placement.layout import place_activations
 from lightning_compress.quantization.placement.sites import ActivationPlacement
-from lightning_compress.quantization.placement.unused_frozen_layers import unused_frozen_layers, frozen_warning
+from lightning_compress.quantization.placement.unused_frozen_layers import frozen_warning, unused_frozen_layers
 from lightning_compress.quantization.quantized_model import QuantizedModel, mark_quantization_pending
 from lightning_compress.training.callback import CompressionCallback
 from lightning_compress.training.clock import describe_run, step_after

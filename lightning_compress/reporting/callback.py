@@ -25,10 +25,10 @@ from lightning_compress.nn.input_recorder import InputRecorder, RecordedInput
 from lightning_compress.nn.on_cpu import on_cpu
 from lightning_compress.reporting import Report, report
 from lightning_compress.reporting.export_at_end import check_export, write_export
-from lightning_compress.reporting.loggers import send, send_checkpoint
-from lightning_compress.reporting.measure_model import Protocol, measured
-from lightning_compress.reporting.phase_history import Course, active
-from lightning_compress.reporting.wandb_resume import another_run
+from lightning_compress.reporting.loggers import send_checkpoint, send_report
+from lightning_compress.reporting.measure_model import MeasureOptions, measure_model
+from lightning_compress.reporting.phase_history import PhaseHistory, active_phases
+from lightning_compress.reporting.wandb_resume import new_run_warning
 from lightning_compress.training.callback import CompressionCallback, compression_callbacks
 from lightning_compress.training.clock import step_before
 from lightning_compress.training.loggers import is_logged, log_immediately, loggers_of_kind, wandb_runs
