@@ -66,18 +66,19 @@ class OtherRanks(LowRank):
 
 
 def run(name, folder, callback, resumed=None):
-    note, save = Note(), Save()
+    note, save, average = Note(), Save(), pl.callbacks.WeightAveraging()
     save.name = name
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, **quiet,
-                         callbacks=[callback, note, save], default_root_dir=folder)  # fmt: skip
+                         callbacks=[callback, note, save, average], default_root_dir=folder)  # fmt: skip
     module, error = Classifier(), ""
     path = None if resumed is None else Path(folder, f"{resumed}.ckpt")
     try:
         trainer.fit(module, DataLoader(TensorDataset(*table()), batch_size=4), ckpt_path=path)
     except ValueError as caught:
         error = str(caught)
-    seen = {"shapes": note.shapes, "hashes": note.hashes, "wrapped": note.wrapped, "error": error}
+    averaged = 0 if average._average_model is None else tensor_hash(average._average_model.parameters())
+    seen = {"averaged": averaged, "shapes": note.shapes, "hashes": note.hashes, "wrapped": note.wrapped, "error": error}
     Path(folder, f"{name}-{trainer.global_rank}.json").write_text(json.dumps(seen))
 
 

@@ -125,6 +125,14 @@ def test_state_is_carried_over_as_the_caller_says():
     assert torch.equal(optimizer.state[model[0].weight]["momentum_buffer"], momentum[:, :3])
 
 
+def test_a_group_in_the_order_of_the_model_is_in_that_order_afterwards():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layers = [("Linear", {"in_features": 6, "out_features": 2}), ("Linear", {"in_features": 2, "out_features": 6})]
+    replace_in_training(model, Replacement("0", builder_path(torch_layers), {"layers": layers}), optimizers=[optimizer])
+    assert [id(one) for one in optimizer.param_groups[0]["params"]] == [id(one) for one in model.parameters()]
+
+
 def test_groups_in_another_order_keep_it_and_a_frozen_weight_stays_out():
     model = network()
     model[2].weight.requires_grad_(False)

@@ -288,6 +288,7 @@ def test_a_run_that_starts_from_a_thin_module_replaces_what_is_left(pl, make_mod
     whole, resumed = make_module(), make_module()
     trainer = fitted(make_trainer, whole, loader, [*callbacks(), saver(pl, tmp_path / "8.ckpt", 8)])
     assert [one.weight.shape for one in whole.net[0]] == [(2, 8), (8, 2)]
+    assert set(trainer.callbacks[0].cut.kept) == {"net.2.weight"}
     make_trainer(callbacks(), max_epochs=3).fit(resumed, loader, ckpt_path=tmp_path / "8.ckpt")
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
