@@ -252,7 +252,7 @@ def test_a_step_that_gives_features_to_layers_unknown_to_forward_is_refused(make
 
 def test_a_cut_that_fails_leaves_model_and_optimizer_as_they_were(make_module, make_trainer, loader, monkeypatch):
     module, ours = make_module(), ChannelPruning(sparsity=0.5, begin=3, end=6)
-    monkeypatch.setattr("lightning_compress.channel_pruning.callback.problem", lambda *_: "a reason")
+    monkeypatch.setattr("lightning_compress.channel_pruning.callback.verify_cut", lambda *_: "a reason")
     monkeypatch.setattr(
         "lightning_compress.channel_pruning.callback.fold_constants", lambda *_: pytest.fail("too early")
     )

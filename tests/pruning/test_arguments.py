@@ -16,7 +16,7 @@ from lightning_compress.pruning.granularity import parse_granularity
 def pruning(granularity, final_sparsity, distribution=distributions.uniform, overrides=(), min_density=0.0):
     return SimpleNamespace(
         granularity=granularity,
-        grain=parse_granularity(granularity),
+        granularity_spec=parse_granularity(granularity),
         final_sparsity=final_sparsity,
         distribution=distribution,
         overrides=dict(overrides),

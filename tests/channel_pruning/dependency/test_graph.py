@@ -25,12 +25,12 @@ def group_of(model, example, name):
 
 def units_at(group, place):
     """The units of a group's channels at "layer side"."""
-    [found] = [one.units for one in group.members if f"{one.place.module} {one.place.side}" == place]
+    [found] = [one.units for one in group.members if f"{one.axis.module} {one.axis.side}" == place]
     return list(found)
 
 
 def places(group):
-    return {f"{one.place.module} {one.place.side}" for one in group.members}
+    return {f"{one.axis.module} {one.axis.side}" for one in group.members}
 
 
 # By hand -------------------------------------------------------------------------------------------------------------
