@@ -14,7 +14,7 @@ def wrapped_method(owner: object, name: str, wrapper: Callable[..., Any]) -> Ite
     """
     own: Any = vars(owner).get(name)
     # Of our own making, not a function of somebody's that took our attributes along by functools.wraps.
-    method: Any = own if getattr(own, "itself", None) is own is not None else _with_wrappers(getattr(owner, name), own)
+    method: Any = own if getattr(own, "wrapper", None) is own is not None else _with_wrappers(getattr(owner, name), own)
     setattr(owner, name, method)
     layer = partial(wrapper)  # equal to no other layer, even of the same wrapper
     method.wrappers.append(layer)
