@@ -57,6 +57,9 @@ def l1(weight: Tensor) -> Tensor:
     """Score each unit by the sum of the absolute values of its weights.
 
     Reference: Li et al., 2016, section 3.1, https://arxiv.org/abs/1608.08710
+
+    >>> l1(torch.tensor([[3.0, -4.0], [1.0, 0.0]]))
+    tensor([7., 1.])
     """
     (weight,) = _given(weight=weight)
     return weight.abs().sum(1).float()
@@ -66,6 +69,9 @@ def l2(weight: Tensor) -> Tensor:
     """Score each unit by the Euclidean norm of its weights.
 
     Reference: He et al., 2018, section 3.2, https://arxiv.org/abs/1808.06866
+
+    >>> l2(torch.tensor([[3.0, -4.0], [1.0, 0.0]]))
+    tensor([5., 1.])
     """
     (weight,) = _given(weight=weight)
     norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
@@ -76,6 +82,10 @@ def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Score each unit by chance, in [0, 1): the control that every criterion must beat.
 
     The same generator gives the same scores at every update, so that what is pruned stays pruned.
+
+    >>> scores = [random(torch.zeros(2, 3), torch.Generator().manual_seed(0)) for _ in range(2)]
+    >>> scores[0].shape, torch.equal(*scores)
+    (torch.Size([2]), True)
     """
     if generator is None:
         raise ValueError("generator is missing: pass a seeded torch.Generator, or the user's random stream would move.")
@@ -87,6 +97,9 @@ def fpgm(weight: Tensor) -> Tensor:
     """Score each unit by its distances to all others: one near their geometric median is the easiest to replace.
 
     Reference: He et al., 2019, section 3.3, https://arxiv.org/abs/1811.00250
+
+    >>> fpgm(torch.tensor([[0.0], [1.0], [5.0]]))  # 1 + 5, 1 + 4, 5 + 4
+    tensor([6., 5., 9.])
     """
     (weight,) = _given(weight=weight)
     # By a product of matrices, which is faster, the distance of equal rows would not be 0.
@@ -98,6 +111,9 @@ def slimming(gamma: Tensor) -> Tensor:
     """Score each unit by the absolute scale that its normalisation layer gives it.
 
     Reference: Liu et al., 2017, section 3, https://arxiv.org/abs/1708.06519
+
+    >>> slimming(torch.tensor([0.5, -2.0]))
+    tensor([0.5000, 2.0000])
     """
     (gamma,) = _given(gamma=gamma)
     return gamma.abs().float()
@@ -107,6 +123,9 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
     """Score each unit by the squared first-order change of the loss when it is removed, `sum(weight * grad) ** 2`.
 
     Reference: Molchanov et al., 2019, equation 8, https://arxiv.org/abs/1906.10771
+
+    >>> taylor(torch.tensor([[1.0, 2.0], [3.0, 1.0]]), grad=torch.tensor([[1.0, 1.0], [1.0, -3.0]]))
+    tensor([9., 0.])
     """
     weight, grad = _alike(weight=weight, grad=grad)
     return (weight * grad).sum(1, dtype=torch.float64).square().float()
@@ -119,6 +138,10 @@ def taylor_activations(activations: Tensor, activation_grads: Tensor) -> Tensor:
     divides the scores of each by their norm; here the scores are as they are.
 
     Reference: Molchanov et al., 2016, section 2.2, https://arxiv.org/abs/1611.06440
+
+    >>> activations = torch.tensor([[[1.0, 1.0], [2.0, 0.0]]])  # a sample, two units, two positions
+    >>> taylor_activations(activations, torch.tensor([[[1.0, -1.0], [3.0, 5.0]]]))
+    tensor([0., 3.])
     """
     activations, grads = _alike(activations=activations, activation_grads=activation_grads)
     return (activations * grads).reshape(*grads.shape[:2], -1).mean(2).abs().mean(0).float()
@@ -131,6 +154,9 @@ def hrank(feature_maps: Tensor) -> Tensor:
         ValueError: if a unit's output is no matrix.
 
     Reference: Lin et al., 2020, section 3.2, https://arxiv.org/abs/2002.10179
+
+    >>> hrank(torch.stack([torch.eye(2), torch.ones(2, 2)])[None])
+    tensor([2., 1.])
     """
     (feature_maps,) = _given(feature_maps=feature_maps)
     ranks: Tensor = torch.linalg.matrix_rank(feature_maps)
@@ -143,6 +169,9 @@ def entropy(activations: Tensor) -> Tensor:
     The entropy is that of a histogram of 100 bins from the smallest to the largest average, in nats: 0 for a constant.
 
     Reference: Luo and Wu, 2017, section 3.2, https://arxiv.org/abs/1706.05791
+
+    >>> entropy(torch.tensor([[7.0, 0.0], [7.0, 1.0]]))  # a constant, and two values of equal frequency: log(2)
+    tensor([0.0000, 0.6931])
     """
     (activations,) = _given(activations=activations)
     # In float64 the mean of a constant is that constant.
@@ -162,6 +191,9 @@ def apoz(activations: Tensor) -> Tensor:
     It is 1 less the paper's average percentage of zeros, so that a higher score is kept longer.
 
     Reference: Hu et al., 2016, section 3.1, https://arxiv.org/abs/1607.03250
+
+    >>> apoz(torch.tensor([[0.0, 1.0], [3.0, 2.0]]))
+    tensor([0.5000, 1.0000])
     """
     (activations,) = _given(activations=activations)
     others = [axis for axis in range(activations.dim()) if axis != 1]
@@ -178,6 +210,10 @@ def lasso(patches: Tensor, consumer_weight: Tensor) -> Tensor:
         Scores in [0, 1): the fraction of the units that leave before. What is never taken in (zeros, copies) scores 0.
 
     Reference: He et al., 2017, section 3.1, https://arxiv.org/abs/1707.06168
+
+    >>> patches = torch.eye(3)[:, :, None]  # each unit alone in one sample, so that units do not overlap
+    >>> lasso(patches, consumer_weight=torch.tensor([[[2.0]], [[0.0]], [[1.0]]]))
+    tensor([0.6667, 0.0000, 0.3333])
     """
     order = entering_order(_contributions(patches, consumer_weight))
     scores = torch.zeros(len(consumer_weight))
@@ -194,6 +230,10 @@ def thinet(patches: Tensor, consumer_weight: Tensor) -> Tensor:
         Scores in [0, 1): the fraction of the units that are removed before.
 
     Reference: Luo et al., 2017, section 3.2, https://arxiv.org/abs/1707.06342
+
+    >>> patches = torch.eye(3)[:, :, None]  # each unit alone in one sample, so that units do not overlap
+    >>> thinet(patches, consumer_weight=torch.tensor([[[2.0]], [[0.0]], [[1.0]]]))
+    tensor([0.6667, 0.0000, 0.3333])
     """
     products = _contributions(patches, consumer_weight)
     scores, removed = torch.zeros(len(products)), torch.zeros_like(products[0])

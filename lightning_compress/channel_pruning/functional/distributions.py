@@ -19,7 +19,14 @@ def uniform(
     fraction: float,
     min_density: float,
 ) -> PrunedUnits:
-    """The lowest units of each group, so that `fraction` of its original ones is gone."""
+    """The units of each group with the lowest scores, so that `fraction` of its original ones is pruned.
+
+    >>> from torch import tensor
+    >>> groups = [ChannelGroup("a", 4, ()), ChannelGroup("b", 4, ())]
+    >>> scores = {"a": tensor([4.0, 1.0, 3.0, 2.0]), "b": tensor([5.0, 6.0, 7.0, 8.0])}
+    >>> uniform(groups, scores, originals={"a": 4, "b": 4}, fraction=0.5, min_density=0.0)
+    {'a': (1, 3), 'b': (0, 1)}
+    """
     pruned = {}
     for group in groups:
         original = originals[group.name]
@@ -36,7 +43,14 @@ def global_(
     fraction: float,
     min_density: float,
 ) -> PrunedUnits:
-    """The lowest units of all groups together, so that `fraction` of all the original ones is gone."""
+    """The units of all groups with the lowest scores, so that `fraction` of all the original ones is pruned.
+
+    >>> from torch import tensor
+    >>> groups = [ChannelGroup("a", 4, ()), ChannelGroup("b", 4, ())]
+    >>> scores = {"a": tensor([4.0, 1.0, 3.0, 2.0]), "b": tensor([5.0, 6.0, 7.0, 8.0])}
+    >>> global_(groups, scores, originals={"a": 4, "b": 4}, fraction=0.5, min_density=0.0)  # one of a group stays
+    {'a': (1, 2, 3), 'b': (0,)}
+    """
     total = sum(originals[group.name] for group in groups)
     wanted = max(int(fraction * total + 1e-9) - sum(originals[group.name] - group.units for group in groups), 0)
     allowed = {group.name: max_prunable_units(group, originals[group.name], min_density) for group in groups}

@@ -61,9 +61,9 @@ class ChannelGroup:
         name: of the first layer that makes its channels.
         units: how many there are.
         members: the places.
-        whole: why none of them may leave; None if they may.
+        unprunable_reason: why none of them may be pruned; None if they may.
         attributes: numbers that modules around the layers remember, as multiples of the number of units.
-        may_vanish: whether all of them may leave, because what their readers give is only added to something else.
+        removable: whether all of them may be pruned, because what their consumers give is only added to something else.
     """
 
     name: str

@@ -38,6 +38,9 @@ def entering_order(products: Tensor) -> list[int]:
 
     Returns:
         Their indices. Features that are zero, or made up of others, may never enter.
+
+    >>> entering_order(torch.diag(torch.tensor([4.0, 0.0, 9.0], dtype=torch.float64)))
+    [2, 0]
     """
     wanted, signs = products.sum(1), torch.zeros_like(products[0])
     never = products.diagonal() <= NEGLIGIBLE * products.diagonal().max()

@@ -23,6 +23,9 @@ def slimming_gradient(gamma: Tensor, strength: float) -> Tensor:
         ValueError: if `strength` is negative or not finite.
 
     Reference: Liu et al., 2017, equation 1, https://arxiv.org/abs/1708.06519
+
+    >>> slimming_gradient(torch.tensor([2.0, 0.0, -3.0]), strength=0.5)
+    tensor([ 0.5000,  0.0000, -0.5000])
     """
     return gamma.detach().sign() * _checked(strength)
 
@@ -43,6 +46,10 @@ def group_lasso_gradient(weight: Tensor, strength: float) -> Tensor:
         ValueError: if `weight` is no matrix, or `strength` is negative or not finite.
 
     Reference: Wen et al., 2016, section 3.1, https://arxiv.org/abs/1608.03665
+
+    >>> group_lasso_gradient(torch.tensor([[3.0, 0.0, 4.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), strength=0.5)
+    tensor([[0.6000, 0.0000, 0.8000, 0.0000],
+            [0.0000, 0.0000, 0.0000, 0.0000]])
     """
     if weight.dim() != 2:
         raise ValueError(f"weight has a row for each unit, but shape {tuple(weight.shape)}. Pass weight.flatten(1).")

@@ -24,6 +24,10 @@ def least_squares(patches: Tensor, targets: Tensor, weight: Tensor | None = None
 
     Reference: He et al., 2017, section 3.1, https://arxiv.org/abs/1707.06168; Luo et al., 2017, section 3.2.3,
     https://arxiv.org/abs/1707.06342
+
+    >>> patches = torch.tensor([[[1.0]], [[2.0]]])  # two samples, a kept unit, a kernel tap
+    >>> least_squares(patches, targets=torch.tensor([[3.0], [6.0]])).round(decimals=3)
+    tensor([[[3.]]])
     """
     _check(patches, targets, weight, ridge)
     inputs, wanted = patches.detach().double().flatten(1), targets.detach().double()
@@ -48,6 +52,9 @@ def constant_units(activations: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: if there are no samples.
+
+    >>> constant_units(torch.tensor([[7.0, 0.0], [7.0, 1.0]]))
+    (tensor([ True, False]), tensor([7., 0.]))
     """
     if activations.dim() < 2 or not activations.numel():
         raise ValueError(

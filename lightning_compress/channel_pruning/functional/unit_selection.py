@@ -9,7 +9,11 @@ from lightning_compress.channel_pruning.functional.groups import ChannelGroup, P
 
 
 def max_prunable_units(group: ChannelGroup, original: int, min_density: float) -> int:
-    """How many of a group's units may go: `min_density` of the original ones stay, and one if it may not vanish."""
+    """How many of a group's units may go: `min_density` of the original ones stay, and one if not all are removable.
+
+    >>> max_prunable_units(ChannelGroup("conv", 8, ()), original=10, min_density=0.25)
+    5
+    """
     return max(group.units - max(ceil(min_density * original - 1e-9), not group.removable), 0)
 
 
@@ -39,6 +43,11 @@ def round_units(
 
 
 def lowest_scores(scores: Tensor, count: int) -> tuple[int, ...]:
-    """The units of the lowest scores; among equals the later ones go."""
+    """The units of the lowest scores; among equals the later ones go.
+
+    >>> from torch import tensor
+    >>> lowest_scores(tensor([1.0, 3.0, 1.0]), count=1)
+    (2,)
+    """
     order = len(scores) - 1 - scores.flip(0).argsort(stable=True)
     return tuple(order[:count].sort().values.tolist())

@@ -27,7 +27,12 @@ def uniform(sizes: Counts, sparsity: float) -> Counts:
 
 
 def global_(scores: Mapping[str, Tensor], costs: Counts, sizes: Counts, sparsity: float) -> Counts:
-    """Prune the lowest scores, in whatever layer they are."""
+    """Prune the lowest scores, in whatever layer they are.
+
+    >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([4.0, 5.0, 6.0])}
+    >>> global_(scores, costs={"a": 1, "b": 1}, sizes={"a": 3, "b": 3}, sparsity=0.5)
+    {'a': 0, 'b': 3}
+    """
     total = sum(size * costs[name] for name, size in sizes.items())
     threshold = global_threshold(lambda: _with_costs(scores, costs), total - round(sparsity * total))
     kept = {}
@@ -40,6 +45,10 @@ def lamp(scores: Mapping[str, Tensor], costs: Counts, sizes: Counts, sparsity: f
     """Prune the lowest scores over all layers, each squared and divided by the sum of those that outlive it.
 
     Reference: Lee et al., 2021, section 3, https://arxiv.org/abs/2010.07611
+
+    >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([4.0, 5.0, 6.0])}
+    >>> lamp(scores, costs={"a": 1, "b": 1}, sizes={"a": 3, "b": 3}, sparsity=0.5)  # the best of each layer has 1
+    {'a': 1, 'b': 2}
     """
     return global_(_Lamp(scores), costs, sizes, sparsity)
 
@@ -48,6 +57,10 @@ def erk(shapes: Mapping[str, torch.Size], sizes: Counts, costs: Counts, sparsity
     """Keep a share of each layer in proportion to the sum of its dimensions over their product (Erdős-Rényi kernel).
 
     Reference: Evci et al., 2020, section 3, https://arxiv.org/abs/1911.11134
+
+    >>> shapes = {"wide": torch.Size([20, 20]), "narrow": torch.Size([5, 20])}
+    >>> erk(shapes, sizes={"wide": 400, "narrow": 100}, costs={"wide": 1, "narrow": 1}, sparsity=0.8)
+    {'wide': 62, 'narrow': 38}
     """
     weights = {name: size * costs[name] for name, size in sizes.items()}
     budget = sum(weights.values()) - round(sparsity * sum(weights.values()))
