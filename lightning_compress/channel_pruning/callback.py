@@ -146,7 +146,7 @@ class ChannelPruning(StructuralCallback):
         return [(time, f"{self.budget.kind} {self._progress(time, window):.0%} of the way") for time in window.times()]
 
     def _progress(self, time: int, window: PhaseWindow) -> float:
-        return min(self.schedule(window.progress(time)), 1.0)
+        return self.schedule(window.progress(time))
 
     # Before training ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from lightning_compress.channel_pruning.functional.group_scores import group_sco
 from lightning_compress.channel_pruning.functional.groups import ChannelGroup, PrunedUnits, remaining_group
 from lightning_compress.channel_pruning.functional.unit_selection import max_prunable_units, round_units
 from lightning_compress.channel_pruning.statistics import ChannelStatistics, criterion_inputs
+from lightning_compress.core.interpolation import interpolate
 
 LATENCY_STEPS = 6
 
@@ -141,7 +142,7 @@ class ChannelPruner:
     def target_at(self, progress: float) -> float:
         """The budget part of the way: from all that was there at first."""
         start = {"sparsity": 0.0, "latency_ms": self.initial.get("latency_ms", 0.0)}.get(self.budget.kind, 1.0)
-        return start + (self.budget.target - start) * progress
+        return interpolate(start, self.budget.target, progress)
 
     def apply(self, pruned: PrunedUnits) -> None:
         """Those units are gone."""

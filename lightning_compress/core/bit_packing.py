@@ -33,7 +33,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     _check_bits(bits)
     _check_codes(codes, bits)
     count = codes.numel()
-    eights = torch.zeros(-(-count // 8), 8, dtype=torch.int32, device=codes.device)
+    eights = torch.zeros(-(-count // 8), 8, dtype=_working_dtype(bits), device=codes.device)
     eights.view(-1)[:count] = codes.reshape(-1)
     packed = torch.zeros(len(eights), bits, dtype=torch.uint8, device=codes.device)
     for place, byte, shift in _meetings(bits):
@@ -60,12 +60,12 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """
     _check_bits(bits)
     _check_packed(packed, bits, count)
-    filled = torch.cat([packed, packed.new_zeros(-len(packed) % bits)]).reshape(-1, bits).to(torch.int32)
+    filled = torch.cat([packed, packed.new_zeros(-len(packed) % bits)]).reshape(-1, bits).to(_working_dtype(bits))
     columns = [torch.zeros_like(filled[:, 0])] * 8
     for place, byte, shift in _meetings(bits):
         columns[place] = columns[place] | _shifted_left(filled[:, byte], -shift)
     codes: Tensor = torch.stack(columns, dim=1).reshape(-1)[:count] & (2**bits - 1)
-    return codes
+    return codes.to(torch.int32)
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ def _meetings(bits: int) -> list[tuple[int, int, int]]:
 
 def _shifted_left(numbers: Tensor, shift: int) -> Tensor:
     return numbers << shift if shift >= 0 else numbers >> -shift
+
+
+def _working_dtype(bits: int) -> torch.dtype:
+    """Where single numbers are shifted: what is one bit stays within its byte, so that masks take little memory."""
+    return torch.uint8 if bits == 1 else torch.int32
 
 
 def _bytes(count: int, bits: int) -> int:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_compress._lightning import LightningModule, Trainer, before_batch_transfer, rank_zero_warn
 from lightning_compress.core.arguments import as_schedule
+from lightning_compress.core.interpolation import interpolate
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Duration, PhaseWindow, Run
 from lightning_compress.distillation.arguments import (
@@ -235,11 +236,11 @@ class Distillation(CompressionCallback):
 
     def alpha_at(self, progress: float) -> float:
         """The share of the distillation losses when the phase has come this far."""
-        return _between(self.alpha, self.final_alpha, self.schedule(progress))
+        return _scheduled(self.alpha, self.final_alpha, self.schedule(progress))
 
     def temperature_at(self, progress: float) -> float:
         """The temperature when the phase has come this far."""
-        return _between(self.temperature, self.final_temperature, self.schedule(progress))
+        return _scheduled(self.temperature, self.final_temperature, self.schedule(progress))
 
     def _step(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -324,8 +325,8 @@ class Distillation(CompressionCallback):
         return [str(one) for one, time in pairs if isinstance(one, str | Path) and time is None]
 
 
-def _between(first: float, last: float | None, share: float) -> float:
-    return first if last is None else first + (last - first) * min(share, 1.0)
+def _scheduled(initial: float, final: float | None, share: float) -> float:
+    return initial if final is None else interpolate(initial, final, share)
 
 
 def _scale(trainer: Trainer) -> float:

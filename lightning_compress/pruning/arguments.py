@@ -1,31 +1,37 @@
 """What the arguments of pruning must be like, checked before anything is trained."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from lightning_compress.core.registry import near_miss
 from lightning_compress.nn.selection import Selection, as_patterns, pattern_matches
 from lightning_compress.pruning.functional import distributions
-from lightning_compress.pruning.granularity import NOfM
+from lightning_compress.pruning.granularity import NOfM, parse_granularity
 
 
-def check_pattern(pruning: Any) -> None:
+def check_pattern(
+    granularity: str,
+    final_sparsity: float,
+    distribution: Callable[..., dict[str, int]],
+    overrides: Mapping[str, float],
+    min_density: float,
+) -> None:
     """Refuse what an N:M pattern leaves no choice about.
 
     Raises:
         ValueError: if the sparsity is not that of the pattern, or layers should differ.
     """
-    pattern = pruning.granularity_spec
+    pattern = parse_granularity(granularity)
     if not isinstance(pattern, NOfM):
         return
     share = (pattern.m - pattern.n) / pattern.m
-    if abs(pruning.final_sparsity - share) > 1e-9:
+    if abs(final_sparsity - share) > 1e-9:
         raise ValueError(
-            f"granularity '{pruning.granularity}' prunes exactly {share} of the weights, but final_sparsity is "
-            f"{pruning.final_sparsity}. Write final_sparsity={share}."
+            f"granularity '{granularity}' prunes exactly {share} of the weights, but final_sparsity is "
+            f"{final_sparsity}. Write final_sparsity={share}."
         )
-    if pruning.distribution is not distributions.uniform or pruning.overrides or pruning.min_density:
+    if distribution is not distributions.uniform or overrides or min_density:
         raise ValueError(
-            f"granularity '{pruning.granularity}' fixes the sparsity of every layer, so it takes distribution='uniform'"
+            f"granularity '{granularity}' fixes the sparsity of every layer, so it takes distribution='uniform'"
             f" and neither overrides nor min_density. To leave a layer dense, name it in ignore."
         )
 

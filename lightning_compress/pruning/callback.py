@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from inspect import signature
 from typing import Any
 from weakref import ref
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_compress._lightning import LightningModule, Trainer, kept_averages, rank_zero_info, rank_zero_warn
 from lightning_compress.core.arguments import as_schedule, check_fraction
 from lightning_compress.core.conflicts import ExclusiveClaim, FixedShapes
+from lightning_compress.core.interpolation import interpolate
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import Duration, PhaseWindow, Run, window_from_milestones
 from lightning_compress.core.registry import check_signature, find
@@ -88,7 +90,8 @@ class Pruning(CompressionCallback):
         name: str = "pruning",
     ) -> None:
         if rounds is not None:
-            check_rounds(Pruning, rounds, {"schedule": schedule, "begin": begin, "end": end, "every": every})
+            defaults = {name: argument.default for name, argument in signature(Pruning).parameters.items()}
+            check_rounds(rounds, {"schedule": schedule, "begin": begin, "end": end, "every": every}, defaults)
             begin, end = rounds[0], rounds[-1]
         super().__init__(name, begin, end, None if rounds else every)
         self.rounds = rounds
@@ -106,7 +109,7 @@ class Pruning(CompressionCallback):
         as_patterns(targets), as_patterns(ignore)
         self.overrides = {key: check_fraction(f"overrides[{key!r}]", value) for key, value in (overrides or {}).items()}
         self.seed, self.gate_best = seed, gate_best
-        check_pattern(self)
+        check_pattern(granularity, self.final_sparsity, self.distribution, self.overrides, self.min_density)
         self.selection: Selection | None = None
         self.pruner: Pruner | None = None
         self.carried_sparsity, self.updated = 0.0, False
@@ -133,8 +136,7 @@ class Pruning(CompressionCallback):
         if self.rounds is not None:
             done = sum(one <= time for one in window.times())
             return sparsity_after(done, len(self.rounds), self.initial_sparsity, self.final_sparsity)
-        share = self.schedule(window.progress(time))
-        return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * min(share, 1.0)
+        return interpolate(self.initial_sparsity, self.final_sparsity, self.schedule(window.progress(time)))
 
     def scheduled_window(self, run: Run) -> PhaseWindow:
         return super().scheduled_window(run) if self.rounds is None else window_from_milestones(self.rounds, run)
@@ -250,10 +252,9 @@ class Pruning(CompressionCallback):
 
     def _log(self, trainer: Trainer) -> None:
         by_layer = self.masked.sparsities()
-        sizes = {name: parameter.numel() for name, parameter in self.masked.parameters.items()}
-        entire = sum(by_layer[name] * size for name, size in sizes.items()) / sum(sizes.values())
         layers = {f"layer_sparsity/{name}": value for name, value in by_layer.items()}
-        self.log_metrics(trainer, {"sparsity": entire, "target": self._pruner.sparsity, **layers})
+        metrics = {"sparsity": self.masked.weighted_mean(by_layer), "target": self._pruner.sparsity}
+        self.log_metrics(trainer, {**metrics, **layers})
 
     @property
     def _pruner(self) -> Pruner:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_compress.core.bit_packing import pack, unpack
 from lightning_compress.measure.metrics import Sparsity
 from lightning_compress.nn.channel_cut import Kept
 from lightning_compress.nn.surgery import slice_tensor
@@ -93,6 +94,11 @@ class MaskedParameters:
             measured[name] = float(metric.compute())
         return measured
 
+    def weighted_mean(self, values: Mapping[str, float]) -> float:
+        """The mean of a value of each weight, counted by its number of elements."""
+        sizes = {name: parameter.numel() for name, parameter in self.parameters.items()}
+        return sum(values[name] * size for name, size in sizes.items()) / sum(sizes.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Masks as plain tensors, eight weights in a byte, with their shapes."""
         return {name: {"shape": list(mask.shape), "bits": pack_mask(mask)} for name, mask in self.masks.items()}
@@ -134,15 +140,13 @@ def pack_mask(mask: Tensor) -> Tensor:
     >>> pack_mask(torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 0, 1]))
     tensor([1, 2], dtype=torch.uint8)
     """
-    bits = mask.detach().reshape(-1).ne(0).cpu()
-    bits = torch.cat([bits, bits.new_zeros(-len(bits) % 8)]).view(-1, 8)
-    packed = torch.zeros(len(bits), dtype=torch.uint8)
-    for place in range(8):
-        packed |= bits[:, place].to(torch.uint8) << place
-    return packed
+    return pack(mask.detach().ne(0).cpu().byte(), bits=1)
 
 
 def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
-    """The way back of `pack`: a boolean tensor of `shape`."""
-    bits = torch.stack([(packed >> place) & 1 for place in range(8)], dim=1)
-    return bits.reshape(-1)[: shape.numel()].bool().view(shape)
+    """The mask that `pack_mask` took: a boolean tensor of `shape`.
+
+    >>> unpack_mask(torch.tensor([5], dtype=torch.uint8), torch.Size([1, 3]))
+    tensor([[ True, False,  True]])
+    """
+    return unpack(packed, bits=1, count=shape.numel()).bool().view(shape)

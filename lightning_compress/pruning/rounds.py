@@ -4,7 +4,6 @@ Reference: Frankle & Carbin, 2019, section 2, https://arxiv.org/abs/1803.03635
 """
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +12,13 @@ from lightning_compress.core.phases import Duration, parse_duration
 INSTEAD_OF = ("schedule", "begin", "end", "every")
 
 
-def check_rounds(pruning: type[Any], rounds: Sequence[Duration], given: Mapping[str, Any]) -> None:
+def check_rounds(rounds: Sequence[Duration], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse rounds that are none, or stand beside what they replace.
 
     Args:
-        pruning: the class whose arguments these are.
         rounds: the moments.
         given: what was written for the arguments that rounds are instead of.
+        defaults: of these arguments.
 
     Raises:
         ValueError: with the arguments to leave out.
@@ -33,8 +32,7 @@ def check_rounds(pruning: type[Any], rounds: Sequence[Duration], given: Mapping[
         first, second = parse_duration(one), parse_duration(other)
         if first.unit == second.unit and first.value >= second.value:
             raise ValueError(f"rounds={list(rounds)!r} are not in order: {other!r} does not come after {one!r}.")
-    defaults = signature(pruning).parameters
-    if also := [name for name in INSTEAD_OF if given[name] != defaults[name].default]:
+    if also := [name for name in INSTEAD_OF if given[name] != defaults[name]]:
         raise ValueError(
             f"rounds={list(rounds)!r} say when is pruned, and each prunes the same share of what is left, so "
             f"{', '.join(also)} cannot be given too. Leave one or the other out."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lightning_compress.core.interpolation import interpolate
 from lightning_compress.core.phases import PhaseWindow
 from lightning_compress.core.schedules import Schedule
 from lightning_compress.quantization.config import QuantizationConfig
@@ -60,7 +61,7 @@ class BitWidthSchedule:
         return [one for one in (self.request.weights, self.request.activations) if one is not None]  # type: ignore[misc]
 
     def _share(self, time: int, window: PhaseWindow) -> float:
-        return min(self.schedule(window.progress(time)), 1.0)
+        return self.schedule(window.progress(time))
 
 
 def bits_at(initial: int, final: int, share: float) -> int:
@@ -69,4 +70,4 @@ def bits_at(initial: int, final: int, share: float) -> int:
     >>> [bits_at(8, 4, share) for share in (0.0, 0.5, 1.0)], bits_at(8, 16, 0.0)
     ([8, 6, 4], 16)
     """
-    return final if final >= initial else round(initial + (final - initial) * share)
+    return final if final >= initial else round(interpolate(initial, final, share))

@@ -1,7 +1,6 @@
 """What the arguments of pruning must be like; each mend that an error tells of does mend it."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -10,18 +9,10 @@ from lightning_compress.core.registry import check_signature, registered
 from lightning_compress.nn.selection import select
 from lightning_compress.pruning.arguments import check_pattern, overridden
 from lightning_compress.pruning.functional import criteria, distributions
-from lightning_compress.pruning.granularity import parse_granularity
 
 
 def pruning(granularity, final_sparsity, distribution=distributions.uniform, overrides=(), min_density=0.0):
-    return SimpleNamespace(
-        granularity=granularity,
-        granularity_spec=parse_granularity(granularity),
-        final_sparsity=final_sparsity,
-        distribution=distribution,
-        overrides=dict(overrides),
-        min_density=min_density,
-    )
+    return granularity, final_sparsity, distribution, dict(overrides), min_density
 
 
 @pytest.mark.parametrize("module", [criteria, distributions])
@@ -42,10 +33,10 @@ def test_what_nobody_gathers_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize("pattern", [(2, 4), (1, 2), (1, 3), (2, 3), (3, 7), (9, 10), (7, 16)], ids=str)
 def test_the_sparsity_of_a_pattern_is_told_so_that_it_can_be_written(pattern):
     text = f"{pattern[0]}:{pattern[1]}"
-    check_pattern(pruning(text, 1 - pattern[0] / pattern[1]))
+    check_pattern(*pruning(text, 1 - pattern[0] / pattern[1]))
     with pytest.raises(ValueError, match=r"Write final_sparsity=") as error:
-        check_pattern(pruning(text, 0.123))
-    check_pattern(pruning(text, float(re.search(r"final_sparsity=([\d.]+\d)", str(error.value))[1])))
+        check_pattern(*pruning(text, 0.123))
+    check_pattern(*pruning(text, float(re.search(r"final_sparsity=([\d.]+\d)", str(error.value))[1])))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +46,8 @@ def test_the_sparsity_of_a_pattern_is_told_so_that_it_can_be_written(pattern):
 )
 def test_a_pattern_leaves_no_other_choice(arguments):
     with pytest.raises(ValueError, match="'2:4' fixes the sparsity of every layer"):
-        check_pattern(pruning("2:4", 0.5, **arguments))
-    check_pattern(pruning("weight", 0.5, **arguments))
+        check_pattern(*pruning("2:4", 0.5, **arguments))
+    check_pattern(*pruning("weight", 0.5, **arguments))
 
 
 def network():
