@@ -42,8 +42,8 @@ def test_ranges_keep_their_bits_from_freeze_ranges_on(settings, pl, make_module,
     def ranges(quantization):
         if quantization.quantized is None:
             return None
-        return {name: str(one.state()) for name, one in quantization.quantized.activations.items()} | {
-            name: str(one.state()) for name, one in quantization.quantized.weights.items()
+        return {name: str(one.quantizer_state()) for name, one in quantization.quantized.activations.items()} | {
+            name: str(one.quantizer_state()) for name, one in quantization.quantized.weights.items()
         }
 
     quantization = QuantizationAwareTraining(begin=2, freeze_ranges=10, **settings)
