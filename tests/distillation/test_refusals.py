@@ -24,7 +24,7 @@ from tests.distillation.test_kinds_of_teachers import PlainTeacher
         ({"final_temperature": 0.0}, "final_temperature"),
         ({"alpha": 1.5}, r"in \[0, 1\], but is 1.5"),
         ({"alpha": True}, "but is True"),
-        ({"losses": "soft_target"}, "Did you mean 'kl_divergence'"),
+        ({"losses": "kl_divergance"}, "Did you mean 'kl_divergence'"),
         ({"losses": {}}, "losses is empty"),
         ({"losses": {"output": {"loss": "dkd", "bta": 2}}}, "does not take bta"),
         ({"losses": {"output": {"weight": 2}}}, "has no name"),

@@ -95,7 +95,9 @@ def test_a_second_fit_of_the_module_is_quantized_from_its_first_step_on(pl, make
     quantization, module = QuantizationAwareTraining(begin=4), make_module()
     make_trainer([quantization], max_epochs=2).fit(module, loader)
     ranges = str(quantization.quantized.activations["net.1 output"].quantizer_state())
-    note = noted(pl, quantization, lambda one: (is_active(one), str(one.quantized.activations["net.1 output"].quantizer_state())))
+    note = noted(
+        pl, quantization, lambda one: (is_active(one), str(one.quantized.activations["net.1 output"].quantizer_state()))
+    )
     make_trainer([quantization, note], max_epochs=1).fit(module, loader)
     assert all(active for active, _ in note.by_batch)
     assert note.by_batch[0][1] == ranges  # they follow again from `begin` on
