@@ -82,9 +82,9 @@ class TimedCuts(ChannelPruning):
         super()._cut(trainer, *given)
         self.made.append((int(trainer.global_step), self._shrinker.metrics()["macs"]))
 
-    def _act(self, *given: Any) -> None:
+    def change_structure(self, *given: Any) -> None:
         begin = time.perf_counter()
-        super()._act(*given)
+        super().change_structure(*given)
         self.acting = time.perf_counter() - begin
 
 

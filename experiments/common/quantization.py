@@ -137,7 +137,7 @@ def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:
 def add_files(experiment: Experiment, run: dict[str, Any], folder: Path, onnx: bool = True) -> None:
     """Bytes of the packed file and the ONNX file, and how often ONNX Runtime reads a test image as torch does."""
     from lightning_compress import export, load_compressed
-    from lightning_compress.export.onnx.agreement import agreement
+    from lightning_compress.export.onnx.agreement import output_agreement
 
     settings = Settings(**run["settings"])
     model = load_compressed(type(experiment.model(settings)), ROOT / run["checkpoint"])
@@ -154,7 +154,7 @@ def add_files(experiment: Experiment, run: dict[str, Any], folder: Path, onnx: b
     except ValueError as refused:  # a file that disagrees is not written; the table says so
         run["onnx_refused"] = str(refused)
         return
-    run["agreement"] = agreement(
+    run["agreement"] = output_agreement(
         folder / "model.onnx", model, (experiment.prepared(batch[0]) for batch in data.test_dataloader())
     )
 
