@@ -35,6 +35,19 @@ def test_a_name_of_two_files_is_found_unless_both_are_registries():
     }
 
 
+def test_docstrings_describe_what_their_code_has(trees):
+    assert names.strangers_in_docstrings(trees) == []
+
+
+def test_a_docstring_of_what_was_renamed_is_found():
+    described = '"""X.\n\n    Args:\n        low, high: a.\n        rest: b.\n        more: c.\n    """'
+    function = f"def f(low, *rest, **more):\n    {described}"
+    kind = 'class C:\n    """X.\n\n    Attributes:\n        held: a.\n        kept: b.\n    """\n    kept: int'
+    assert names.strangers_in_docstrings(parsed(a=function, b=kind)) == [
+        "a.py:1: f has no 'high'", "b.py:1: C has no 'held'",
+    ]  # fmt: skip
+
+
 def test_names_are_the_fields_words():
     assert names.project_words(PACKAGE) == {}
 

@@ -55,11 +55,11 @@ class ChannelPruning(StructuralCallback):
         sparsity, parameters, macs, latency_ms: the budget at `end`.
         latency_in: where latency is taken: "torch" (eager) or "onnxruntime", in floating point. It is taken some ten
             times for each cut, and for ONNX Runtime the module is exported every time: that takes seconds.
-        criterion: what makes a channel important: a name in `channels.criteria` ("l1", "l2", "fpgm", "slimming",
-            "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso", "thinet", "random"), a dotted path, or
-            a function that asks for what it needs by name. What is seen of a batch is seen in the step of the cut.
-            Where a criterion asks for "patches" ("lasso", "thinet"), layers that read what is left are refitted to give
-            what they gave before, by least squares.
+        criterion: what makes a channel important: a name in `channel_pruning.functional.criteria` ("l1", "l2", "fpgm",
+            "slimming", "taylor", "taylor_activations", "hrank", "entropy", "apoz", "lasso", "thinet", "random"), a
+            dotted path, or a function that asks for what it needs by name. What is seen of a batch is seen in the step
+            of the cut. Where a criterion asks for "patches" ("lasso", "thinet"), layers that read what is left are
+            refitted to give what they gave before, by least squares.
         distribution: how layers share what goes: "uniform" (the same fraction of each), "global", or a function.
         schedule: how the budget comes near between `begin` and `end`: see `Pruning`.
         begin, end, every: first, last and pace of the cuts: "20%", "3 epochs", "500 steps", an int or a float.

@@ -39,8 +39,8 @@ class ChannelPruner:
         model: called with `example`.
         allowed: names of the weights whose channels may go.
         frozen: names of parameters that do not train in any step; None: those that do not train now.
-        whole: names of modules that must give all that they give.
-        first: what an interrupted run knew of the beginning: see `state`.
+        protected: names of modules whose outputs must all stay.
+        first: what an interrupted run knew of the beginning: see `state_dict`.
     """
 
     def __init__(

@@ -16,11 +16,11 @@ class ExclusiveClaim:
     """What one callback does to some things, and no other one may do to them at the same time.
 
     Attributes:
-        doing: what that is, as it follows "would": "prune".
+        action: what that is, as it follows "would": "prune".
         names: of weights, or of what else it is done to.
-        mend: a sentence that says what to do instead.
-        stays: whether it lasts to the end of the run, past the end of the phase.
-        against: what else cannot be done to these, in the words of others.
+        hint: a sentence that says what to do instead.
+        permanent: whether it lasts to the end of the run, past the end of the phase.
+        conflicts_with: actions of other callbacks that exclude this one.
     """
 
     action: str
@@ -73,7 +73,7 @@ def allowed_shift(other: PhaseOwner, callbacks: Iterable[PhaseOwner], since: flo
     Args:
         other: whose window is known.
         callbacks: all of the run.
-        since, by: moments on the hand of its window.
+        since, by: times in the unit of its window.
     """
     window, fixed = other.window, other.fixed_shapes()
     if window is None or fixed is None:
@@ -104,7 +104,7 @@ def refuse_outside(name: str, begin: object, window: PhaseWindow, run: Run) -> N
 
 
 def total_length(run: Run, unit: str) -> int | None:
-    """How much there is of a hand of the clock in a whole run; None if that is not known."""
+    """Length of the run in steps, batches or epochs; None if it is not known."""
     known = run.epochs is not None and run.batches_per_epoch is not None and run.max_steps is None
     batches = run.epochs * run.batches_per_epoch if known else None  # type: ignore[operator]
     return {"steps": run.steps, "epochs": run.epochs, "batches": batches}[unit]

@@ -30,7 +30,7 @@ class Run:
         accumulate: batches per optimizer step.
         automatic: False under manual optimization, where only the user's code knows how many steps a batch takes.
         max_time: whether a time limit may end the run.
-        trial: whether it is a few batches of a longer run, to try the code: a phase may lie past its end.
+        dry_run: whether it is a few batches of a longer run, to try the code: a phase may lie past its end.
     """
 
     epochs: int | None
@@ -61,7 +61,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PhaseWindow:
-    """A phase resolved to whole numbers of one `hand` of the run's clock: "steps", "batches" or "epochs".
+    """A phase resolved to whole numbers of one `unit`: "steps", "batches" or "epochs".
 
     Moments count what is *done*: at moment 500 of "steps", 500 optimizer steps are complete. `end` may be infinite.
     Where moments have no pace, `after` has their distances from `begin`, all but that of `end`.
@@ -196,7 +196,7 @@ def shift_window(window: PhaseWindow, since: float, by: int, to_the_end: bool) -
 
     Args:
         window: left as it is if it begins before `since`, but for rounds that come from then on.
-        since, by: moments on the window's hand.
+        since, by: times in the window's unit.
         to_the_end: whether it lasts to the end of the run, wherever it begins.
 
     >>> shift_window(PhaseWindow("steps", begin=20, end=30), since=20, by=5, to_the_end=False)

@@ -62,7 +62,7 @@ class Distillation(CompressionCallback):
         alpha: share of the distillation losses, in [0, 1].
         losses: a loss for the outputs, or a mapping of places to losses: "output", a layer's name, or a pair
             `(student's, teacher's)`, to a name in `distillation.losses`, a dotted path, a function, or
-            `{"loss": ..., "weight": 1.0, **options}`; see `distillation.terms.read`.
+            `{"loss": ..., "weight": 1.0, **options}`; see `distillation.loss_terms.parse_losses`.
         student: name of the submodule that is given the batch; None: the one that is seen to work in the first step.
         teacher_class: class, or its dotted path, that loads the checkpoint.
         cache: folder for the teacher's outputs, computed once over the training data and read afterwards.
@@ -305,7 +305,7 @@ class Distillation(CompressionCallback):
     # When -------------------------------------------------------------------------------------------------------
 
     def _now(self, trainer: Trainer) -> int:
-        """What is done on the hand of the window before this step."""
+        """The time before this step, in the unit of the window."""
         return step_before(trainer, self._window.unit)
 
     def _is_due(self, trainer: Trainer) -> bool:

@@ -44,7 +44,7 @@ class DistillationObjective:
 
     Args:
         terms, tutors: what is compared, and with whom.
-        output: which part of an output holds the logits, see `values.tensor_of`.
+        output: which part of an output holds the logits, see `batch_fields.select_tensor`.
         seed: of the modules of losses that learn.
     """
 

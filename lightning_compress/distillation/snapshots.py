@@ -34,7 +34,7 @@ class SelfTeachers:
         self.times: list[int | None] = []
 
     def resolve_times(self, end: Duration, window: PhaseWindow, run: Run) -> list[int | None]:
-        """The moment of each teacher on the hand of the phase's window, None for one that is there already.
+        """The time of each teacher in the unit of the phase's window, None for one that is there already.
 
         Raises:
             ValueError: if a moment cannot be counted so, or does not come before `end`.
@@ -69,7 +69,7 @@ class SelfTeachers:
         """Let the teachers come to be whose moment has come.
 
         Args:
-            now: what is done, on the hand of the phase.
+            now: the present time, in the unit of the phase.
             begin: of the phase, which takes its teachers along if it has moved up.
         """
         for time, tutor in self._to_come(begin):

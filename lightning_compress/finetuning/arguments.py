@@ -18,7 +18,7 @@ class LearningRateSpec:
     Args:
         kind: "same", "fixed", "scaled", "restart" or "rewind".
         value: the number of "fixed", the factor of "scaled".
-        moment: of "rewind", as it was written.
+        time: of "rewind", as it was written.
     """
 
     kind: str

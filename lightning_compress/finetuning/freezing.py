@@ -94,8 +94,8 @@ def split_layers(model: nn.Module, layers: Sequence[Patterns] | None = None) -> 
 
     Args:
         model: the module to look through.
-        layers: patterns of each layer in this order, the first match counts; None: as `phases.in_layers` has it, in
-            the order in which the model defines them.
+        layers: patterns of each layer in this order, the first match counts; None: as
+            `functional.layers.group_by_layer` has it, in the order in which the model defines them.
 
     Raises:
         ValueError: if a pattern matches nothing, or a trainable parameter belongs to no layer.
@@ -168,7 +168,7 @@ def unfreeze_parameters(
 
 
 def freeze_layers(layers: Iterable[Iterable[Candidate]], without_graph: bool) -> list[FrozenParameters]:
-    """One `Still` for each layer."""
+    """One `FrozenParameters` for each layer."""
     made = []
     for entries in map(list, layers):
         norms = {id(one.owner): one.owner for one in entries if isinstance(one.owner, _BatchNorm)}

@@ -26,10 +26,10 @@ class FreezeSpec:
 
 @dataclass(frozen=True)
 class ResolvedPhase:
-    """What was found.
+    """Parameters resolved from the arguments of a phase.
 
     Args:
-        stills: what stands still, by layer from the input to the head if it unfreezes gradually.
+        frozen: parameters that do not train, by layer from the input to the head if it unfreezes gradually.
         lr_multipliers: of learning rates where they are not 1.
         touched: names of the parameters that the phase is about, if not about all.
         everything: names of all.

@@ -26,7 +26,7 @@ class WrittenTimes:
 
 @dataclass(frozen=True)
 class PhaseTimes:
-    """The same, counted on the hand of the phase's window."""
+    """The same times, in units of the phase."""
 
     warmup: int = 0
     weights_from: int | None = None

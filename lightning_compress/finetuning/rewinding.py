@@ -39,7 +39,7 @@ class Rewinding:
         """Do what is due; True if weights have been put back.
 
         Args:
-            now, moment, begin: what is done, what is to be remembered, and when it is put back, on one hand.
+            now, time, begin: the present time, when weights are stored, and when they are restored, in one unit.
             others: of the same model; what one of them remembers of the same moment is not copied once more.
         """
         if self.done or now < min(time, begin):

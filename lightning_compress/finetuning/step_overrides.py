@@ -87,7 +87,7 @@ class PerStepParamGroups:
 def override_param_groups(
     optimizer: Optimizer, prepare: Callable[[], Values | None], still: Callable[[], Iterable[nn.Parameter]]
 ) -> Iterator[PerStepParamGroups]:
-    """Within the context, every step of `optimizer` is taken as `AroundStep` says."""
+    """Within the context, every step of `optimizer` is taken with the values of `PerStepParamGroups`."""
     around = PerStepParamGroups(optimizer, prepare, still)
     handles = [
         optimizer.register_step_pre_hook(around.before_step),

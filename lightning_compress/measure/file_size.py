@@ -14,7 +14,7 @@ GZIP_LIMIT_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class FileSize:
-    """Bytes of a file as `sparse_code.encode` writes it, of each of its records, and of its gzip at level 6.
+    """Bytes of a file as `sparse_encoding.encode` writes it, of each of its records, and of its gzip at level 6.
 
     `gzip_bytes` is None where it was not asked for, or the tensors are larger than `GZIP_LIMIT_BYTES`.
     """

@@ -69,7 +69,7 @@ def unpack_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
 
 
 def gaps_size_bytes(symbols: int, width_bits: int) -> int:
-    """Length of what `packed_gaps` returns for so many symbols."""
+    """Length of what `pack_gaps` returns for so many symbols."""
     return (symbols * width_bits + 7) // 8
 
 

@@ -88,7 +88,7 @@ class NonzeroParameters(_OfModel):
 class CompressionRatio(_OfModel):
     """Bytes of the dense fp32 file over bytes of the sparse-coded file, not a ratio of parameter counts.
 
-    Both files hold names, shapes, all parameters and persistent buffers, tied ones once (`measure.sparse_code`). An
+    Both files hold names, shapes, all parameters and persistent buffers, tied ones once (`measure.sparse_encoding`). An
     update writes no file but looks at every weight, about a second for 25 million: log it once an epoch.
     """
 

@@ -35,10 +35,10 @@ class Dataflow:
 
     Attributes:
         operations: in the order of their calls.
-        given: for each module the tensors among its arguments, call by call; first those that are arguments themselves,
-            then those within lists and other objects.
-        doors: for each module how many of the tensors of each call are arguments themselves.
-        returned: for each module what it returned, call by call; None where that was no single tensor.
+        inputs: for each module the tensors among its arguments, call by call; first those that are arguments
+            themselves, then those within lists and other objects.
+        num_positional: for each module how many of the tensors of each call are arguments themselves.
+        outputs: for each module what it returned, call by call; None where that was no single tensor.
         parameters: the model's parameters by name, as they were at the beginning.
         dimensions: how many each value has.
     """

@@ -69,7 +69,7 @@ def allocate(
     Args:
         layers: the weights.
         score: scores of a weight by its name.
-        distribution: a function as in `pruning.distributions`.
+        distribution: a function as in `pruning.functional.distributions`.
         sparsity: fraction of the weights without an override to prune, in [0, 1).
         overrides: sparsity of single layers by name.
         min_density: smallest fraction of a layer's units that stays; one unit at least.

@@ -38,8 +38,9 @@ class Pruning(CompressionCallback):
 
     Args:
         final_sparsity: fraction of the targeted weights that is pruned at `end`, in [0, 1).
-        criterion: what makes a weight important: a name in `pruning.criteria` ("magnitude", "random", "gradient",
-            "taylor", "movement", "wanda"), a dotted path, or a function that asks for what it needs by name.
+        criterion: what makes a weight important: a name in `pruning.functional.criteria` ("magnitude", "random",
+            "gradient", "taylor", "movement", "wanda"), a dotted path, or a function that asks for what it needs by
+            name.
         granularity: what is pruned together: "weight", "2:4" (any N:M), "block 4x4", "kernel", "row", "column",
             "filter", "group".
         distribution: how layers share the sparsity: "uniform", "global", "erk", "lamp", a dotted path or a function.

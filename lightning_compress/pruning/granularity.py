@@ -149,7 +149,7 @@ def outputs_to_front(tensor: Tensor, owner: nn.Module) -> Tensor:
 
 
 def outputs_to_stored(tensor: Tensor, owner: nn.Module) -> Tensor:
-    """The way back of `outputs_first`."""
+    """Undo `outputs_to_front`."""
     return _swapped(tensor, owner.groups) if isinstance(owner, TRANSPOSED) else tensor
 
 

@@ -23,8 +23,8 @@ class Pruner:
 
     Args:
         layers: the weights and the units they are pruned in.
-        criterion: a function as in `pruning.criteria`.
-        distribution: a function as in `pruning.distributions`.
+        criterion: a function as in `pruning.functional.criteria`.
+        distribution: a function as in `pruning.functional.distributions`.
         final_sparsity: what `sparsity` will reach in the end; overrides rise in step with it.
         overrides: final sparsity of single weights, by name.
         min_density: smallest fraction of a layer's units that stays; one unit always does.

@@ -15,7 +15,7 @@ def check_training(calibrate_only: bool, damping: float, times: Mapping[str, Dur
     Args:
         calibrate_only: whether the training is to be left as it is.
         damping: a number of 0 or more.
-        moments: after the beginning of the run, by name; None for never.
+        times: after the beginning of the run, by name; None for never.
         changes: what else would change the training if it is asked for, by name.
 
     Raises:

@@ -166,7 +166,7 @@ class LayerPlan:
     symmetric: bool
 
     def settings(self) -> dict[str, Any]:
-        """Plain values, from which `as_override` makes the plan again."""
+        """Plain values, from which `override_from_settings` makes the plan again."""
         return {
             "weights": None if self.weights is None else self.weights.name,
             "activations": None if self.activations is None else self.activations.name,
@@ -177,7 +177,7 @@ class LayerPlan:
 
 
 def override_from_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `LayerPlan.settings` gave, as one of the `overrides` of a `Request`.
+    """What `LayerPlan.settings` gave, as one of the `overrides` of a `QuantizationConfig`.
 
     Raises:
         ValueError: if a quantizer is not one of ours: a checkpoint must not say which code runs.

@@ -25,9 +25,9 @@ class OptimizerAttachment:
     """What one group of an optimizer is to train along.
 
     Attributes:
-        like: a weight of the group.
+        reference_param: a weight of the group.
         changed: settings in which the learned differ from the group.
-        place: that of the learned among the optimizer's groups, in the run that is gone on with.
+        group_index: of the learned parameters among the optimizer's groups, in the run that is gone on with.
         learned: by name.
     """
 

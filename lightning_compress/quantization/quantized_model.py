@@ -33,13 +33,13 @@ class QuantizedModel:
     Args:
         model: whose layers they are.
         layers: with the weights to quantize.
-        request: how.
-        layout: where activations are quantized, in which order layers are called.
+        config: formats, methods and granularity of each layer.
+        placement: where activations are quantized, in which order layers are called.
 
     Attributes:
         trained: whether optimizers train what is learned at the moment.
-        joined: what is learned, by name: like which weight, and in which of its optimizer's groups, it is trained.
-        apart: layers that were to be quantized and are not, because they have no part in the training.
+        attached: learned parameters by name: the weight whose settings they take, and the index of their group.
+        unused: layers that were to be quantized and are not, because they have no part in the training.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def read_yaml(path: str | Path) -> SourceValue:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no text, too large, empty, or anything that `parse` refuses.
+        ValueError: if it is no text, too large, empty, or anything that `parse_yaml` refuses.
     """
     path = Path(path)
     if not path.exists():

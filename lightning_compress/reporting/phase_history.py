@@ -73,7 +73,7 @@ def active_phases(callbacks: Iterable[Any], at: Callable[[str], int]) -> dict[st
 
     Args:
         callbacks: with `name` and `window`.
-        at: what a hand of the clock shows.
+        at: the present time, by unit: "steps", "batches" or "epochs".
     """
     windows: list[tuple[Any, PhaseWindow]] = [(one, one.window) for one in callbacks if one.window is not None]
     return {one.name: (type(one).__name__, window.begin <= at(window.unit) < window.end) for one, window in windows}

@@ -60,9 +60,9 @@ class CompressionCallback(Callback):
 
     >>> class Tick(CompressionCallback):
     ...     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-    ...         moment = self.due_time(trainer)
-    ...         if moment is not None:
-    ...             self.mark_done(moment)
+    ...         time = self.due_time(trainer)
+    ...         if time is not None:
+    ...             self.mark_done(time)
     >>> tick = Tick("tick", begin=2, end=6, every=2)
     >>> tick.timeline(Run(epochs=None, max_steps=8))
     [(2, 'begins'), (6, 'ends')]
@@ -112,7 +112,7 @@ class CompressionCallback(Callback):
         return resolve_window(self.begin, self.end, self.every, run)
 
     def restored_window(self, run: Run) -> PhaseWindow:
-        """The phase as it was moved in the run that is gone on with, or as it was written."""
+        """The window, shifted as in the resumed run."""
         window = self.scheduled_window(run)
         if not self.resumed or self.shifted is None:
             return window
@@ -165,9 +165,9 @@ class CompressionCallback(Callback):
     # When -------------------------------------------------------------------------------------------------------
 
     def due_time(self, trainer: Trainer) -> int | None:
-        """The scheduled moment that is due now, once; None if there is none.
+        """The scheduled time that is due now, once; None if there is none.
 
-        Call it while a step is taken. The caller says `self.done(moment)` when it has acted.
+        Call it while a step is taken. The caller calls `self.mark_done(time)` when it has acted.
         """
         if self.window is None:
             return None
@@ -175,7 +175,7 @@ class CompressionCallback(Callback):
         return None if time == self.last_time else time
 
     def mark_done(self, time: int) -> None:
-        """Remember that what was due at `moment` has happened."""
+        """Remember that what was due at `time` has happened."""
         self.last_time = time
 
     def set_window(self, window: PhaseWindow) -> None:
@@ -208,7 +208,7 @@ class CompressionCallback(Callback):
         return self.window is not None and self.last_time == self.window.end
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
-        """Moments in the hand of this callback's window, and what happens then."""
+        """Times in the unit of this callback's window, and what happens then."""
         window = self.scheduled_window(run)
         ends = [] if math.isinf(window.end) else [(int(window.end), "ends")]
         return [(window.begin, "begins"), *ends]
@@ -224,7 +224,7 @@ class CompressionCallback(Callback):
         }
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Log `compress/<name>/<key>`: to the loggers now, and where callbacks and the progress bar (`shown`) look."""
+        """Log `compress/<name>/<key>` to the loggers, to callbacks and, for `progress_metric`, to the progress bar."""
         full = {f"compress/{self.name}/{key}": float(value) for key, value in metrics.items()}
         log_immediately(trainer, full)
         if self.progress_metric in metrics:

@@ -60,7 +60,7 @@ class StructuralCallback(CompressionCallback):
     >>> class DropBlock(StructuralCallback):
     ...     def replaced_modules(self, pl_module):
     ...         return ["net.block"]
-    ...     def change_structure(self, trainer, pl_module, moment):
+    ...     def change_structure(self, trainer, pl_module, time):
     ...         identity = Replacement("net.block", builder_path(torch_layer), {"kind": "Identity"})
     ...         self.replace_modules(trainer, pl_module, [ModuleChange(identity)])
     >>> DropBlock("drop_block", begin="50%", end="60%").state_key
@@ -89,7 +89,7 @@ class StructuralCallback(CompressionCallback):
         return ()
 
     def change_structure(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
-        """Change what is due at `moment` of the phase: the optimizer's step is taken, and its batch ends."""
+        """Change what is due at `time` of the phase: the optimizer's step is taken, and its batch ends."""
 
     # Before training ------------------------------------------------------------------------------------------------
 

@@ -104,7 +104,12 @@ def test_a_range_the_wrong_way_round_is_refused():
 
 @pytest.mark.parametrize(
     ("quant_min", "quant_max", "symmetric", "mend"),
-    [(0, 255, True, "low=-255"), (3, 3, False, "low < high"), (-4, 0, False, "high >= 1"), (5, 2, False, "low=5")],
+    [
+        (0, 255, True, "quant_min=-255"),
+        (3, 3, False, "quant_min < quant_max"),
+        (-4, 0, False, "quant_max >= 1"),
+        (5, 2, False, "quant_min=5"),
+    ],
 )
 def test_a_grid_that_is_none_is_refused(quant_min, quant_max, symmetric, mend):
     with pytest.raises(ValueError, match=mend):

@@ -1,4 +1,4 @@
-"""Print public names of several files, names that no field knows, and uses of Lightning's private attributes.
+"""Print names that are defined twice, known to no field, private to Lightning, or described and not there.
 
     python -m tests.tools.names
 
@@ -6,6 +6,7 @@ Ends with status 1 if there are any that the rules do not allow.
 """
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,37 @@ def project_words(package: Path) -> dict[str, list[str]]:
     return {word: sorted(files) for word, files in sorted(found.items())}
 
 
+def strangers_in_docstrings(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Names that the sections Args and Attributes of a docstring describe, and its function or class does not have.
+
+    Classes that derive from others are left out: they have their names from there too.
+    """
+    return [
+        f"{file}:{node.lineno}: {node.name} has no '{name}'"
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.ClassDef) and not node.bases)
+        for name in _described(ast.get_docstring(node) or "")
+        if name not in _own_names(node)
+    ]
+
+
+def _described(docstring: str) -> Iterator[str]:
+    for section in re.findall(r"^(?:Args|Attributes):\n((?:(?: .*)?\n?)*)", docstring, re.MULTILINE):
+        for names in re.findall(r"^    ([*a-z_][\w*, ]*):", section, re.MULTILINE):
+            yield from (name.strip().lstrip("*") for name in names.split(","))
+
+
+def _own_names(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
+    if isinstance(node, ast.FunctionDef):
+        return {one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)}
+    fields = {one.target.id for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)}
+    methods = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+    given = {name for one in methods if one.name == "__init__" for name in _own_names(one)}
+    kept = {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute) and ast.unparse(one.value) == "self"}
+    return fields | {one.name for one in methods} | given | kept
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
@@ -106,7 +138,11 @@ def main() -> int:
     print(f"Names that only this project's history explains: {len(words) or 'none'}")
     for word, files in words.items():
         print(f"  {word}: {', '.join(files)}")
-    return int(bool(several or private or words))
+    strangers = strangers_in_docstrings(trees)
+    print(f"Names that a docstring describes and its code does not have: {len(strangers) or 'none'}")
+    for line in strangers:
+        print(f"  {line}")
+    return int(bool(several or private or words or strangers))
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ def write_cache(
 
     Args:
         path: the folder, not there yet.
-        batches: gives `(rows, keys, outputs)`: int64 indices in the data set, `content_keys` of these samples, and the
+        batches: gives `(rows, keys, outputs)`: int64 indices in the data set, `sample_keys` of these samples, and the
             teacher's outputs for them by name, `(batch, ...)`. Every row comes once, in any order.
         count: number of samples in the data set.
-        form: see `parse_form` and `Form`.
+        form: see `parse_cache_format` and `CacheFormat`.
         teacher: its `fingerprint`.
         progress: called with the number of rows so far, after each batch.
 
@@ -117,7 +117,7 @@ class TeacherCache:
     ordered: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, keys: Tensor) -> Tensor:
-        """Where samples of these `content_keys` lie, `(batch,)`; of equal samples, the first.
+        """Where samples of these `sample_keys` lie, `(batch,)`; of equal samples, the first.
 
         Raises:
             ValueError: if the cache has no such sample.

@@ -32,7 +32,7 @@ class CachedTeacher(Teacher):
         teacher: a network or a function; what changes while the student learns cannot be kept.
         path: folder of the cache; one that is there is used, if it is of this teacher and these data.
         form: "full", "float16" or "top-20" (any number of classes).
-        output: which part of its output is kept, see `values.tensor_of`.
+        output: which part of its output is kept, see `batch_fields.select_tensor`.
 
     Raises:
         ValueError: if the teacher changes, or the form is unknown.

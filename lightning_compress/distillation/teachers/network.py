@@ -23,7 +23,7 @@ class Teacher:
     module: nn.Module | None = None
     learns = False  # whether it is trained at the same time
     copies_student = False  # whether it is a copy of the module that follows its weights
-    there = True  # whether it can teach; False until `remember` for one that a moment of the run makes
+    there = True  # whether it can teach; False until `snapshot` for one that a moment of the run makes
 
     def start(self, followed: Optimizer) -> None:
         """Be trained as `followed` trains the student."""
@@ -79,7 +79,7 @@ class TeacherStep:
     Args:
         args, kwargs: what training_step was given.
         number: optimizer steps done before.
-        rehearsal: whether nothing is learned from it.
+        dry_run: whether nothing is learned from it.
     """
 
     args: tuple[Any, ...]

@@ -88,7 +88,7 @@ class AveragedTeacher(SelfTeacher):
 
 
 class SnapshotTeacher(SelfTeacher):
-    """The student itself, as it was at one moment of this run: `remember` is called then.
+    """The student itself, as it was at one moment of this run: `snapshot` is called then.
 
     It computes in floating point, also where quantization has begun, and keeps the channels that the student loses
     later.

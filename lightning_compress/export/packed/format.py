@@ -38,7 +38,7 @@ class PackedWeight:
         codes: the packed bytes.
         packing: how they are packed.
         dtype: of the weight that is read.
-        scale, levels, axis, group, zero_point: as in `WeightGrid`.
+        scale, levels, axis, group, zero_point: as in `WeightSpec`.
     """
 
     codes: Tensor

@@ -41,7 +41,7 @@ def _is_number(buffer: Tensor | None) -> bool:
 
 
 class ArithmeticFakeQuantize(TorchFunctionMode):
-    """Within it, `fake_quantized` is called in place of torch's own operator."""
+    """Within it, `fake_quantize_ops` is called in place of torch's own operator."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

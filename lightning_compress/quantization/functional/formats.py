@@ -32,7 +32,7 @@ class NumberFormat:
     Attributes:
         name: as the user writes it.
         bits: of one number.
-        low, high: smallest and largest whole number of the grid; both 0 in floating point.
+        quant_min, quant_max: smallest and largest whole number of the grid; both 0 in floating point.
         dtype: in floating point that of torch, else None.
     """
 

@@ -82,7 +82,7 @@ def affine_range(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: in
 
     Args:
         minimum, maximum: of the interval, any one shape.
-        low, high: limits of the grid's whole numbers.
+        quant_min, quant_max: limits of the grid's whole numbers.
         symmetric: whether the grid's middle is 0; then its reach is that of the larger end.
 
     Returns:
@@ -98,7 +98,7 @@ def affine_range(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: in
 
 
 def affine_qparams(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> Interval:
-    """What `affine` returns, without its checks: to look at a number on an accelerator is to wait for it."""
+    """What `affine_range` returns, without its checks: to look at a number on an accelerator is to wait for it."""
     below, above = minimum.float().clamp(max=0), maximum.float().clamp(min=0)
     if symmetric:
         scale = _positive(torch.maximum(-below, above) / quant_max)
@@ -209,10 +209,14 @@ def _positive(scale: Tensor) -> Tensor:
 
 def _check_grid(quant_min: int, quant_max: int, symmetric: bool) -> None:
     if quant_min >= quant_max or quant_max < 1:
-        raise ValueError(f"A grid needs low < high and high >= 1, but has low={quant_min} and high={quant_max}.")
+        raise ValueError(
+            f"A grid needs quant_min < quant_max and quant_max >= 1, but has quant_min={quant_min} and "
+            f"quant_max={quant_max}."
+        )
     if symmetric and quant_min >= 0:
         raise ValueError(
-            f"A symmetric grid needs numbers below 0, but low={quant_min}. Give low={-quant_max}, or symmetric=False."
+            f"A symmetric grid needs numbers below 0, but quant_min={quant_min}. Give quant_min={-quant_max}, or "
+            "symmetric=False."
         )
 
 

@@ -98,7 +98,7 @@ def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def limits_around_zero(zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[Any, Any]:
-    """The limits of `places - zero_point` for places in [low, high]: numbers where they are at hand, else tensors."""
+    """The limits of `q - zero_point` for q in [quant_min, quant_max], as numbers if there is no zero point, else tensors."""
     if zero_point.device.type != "cpu" or torch.compiler.is_compiling():
         return quant_min - zero_point, quant_max - zero_point  # to ask an accelerator for a number is to wait for it
     if zero_point.numel() == 1:

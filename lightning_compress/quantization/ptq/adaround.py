@@ -30,7 +30,7 @@ class LayerExamples:
 
     Args:
         layer: a convolution or a linear layer.
-        held: its weight.
+        weight_ref: its weight.
         quantizer: of the weight.
         seed: of the samples that are drawn.
     """

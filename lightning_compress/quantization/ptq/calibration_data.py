@@ -25,7 +25,7 @@ class CalibrationBatches:
     Args:
         loader: any iterable of batches.
         limit: how many of them; None: all.
-        forward: calls a model with a batch; None: `call_with`.
+        forward: calls a model with a batch; None: `call_on_device`.
         kept: whether they are gone through more than once, and so stay in memory.
         progress: what shows how far a pass has come.
 

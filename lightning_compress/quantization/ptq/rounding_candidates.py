@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_compress.core.interpolation import interpolate
+
 # The paper's: how far the sigmoid is stretched beyond [0, 1], the exponents between which the pull to the ends goes,
 # and the share of the steps before it sets in.
 STRETCH = 0.1
@@ -28,7 +30,7 @@ class RoundingCandidates:
         below: the whole number at or below each, zero point included.
         fraction: how far above that it lies, in [0, 1).
         scale, zero_point: of each row, shape `(rows, 1)`.
-        low, high: limits of the whole numbers.
+        quant_min, quant_max: limits of the whole numbers.
         free: where there is a choice; zeros stay zeros, and what lies on the grid stays there.
     """
 
@@ -80,9 +82,9 @@ def rounding_regularizer(share: Tensor, exponent: float) -> Tensor:
 
 
 def regularizer_exponent(step: int, steps: int) -> float | None:
-    """The exponent of `indecision`, falling from the first to the last step; None while the pull has not set in."""
+    """The exponent of `rounding_regularizer`, which falls from step to step; None during the warm-up."""
     progress = (step / max(steps - 1, 1) - WARM_UP) / (1 - WARM_UP)
-    return None if progress < 0 else EXPONENTS[0] + (EXPONENTS[1] - EXPONENTS[0]) * min(progress, 1.0)
+    return None if progress < 0 else interpolate(*EXPONENTS, progress)
 
 
 def learn_rounding(

@@ -81,7 +81,8 @@ def bnn(values: Tensor, quant_min: int = -1) -> Quantized:
 
     Args:
         values: activations of any shape; in the paper of either sign, with a BatchNorm before and no ReLU.
-        low: 0 where none is below zero, as behind a ReLU, whose two levels are 0 and 1: what it takes is above or not.
+        quant_min: 0 where none is below zero, as behind a ReLU, whose two levels are 0 and 1: what it takes is above
+            or not.
 
     Returns:
         Values `quant_min` and 1, scale 1.
@@ -102,7 +103,7 @@ def xnor_activations(values: Tensor, quant_min: int = -1, window: int = 1) -> Qu
     Args:
         values: activations `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, *space)` of two or
             more dimensions of space.
-        low: as in `bnn`.
+        quant_min: as in `bnn`.
         window: width in height and width of the box that means are averaged over, an odd number; 1 for none.
 
     Returns:

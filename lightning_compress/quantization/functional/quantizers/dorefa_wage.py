@@ -25,10 +25,10 @@ def dorefa_weights(values: Tensor, quant_max: int) -> Quantized:
 
     Args:
         values: weights `(rows, elements)`.
-        high: the largest whole number.
+        quant_max: the largest whole number.
 
     Returns:
-        Values in [-1, 1], scale `1 / high`.
+        Values in [-1, 1], scale `1 / quant_max`.
 
     Reference: Zhou et al., 2016, section 2.3, https://arxiv.org/abs/1606.06160
     """
@@ -45,11 +45,11 @@ def dorefa_activations(values: Tensor, quant_max: int, quant_min: int = 0) -> Qu
 
     Args:
         values: activations of any shape.
-        high: the largest whole number.
-        low: where it is below 0, the bounds are [-1, 1].
+        quant_max: the largest whole number.
+        quant_min: where it is below 0, the bounds are [-1, 1].
 
     Returns:
-        Values in [0, 1], or [-1, 1], scale `1 / high`.
+        Values in [0, 1], or [-1, 1], scale `1 / quant_max`.
 
     Reference: Zhou et al., 2016, section 2.4, https://arxiv.org/abs/1606.06160
     """
@@ -69,10 +69,10 @@ def wage_weights(values: Tensor, quant_max: int) -> Quantized:
 
     Args:
         values: weights `(rows, elements)`.
-        high: the largest whole number, `2 ** (bits - 1) - 1`.
+        quant_max: the largest whole number, `2 ** (bits - 1) - 1`.
 
     Returns:
-        Values, scale `1 / (high + 1)`.
+        Values, scale `1 / (quant_max + 1)`.
 
     Reference: Wu et al., 2018, section 3.3, https://arxiv.org/abs/1802.04680
     """
@@ -87,10 +87,10 @@ def wage_activations(values: Tensor, quant_max: int) -> Quantized:
 
     Args:
         values: activations of any shape, of either sign.
-        high: the largest whole number, `2 ** bits - 1`; zero lies in the middle.
+        quant_max: the largest whole number, `2 ** bits - 1`; zero lies in the middle.
 
     Returns:
-        Values, scale `2 / (high + 1)`, zero point `(high + 1) / 2`.
+        Values, scale `2 / (quant_max + 1)`, zero point `(quant_max + 1) / 2`.
 
     Reference: Wu et al., 2018, section 3.3.2, https://arxiv.org/abs/1802.04680
     """

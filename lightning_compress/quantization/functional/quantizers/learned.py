@@ -32,17 +32,17 @@ def _first_clip(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
 @learns(step=_first_step)
 @for_sides("integer", "ternary")
 def lsq(values: Tensor, quant_min: int, quant_max: int, step: Tensor) -> Quantized:
-    """Round to multiples of a learned step, `clip(values / step, low, high).round() * step`.
+    """Round to multiples of a learned step, `clip(values / step, quant_min, quant_max).round() * step`.
 
     Within the limits the step's gradient is `round(v / step) - v / step`, outside the limit itself; it is divided by
-    `sqrt(N * high)`, where N is the number of weights of a row, or of features of a sample. `values` have a gradient
-    within the limits. A step that an update has thrown below zero counts by its size.
+    `sqrt(N * quant_max)`, where N is the number of weights of a row, or of features of a sample. `values` have a
+    gradient within the limits. A step that an update has thrown below zero counts by its size.
 
     Args:
         values: weights `(rows, elements)`, or activations `(batch, ...)`.
-        low, high: limits; the paper's are `-2 ** (bits - 1)` and `2 ** (bits - 1) - 1` for signed numbers, and 0 and
-            `2 ** bits - 1` for non-negative ones. Where low is 0, negative values become 0.
-        step: learned, shape `(rows, 1)`, or 0-d for activations; at first `2 * mean|v| / sqrt(high)`.
+        quant_min, quant_max: limits; the paper's are `-2 ** (bits - 1)` and `2 ** (bits - 1) - 1` for signed numbers,
+            and 0 and `2 ** bits - 1` for non-negative ones. Where quant_min is 0, negative values become 0.
+        step: learned, shape `(rows, 1)`, or 0-d for activations; at first `2 * mean|v| / sqrt(quant_max)`.
 
     Reference: Esser et al., 2020, section 2, https://arxiv.org/abs/1902.08153
     """
@@ -63,9 +63,9 @@ def pact(values: Tensor, quant_max: int, clip: Tensor, quant_min: int = 0) -> Qu
 
     Args:
         values: activations `(batch, ...)`.
-        high: the largest whole number.
+        quant_max: the largest whole number.
         clip: learned, 0-d; at first 10, or the largest value of the first batch if that is smaller.
-        low: where it is 0, negative values become 0, as in the paper; below 0 they are clipped at `-clip`.
+        quant_min: where it is 0, negative values become 0, as in the paper; below 0 they are clipped at `-clip`.
 
     Reference: Choi et al., 2018, section 3, https://arxiv.org/abs/1805.06085
     """

@@ -18,7 +18,7 @@ from lightning_compress.quantization.functional.rounding import (
 
 @for_sides("integer", "ternary")
 def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Quantized:
-    """Round to the nearest of `scale * (low - zero_point)`, ..., `scale * (high - zero_point)`, halves to even.
+    """Round to a multiple of `scale`, halves to even, and clamp to `quant_min - zero_point` and `quant_max - zero_point`.
 
     The gradient passes where the rounded number lies within the limits. Values are those of
     `torch.fake_quantize_per_channel_affine` and `torch.fake_quantize_per_tensor_affine`, bit for bit, but for what is
@@ -27,8 +27,8 @@ def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, q
     Args:
         values: weights `(rows, elements)`, or activations of any shape.
         scale: shape `(rows, 1)`, or 0-d for activations.
-        zero_point: int32 in `[low, high]`, shape as `scale`.
-        low, high: limits of the whole numbers.
+        zero_point: int32 in `[quant_min, quant_max]`, shape as `scale`.
+        quant_min, quant_max: limits of the whole numbers.
 
     Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
     """
