@@ -337,7 +337,7 @@ class ChannelPruning(StructuralCallback):
                 other.on_channels_pruned(cut)
         rewrap_ddp(trainer)
         self.cut = cut.composed_with(self.cut)
-        shrinker.apply(pruned)
+        shrinker.record_pruned(pruned)
         if self.recalibrate:
             self.recalibrated_from = step_after(trainer, "batches") + 1
             self.recalibration.restart()

@@ -144,7 +144,7 @@ class ChannelPruner:
         start = {"sparsity": 0.0, "latency_ms": self.initial.get("latency_ms", 0.0)}.get(self.budget.kind, 1.0)
         return interpolate(start, self.budget.target, progress)
 
-    def apply(self, pruned: PrunedUnits) -> None:
+    def record_pruned(self, pruned: PrunedUnits) -> None:
         """Those units are gone."""
         self.groups, self._counted = remaining_group(self.groups, pruned), None
 

@@ -1,5 +1,6 @@
 """Modules that train along with a model, and stay beside it: regressors of feature losses, a peer."""
 
+import warnings
 from collections.abc import Iterable
 from inspect import signature
 from typing import Any
@@ -58,14 +59,22 @@ class AuxiliaryOptimizer:
 
 
 def clone_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """A new optimizer of the same class and settings; AdamW where that class cannot be made of these alone."""
+    """Make an optimizer of the same class and settings for other parameters.
+
+    A class that cannot be made of these alone gives place to AdamW at the same learning rate, with a warning.
+    """
     kind: Any = type(optimizer)
     taken = signature(kind.__init__).parameters
     settings = {name: value for name, value in optimizer.param_groups[0].items() if name in taken and name != "params"}
     parameters = list(parameters)
     try:
         made: Optimizer = kind(parameters, **settings)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"{kind.__name__} cannot be made of parameters and the settings of its first group ({error}), so AdamW at "
+            f"the same learning rate trains what distillation learns.",
+            stacklevel=2,
+        )
         made = torch.optim.AdamW(parameters, lr=float(optimizer.param_groups[0]["lr"]))
     return made
 

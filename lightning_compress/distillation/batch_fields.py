@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_compress.distillation.losses.token_mask import next_token_mask
@@ -57,12 +56,6 @@ def select_mask(output: Any, target: Tensor | None) -> Tensor | None:
     if target is None or target.ndim != 2 or target.is_floating_point():
         return None
     return next_token_mask(target, IGNORED) if hasattr(output, "logits") else target != IGNORED
-
-
-def labels_of(student: Tensor, target: Tensor | None) -> Tensor | None:
-    """The target, if it is one integer class label per row of the student's logits, shape `(batch,)`."""
-    fits = target is not None and target.shape == student.shape[:1] and student.ndim == 2
-    return target if fits and target is not None and target.dtype in (torch.int64, torch.int32) else None
 
 
 def detach_tensors(value: Any) -> Any:

@@ -143,7 +143,7 @@ class Distillation(CompressionCallback):
         self._module: Callable[[], nn.Module | None] = lambda: None
 
     def scheduled_window(self, run: Run) -> PhaseWindow:
-        return self.self_teachers.ready(self.end, super().scheduled_window(run), run)
+        return self.self_teachers.window_when_ready(self.end, super().scheduled_window(run), run)
 
     def timeline(self, run: Run) -> list[tuple[int, str]]:
         times = self.self_teachers.resolve_times(self.end, self.scheduled_window(run), run)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_compress.distillation.cache.sample_keys import data_fingerprint
+from lightning_compress.distillation.cache.sample_keys import teacher_fingerprint
 from lightning_compress.distillation.distiller import DistillationOutput, select_logits
 from lightning_compress.distillation.objective import DistillationObjective, WeightedTeacher
 from lightning_compress.distillation.teachers.network import FunctionTeacher
@@ -73,11 +73,11 @@ def _fingerprint(tutor: WeightedTeacher) -> str:
     if isinstance(teacher, FunctionTeacher):
         return _of_function(teacher)
     module = getattr(teacher, "module", None)
-    return data_fingerprint(module) if isinstance(module, nn.Module) and teacher.there else type(teacher).__name__
+    return teacher_fingerprint(module) if isinstance(module, nn.Module) and teacher.there else type(teacher).__name__
 
 
 def _of_function(teacher: FunctionTeacher) -> str:
     try:
-        return data_fingerprint(teacher.function)
+        return teacher_fingerprint(teacher.function)
     except ValueError:  # a partial, or an object with __call__: it has no code to be known by
         return repr(teacher.function)

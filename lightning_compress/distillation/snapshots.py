@@ -41,7 +41,7 @@ class SelfTeachers:
         """
         return [None if time is None else _time(time, end, window, run) for time in self.written]
 
-    def ready(self, end: Duration, window: PhaseWindow, run: Run) -> PhaseWindow:
+    def window_when_ready(self, end: Duration, window: PhaseWindow, run: Run) -> PhaseWindow:
         """The phase's window, which begins no sooner than all teachers are there."""
         times = [one for one in self.resolve_times(end, window, run) if one is not None]
         return replace(window, begin=max([window.begin, *times]))

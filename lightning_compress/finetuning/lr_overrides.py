@@ -13,11 +13,11 @@ from lightning_compress.finetuning.arguments import LearningRateSpec
 from lightning_compress.finetuning.functional.layers import warm_up
 from lightning_compress.finetuning.lr_sources import (
     DelayedSchedule,
+    DetachedSchedule,
     FixedRate,
     LearningRateSource,
     RelativeRate,
     RestartedSchedule,
-    RewoundSchedule,
 )
 from lightning_compress.finetuning.step_overrides import Values
 from lightning_compress.nn.selection import Candidate, pattern_matches
@@ -108,7 +108,7 @@ class OptimizerSnapshot:
 
     rates: list[float]
     configs: list[Any]
-    copied: RestartedSchedule | None = None
+    copied: DetachedSchedule | None = None
 
     @classmethod
     def capture(
@@ -117,7 +117,7 @@ class OptimizerSnapshot:
         """What is there now; with a copy of the schedule if that is wanted and there is one."""
         own = [one for one in configs if _optimizer_of(one.scheduler) is optimizer]
         planned = copy and len(own) == 1 and not own[0].reduce_on_plateau
-        copied = RestartedSchedule(own[0].scheduler, optimizer, [module]) if planned else None
+        copied = DetachedSchedule(own[0].scheduler, optimizer, [module]) if planned else None
         return cls([float(group["lr"]) for group in optimizer.param_groups], own, copied)
 
 
@@ -155,7 +155,7 @@ def _restarted(start: OptimizerSnapshot, window: PhaseWindow, run: Run) -> Learn
     frequency = config.frequency
     if config.interval == "step":  # Lightning counts batches, and makes a step only where an accumulation ends
         frequency = lcm(frequency, run.accumulate) // run.accumulate
-    return RewoundSchedule(start.copied, ticks, frequency)
+    return RestartedSchedule(start.copied, ticks, frequency)
 
 
 def combined_source(several: Sequence[Values | None]) -> Values | None:

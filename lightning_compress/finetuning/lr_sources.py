@@ -106,7 +106,7 @@ class DelayedSchedule(LearningRateSource):
         return min(step, 0) > self.first and not self.past
 
 
-class RestartedSchedule:
+class DetachedSchedule:
     """A schedule that can be stepped apart from the run.
 
     Args:
@@ -139,7 +139,7 @@ class RestartedSchedule:
         return [float(group["lr"]) for group in self.groups.param_groups]
 
 
-class RewoundSchedule(LearningRateSource):
+class RestartedSchedule(LearningRateSource):
     """The user's schedule from its first value on, with all of it squeezed into the phase.
 
     Args:
@@ -148,7 +148,7 @@ class RewoundSchedule(LearningRateSource):
         frequency: of these for one step of the schedule.
     """
 
-    def __init__(self, copied: RestartedSchedule, ticks: int, frequency: int = 1) -> None:
+    def __init__(self, copied: DetachedSchedule, ticks: int, frequency: int = 1) -> None:
         super().__init__()
         self.copied, self.ticks, self.frequency = copied, ticks, frequency
 

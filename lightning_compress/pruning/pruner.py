@@ -62,7 +62,7 @@ class Pruner:
             ValueError: if the criterion's scores have the wrong shape, or are NaN. The masks are left as they were.
         """
         check_fraction("sparsity", sparsity)
-        self.statistics.is_complete()
+        self.statistics.all_reduce()
         monotone = sparsity >= self.sparsity
         score = partial(self.score, monotone=monotone)
         for name in self.layers.by_name:

@@ -74,7 +74,7 @@ class CriterionStatistics:
             offered["input_norm"] = _spread(self.squares[name].sqrt(), self.layers[name])
         return offered
 
-    def is_complete(self) -> None:
+    def all_reduce(self) -> None:
         """Bring the ranks' sums together, before scores are made from them.
 
         Raises:

@@ -88,7 +88,7 @@ def quantization_claims(layers: list[Layer], request: QuantizationConfig) -> lis
     ]
 
 
-def learned_parameters_of(layers: list[Layer], request: QuantizationConfig) -> list[str]:
+def learned_names(layers: list[Layer], request: QuantizationConfig) -> list[str]:
     """Names of what the quantizers of these layers learn, such as "step"."""
     methods = [plan.method for plan in request.plan_layers(layers).values()]
     quantizers = [one for method in methods for one in (method.weights, method.activations)]

@@ -29,7 +29,7 @@ from lightning_compress.quantization.arguments import (
     check_no_sparse_gradients,
     check_training,
     freeze_times,
-    learned_parameters_of,
+    learned_names,
     quantization_claims,
 )
 from lightning_compress.quantization.bit_schedule import BitWidthSchedule
@@ -365,7 +365,7 @@ class QuantizationAwareTraining(CompressionCallback):
             self.mark_done(time)
 
     def _warn_of_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        learned = learned_parameters_of(self.layers, self.config)
+        learned = learned_names(self.layers, self.config)
         if learned and any(find_averages(pl_module, kept_averages(trainer))):
             rank_zero_warn(
                 f"'{self.name}' learns a {' and a '.join(learned)} beside the weights, of which no average is kept: "

@@ -101,11 +101,6 @@ class QuantizationConfig:
             for layer in layers
         }
 
-    @property
-    def quantizes_gradients(self) -> bool:
-        """Whether anything that flows back is quantized."""
-        return self.weight_grad_bits is not None or self.activation_grad_bits is not None
-
     def gradient_bits(self, method: ResolvedMethod) -> int | None:
         """Bits of what flows back from layers; DoReFa's gradients are just that."""
         return (

@@ -15,7 +15,7 @@ from lightning_compress.quantization.integer_bias import IntegerBias
 from lightning_compress.quantization.layers import Layer, WeightRef
 
 
-def apply_in_order(model: nn.Module) -> bool:
+def has_quantizer_hooks(model: nn.Module) -> bool:
     """Whether hooks of quantizers are in a module, or in a copy of one."""
     hooks = (
         hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())

@@ -9,7 +9,7 @@ from lightning_compress.recipe.objects import as_object, is_object, short_name
 from lightning_compress.recipe.safe_yaml import SourceValue, parse_yaml
 
 
-def apply_overrides(root: SourceValue, setting: str, names: list[str], sections: Iterable[str]) -> SourceValue:
+def apply_override(root: SourceValue, setting: str, names: list[str], sections: Iterable[str]) -> SourceValue:
     """Return the recipe with one value changed.
 
     Args:

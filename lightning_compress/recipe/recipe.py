@@ -17,7 +17,7 @@ from typing import Any
 from lightning_compress.core.registry import restricted_imports
 from lightning_compress.recipe.classes import Classes, allowed_by_environment, installed_lightning, lightning_of
 from lightning_compress.recipe.objects import build_objects, construct, find_class, short_name
-from lightning_compress.recipe.overrides import apply_overrides
+from lightning_compress.recipe.overrides import apply_override
 from lightning_compress.recipe.safe_yaml import SourceValue, read_yaml
 from lightning_compress.recipe.sections import (
     SECTIONS,
@@ -75,7 +75,7 @@ class Recipe:
         root = expand_sections(known_sections(read_yaml(path)))
         for setting in overrides:
             _refuse_left_out(setting, sections)
-            root = expand_sections(apply_overrides(root, setting, section_names(root, classes), SECTIONS))
+            root = expand_sections(apply_override(root, setting, section_names(root, classes), SECTIONS))
         kept = {key: section for key, section in root.value.items() if key in sections}
         left_out = tuple(key for key in root.value if key not in kept)
         recipe = cls(Path(path), SourceValue(kept, root.where), _for_the_model(classes, kept), left_out)

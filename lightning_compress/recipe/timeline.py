@@ -37,7 +37,7 @@ def run_from_length(length: Any) -> Run:
     raise ValueError(f"A run's length is a number of optimizer steps above 0 or a Trainer, but is {length!r}.")
 
 
-def format_time(run: Run) -> str:
+def describe_run_length(run: Run) -> str:
     """A sentence about the run, and what cannot be known of it without its data."""
     if run.steps is not None:
         return f"A run of {run.steps:,} optimizer steps."
@@ -92,7 +92,7 @@ def format_timeline(callbacks: Iterable[Any], run: Run) -> str:
 
     callbacks = list(callbacks)
     rest = [type(callback).__name__ for callback in callbacks if not _is_timed(callback)]
-    lines = [format_time(run), *([f"Without a window of their own: {', '.join(rest)}."] if rest else [])]
+    lines = [describe_run_length(run), *([f"Without a window of their own: {', '.join(rest)}."] if rest else [])]
     text = StringIO()
     for console in (Console(markup=False, highlight=False), Console(file=text, width=120, markup=False)):
         console.print(_table(timeline_rows(callbacks, run)), *lines, sep="\n")

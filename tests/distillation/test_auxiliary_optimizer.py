@@ -71,7 +71,8 @@ def test_an_optimizer_that_cannot_be_made_again_has_adamw_in_its_place():
             self.model = model
 
     model, beside = pair()
-    made = clone_optimizer(Odd(model.parameters(), model, lr=0.3), beside.parameters())
+    with pytest.warns(UserWarning, match="Odd cannot be made .*AdamW at the same learning rate"):
+        made = clone_optimizer(Odd(model.parameters(), model, lr=0.3), beside.parameters())
     assert type(made) is torch.optim.AdamW
     assert made.param_groups[0]["lr"] == 0.3
 

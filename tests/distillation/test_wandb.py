@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_compress import Distillation
-from lightning_compress.distillation.cache.sample_keys import data_fingerprint
+from lightning_compress.distillation.cache.sample_keys import teacher_fingerprint
 from tests.reporting.wandb_file import key_of, records
 
 
@@ -25,7 +25,7 @@ def test_a_run_knows_its_teacher_and_its_terms(pl, make_module, make_trainer, lo
     updates = [item for one in found for item in (*one.run.config.update, *one.config.update)]
     config = {key_of(item): json.loads(item.value_json) for item in updates}
     assert config["compress/distillation"]["alpha"] == 0.7
-    assert config["compress/distillation/teachers"] == [data_fingerprint(teacher)]
+    assert config["compress/distillation/teachers"] == [teacher_fingerprint(teacher)]
     rows = [{key_of(item): json.loads(item.value_json) for item in one.history.item} for one in found]
     seen = [row for row in rows if "compress/distillation/loss/kl_divergence" in row]
     assert len(seen) == 8

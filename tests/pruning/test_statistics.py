@@ -108,7 +108,7 @@ def test_nothing_is_gathered_that_is_not_asked_for():
     found.remember_initial()
     model(torch.ones(1, 2)).sum().backward()
     found.add_gradients(set(model.parameters()))
-    found.is_complete()
+    found.all_reduce()
     assert found.hooks() == []
     assert found.inputs_for("0.weight") == {}
     assert found.state_dict() == {}
@@ -178,7 +178,7 @@ def test_inputs_that_were_not_seen_are_refused_when_they_are_needed():
     found = listening(model, targets=["head", "unused"])
     model.head(torch.ones(1, 4))
     with pytest.raises(RuntimeError, match=r"No input of unused.weight was seen.*ignore=\['unused.weight'\]"):
-        found.is_complete()
+        found.all_reduce()
 
 
 def test_what_is_saved_goes_on():

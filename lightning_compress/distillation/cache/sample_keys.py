@@ -54,7 +54,7 @@ def sample_keys(inputs: object) -> Tensor:
     return _mix(keys)
 
 
-def data_fingerprint(teacher: nn.Module | Callable[..., object]) -> str:
+def teacher_fingerprint(teacher: nn.Module | Callable[..., object]) -> str:
     """SHA-256 of a module or a plain function, in hexadecimal; the device does not matter.
 
     Of a module: the classes of it and of its parts, and the names, types, shapes and bytes in its `state_dict`. Of a
@@ -167,7 +167,7 @@ def _add_values(digest: Any, values: Mapping[str, object]) -> None:
             digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, nn.Module):
-            digest.update(repr((name, data_fingerprint(value))).encode())
+            digest.update(repr((name, teacher_fingerprint(value))).encode())
         else:
             digest.update(repr((name, value if isinstance(value, PLAIN) else type(value).__qualname__)).encode())
 

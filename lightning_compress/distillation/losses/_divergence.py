@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_compress.distillation.losses._precision import to_float32
+from lightning_compress.core.precision import to_float32
 
 
 def check_positive_temperature(temperature: float) -> None:

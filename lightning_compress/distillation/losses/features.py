@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.distillation.losses._divergence import divergence
-from lightning_compress.distillation.losses._precision import inner_dtype, to_float32
+from lightning_compress.distillation.losses._precision import inner_products
 from lightning_compress.distillation.losses._shapes import check_batch, check_layers, check_same, pool_to_same_size
 
 MAPS = (3, 4, 5)  # dimensions of (batch, channels, *space)
@@ -62,7 +63,7 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_batch(student.shape, teacher.shape)
     alike_student, alike_teacher = (
-        functional.normalize(inner_dtype(rows, rows)) for rows in _samples(student, teacher)
+        functional.normalize(inner_products(rows, rows)) for rows in _samples(student, teacher)
     )
     return functional.mse_loss(alike_student, alike_teacher)
 
@@ -190,13 +191,13 @@ def _angles(rows: Tensor) -> Tensor:
     towards = rows[None] - rows[:, None]
     length = torch.linalg.vector_norm(towards, dim=-1, keepdim=True)
     directions = towards / torch.where(length > 0, length, 1.0)
-    return inner_dtype(directions, directions)
+    return inner_products(directions, directions)
 
 
 def _neighbours(rows: Tensor) -> Tensor:
     """Log-probabilities, shape `(batch, batch)`, in proportion to the closeness of two samples, none to oneself."""
     directions = functional.normalize(rows)
-    closeness = ((inner_dtype(directions, directions) + 1) / 2).clamp(min=1e-7).log()
+    closeness = ((inner_products(directions, directions) + 1) / 2).clamp(min=1e-7).log()
     oneself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     # The lowest number in place of -inf: 0 * log(0) is to be 0.
     return functional.log_softmax(closeness.masked_fill(oneself, torch.finfo(closeness.dtype).min), dim=-1)
@@ -205,12 +206,12 @@ def _neighbours(rows: Tensor) -> Tensor:
 def _flow(first: Tensor, second: Tensor) -> Tensor:
     check_batch(first.shape, second.shape, MAPS)
     first, second = (layer.flatten(2) for layer in pool_to_same_size(to_float32(first), to_float32(second)))
-    return inner_dtype(first, second) / first.shape[-1]
+    return inner_products(first, second) / first.shape[-1]
 
 
 def _kernel_mean(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean of `(x . y) ** 2` over the draws x of one and y of the other, shape `(batch, draws, places)`."""
     draws = ours.shape[1] * theirs.shape[1]
     if ours.shape[-1] ** 2 < draws:  # the same sum with the smaller table: places by places instead of draws by draws
-        return (inner_dtype(ours.mT, ours.mT) * inner_dtype(theirs.mT, theirs.mT)).sum((1, 2)) / draws
-    return inner_dtype(ours, theirs).square().sum((1, 2)) / draws
+        return (inner_products(ours.mT, ours.mT) * inner_products(theirs.mT, theirs.mT)).sum((1, 2)) / draws
+    return inner_products(ours, theirs).square().sum((1, 2)) / draws

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.distillation.losses._layers import Convolutions, Fusion, as_parameters_of, pointwise
-from lightning_compress.distillation.losses._precision import inner_dtype, to_float32
+from lightning_compress.distillation.losses._precision import inner_products
 from lightning_compress.distillation.losses._shapes import Shape, check_batch, check_layers, pool_to_same_size
 
 ANY = (2, 3, 4, 5)  # dimensions of (batch, channels) and of (batch, channels, *space)
@@ -233,10 +234,10 @@ class Crd(nn.Module):
         check_batch(student.shape, teacher.shape)
         ours, theirs = _embedded(self.embed_student, student), _embedded(self.embed_teacher, teacher)
         empty = torch.arange(len(self.queue), device=ours.device) >= self.filled
-        among_memory = inner_dtype(ours, self.queue).masked_fill(empty, -math.inf)
+        among_memory = inner_products(ours, self.queue).masked_fill(empty, -math.inf)
         same = torch.arange(len(ours), device=ours.device)
-        find_teacher = torch.cat([inner_dtype(ours, theirs), among_memory], dim=1) / self.contrast
-        find_student = inner_dtype(theirs, ours) / self.contrast
+        find_teacher = torch.cat([inner_products(ours, theirs), among_memory], dim=1) / self.contrast
+        find_student = inner_products(theirs, ours) / self.contrast
         if self.training:
             self._remember(theirs.detach())
         return functional.cross_entropy(find_teacher, same) + functional.cross_entropy(find_student, same)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.distillation.losses._divergence import check_positive_temperature, divergence, log_probabilities
-from lightning_compress.distillation.losses._precision import to_float32
 from lightning_compress.distillation.losses._shapes import check_labels, check_same
 
 

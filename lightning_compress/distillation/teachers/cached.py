@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_compress.distillation.batch_fields import Key, select_tensor
 from lightning_compress.distillation.cache.format import parse_cache_format
-from lightning_compress.distillation.cache.sample_keys import data_fingerprint, sample_keys
+from lightning_compress.distillation.cache.sample_keys import sample_keys, teacher_fingerprint
 from lightning_compress.distillation.cache.store import TeacherCache, open_cache, write_cache
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Teacher, TeacherStep
@@ -80,7 +80,7 @@ class CachedTeacher(Teacher):
             return
         dataset = _dataset(loader)
         inputs = matching_part(step.args[0], (call.args, call.kwargs))
-        with preserved_random_state(), kept_attributes():
+        with preserved_random_state(), kept_host_random_streams():
             _refuse_random(dataset, loader, lambda batch: inputs(prepare(batch)))
             write_cache(
                 self.path,
@@ -107,7 +107,7 @@ class CachedTeacher(Teacher):
 
     def _fingerprint(self) -> str:
         teacher = self.teacher
-        return data_fingerprint(teacher.function if isinstance(teacher, FunctionTeacher) else teacher.module)  # type: ignore[arg-type]
+        return teacher_fingerprint(teacher.function if isinstance(teacher, FunctionTeacher) else teacher.module)  # type: ignore[arg-type]
 
     def _outputs(
         self, batches: Iterable[Any], step: TeacherStep, inputs: Prepare
@@ -155,7 +155,7 @@ def matching_part(batch: Any, wanted: Any) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def kept_attributes() -> Iterator[None]:
+def kept_host_random_streams() -> Iterator[None]:
     """Leave the random streams of Python and NumPy as they were."""
     python, array = random.getstate(), np.random.get_state()
     try:

@@ -53,13 +53,13 @@ def write_float_onnx(
         ValueError: if the module cannot be exported, or ONNX Runtime computes something else. No file is written then.
     """
     need("onnx", "onnxruntime", "onnxscript")
-    from lightning_compress.export.onnx.qdq.build import signed_weights
+    from lightning_compress.export.onnx.qdq.build import stamped_model
     from lightning_compress.export.onnx.qdq.capture import capture_model
     from lightning_compress.export.onnx.qdq.graph import Graph
 
     with replace_on_success(path) as part:
         plain = DeployedModel(copy_without_hooks(model).eval().requires_grad_(False), {})
-        exported = signed_weights(
+        exported = stamped_model(
             Graph(capture_model(plain, example_input, dynamic_batch=dynamic_batch, opset=OPSET).model)
         )
         difference = _difference(plain, exported, example_input, dynamic_batch)

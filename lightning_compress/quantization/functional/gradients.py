@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.quantization.functional.rounding import sign, stochastic_round, straight_through, to_wide
+from lightning_compress.core.precision import to_float32
+from lightning_compress.quantization.functional.rounding import sign, straight_through, uniform_noise
 
 
 def quantize_gradient(values: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -37,8 +38,8 @@ def dorefa(gradient: Tensor, bits: int, generator: torch.Generator) -> Tensor:
     """
     steps = _levels(bits, smallest=1) - 1
     largest = _largest_of_samples(gradient)
-    shares = to_wide(gradient) / (2 * torch.where(largest == 0, 1.0, largest)) + 0.5
-    noisy = shares + (stochastic_round(gradient, generator) - 0.5) / steps
+    shares = to_float32(gradient) / (2 * torch.where(largest == 0, 1.0, largest)) + 0.5
+    noisy = shares + (uniform_noise(gradient, generator) - 0.5) / steps
     rounded = (noisy.clamp(0, 1) * steps).round() / steps
     return (2 * largest * (rounded - 0.5)).to(gradient.dtype)
 
@@ -83,7 +84,7 @@ def wage_gradients(gradient: Tensor, bits: int, generator: torch.Generator, lear
         )
     sizes = learning_rate * _shifted(gradient)
     integral = sizes.abs().floor()
-    chosen = integral + (stochastic_round(gradient, generator) < sizes.abs() - integral)
+    chosen = integral + (uniform_noise(gradient, generator) < sizes.abs() - integral)
     return (sign(sizes) * chosen / half).to(gradient.dtype)
 
 
@@ -101,14 +102,14 @@ class _QuantizedGradient(torch.autograd.Function):
 
 def _shifted(values: Tensor) -> Tensor:
     """Divided by the power of two that is nearest to the largest size, in the exponent."""
-    largest = to_wide(values).abs().max()
+    largest = to_float32(values).abs().max()
     # Beyond these powers float32 has no normal numbers, and the quotient would be infinite.
     power = torch.where(largest == 0, 1.0, largest).log2().round().clamp(-126, 126)
-    return torch.ldexp(to_wide(values), -power)
+    return torch.ldexp(to_float32(values), -power)
 
 
 def _largest_of_samples(values: Tensor) -> Tensor:
-    sizes = to_wide(values).abs()
+    sizes = to_float32(values).abs()
     return sizes.amax(tuple(range(1, values.ndim)), keepdim=True) if values.ndim > 1 else sizes
 
 

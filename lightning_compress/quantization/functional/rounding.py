@@ -72,17 +72,12 @@ def straight_through(values: Tensor, result: Tensor, passes: Tensor | None = Non
     return kept
 
 
-def to_wide(values: Tensor) -> Tensor:
-    """In float32, or wider if it is: half precision has no room for the whole numbers of a grid."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def zero_offset(scale: Tensor) -> Tensor:
+def symmetric_zero_point(scale: Tensor) -> Tensor:
     """The zero point of a grid that is symmetric around zero."""
     return torch.zeros_like(scale, dtype=torch.int32)
 
 
-def clamp_positive(scale: Tensor) -> Tensor:
+def one_where_zero(scale: Tensor) -> Tensor:
     """The scale, and 1 where all values are zero."""
     return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_STEP))
 
@@ -92,13 +87,13 @@ def sign(values: Tensor) -> Tensor:
     return torch.where(values < 0, -1.0, torch.where(values >= 0, 1.0, values))
 
 
-def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
+def uniform_noise(values: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform random numbers in [0, 1), one for each of `values`."""
     return torch.rand(values.shape, generator=generator, device=generator.device).to(values.device)
 
 
 def limits_around_zero(zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[Any, Any]:
-    """The limits of `q - zero_point` for q in [quant_min, quant_max], as numbers if there is no zero point, else tensors."""
+    """The limits of `q - zero_point` for q in [quant_min, quant_max], as numbers where one zero point serves all."""
     if zero_point.device.type != "cpu" or torch.compiler.is_compiling():
         return quant_min - zero_point, quant_max - zero_point  # to ask an accelerator for a number is to wait for it
     if zero_point.numel() == 1:

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.nn.example_inputs import call_model, check_example, copy_example, describe_shapes
 from lightning_compress.nn.isolation import isolated_eval
-from lightning_compress.quantization.forward_hooks import apply_in_order
+from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
-from lightning_compress.quantization.lowering.lower import require_quantized, state_dict_keys
+from lightning_compress.quantization.lowering.lower import keys_of_places, require_quantized
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 # Shares of the largest number at a place, and of the largest output.
@@ -43,7 +43,7 @@ def check_equivalence(model: nn.Module, deployable: DeployedModel, example: Any)
     check_example(example)
     _check_dtypes(model, deployable)
     quantized = require_quantized(model)
-    names = {key: site for site, key in state_dict_keys(quantized).items()}
+    names = {key: site for site, key in keys_of_places(quantized).items()}
     made: Made = defaultdict(list)
     with isolated_eval(model), _acting(model, quantized), _noted(quantized, names, made):
         try:
@@ -75,7 +75,7 @@ def _check_dtypes(model: nn.Module, deployable: DeployedModel) -> None:
 @contextmanager
 def _acting(model: nn.Module, quantized: QuantizedModel) -> Iterator[None]:
     """Within the context the quantizers are hooked into the model, as they are for good in what `quantize` made."""
-    if apply_in_order(model):
+    if has_quantizer_hooks(model):
         yield
     else:
         with quantized.installed():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
 from lightning_compress.nn.forward_capture import display_name, ordered_arguments
 from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize
-from lightning_compress.quantization.forward_hooks import apply_in_order
+from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
 from lightning_compress.quantization.lowering.modules import Chain, FakeQuantizeSteps, FixedFakeQuantize, RoundedBias
 from lightning_compress.quantization.placement.sites import ActivationSite
@@ -37,7 +37,7 @@ def lower(model: nn.Module) -> DeployedModel:
         for name in quantized.quantized_weights():
             grid = grids[name]
             parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
-    keys = state_dict_keys(quantized)
+    keys = keys_of_places(quantized)
     weight_ref = _add_sites(copy, modules, quantized, keys)
     copy.eval()  # what was added is in training mode
     inputs = {layer: keys[site] for layer, site in quantized.placement.inputs.items()}
@@ -80,7 +80,7 @@ def quantized_tensors(model: nn.Module) -> QuantizedTensors:
     return QuantizedTensors(state, {name: grid for name, grid in grids.items() if grid is not None}, _casts(quantized))
 
 
-def state_dict_keys(quantized: QuantizedModel) -> dict[str, str]:
+def keys_of_places(quantized: QuantizedModel) -> dict[str, str]:
     """The names of submodules that stand for places, each for one."""
     keys: dict[str, str] = {}
     for site in quantized.placement.sites:
@@ -100,7 +100,7 @@ def _free(name: str, taken: Collection[str]) -> str:
 def is_float(model: nn.Module) -> bool:
     """Whether nothing in the model computes on grids, or was to, as far as can be seen."""
     # Copies of what `quantize` made have hooks and are not known.
-    return quantized_of(model) is None and not is_quantization_pending(model) and not apply_in_order(model)
+    return quantized_of(model) is None and not is_quantization_pending(model) and not has_quantizer_hooks(model)
 
 
 def require_quantized(model: nn.Module) -> QuantizedModel:

@@ -63,7 +63,7 @@ class AlignedCalls:
             return None
         return None if any(is_submodule(user, name) for user in self.consumers(track)) else name
 
-    def num_positional(self, track: Track) -> list[tuple[str, int]]:
+    def argument_positions(self, track: Track) -> list[tuple[str, int]]:
         """The modules that were given this as an argument, at each of their calls, and the position; not the whole."""
         found = []
         for name, calls in self.flow.inputs.items():

@@ -206,7 +206,7 @@ class _Planner:
             return boundary, "output"
         users = self.tracks.consumers(track)
         doors = [
-            door for door in self.tracks.num_positional(track) if all(is_submodule(user, door[0]) for user in users)
+            door for door in self.tracks.argument_positions(track) if all(is_submodule(user, door[0]) for user in users)
         ]
         module, position = max(doors, key=lambda door: len(door[0]), default=("", 0))
         return (module, f"input {position}") if module else None

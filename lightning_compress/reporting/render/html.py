@@ -179,12 +179,12 @@ def measurement_text(report: ReportValues) -> list[tuple[str, str]]:
         ("gzip", "Of either file as a whole, level 6."),
         ("MACs", f"Multiply-accumulates at batch {report.macs_batch or 1}: matrix products, convolutions, attention."),
         ("MACs, nonzero weight", "What is left where a kernel skips zeros; the dense kernels of torch do not."),
-        *[(f"Latency, batch {one.batch}", latency_text_long(one)) for one in latencies],
+        *[(f"Latency, batch {one.batch}", latency_method_text(one)) for one in latencies],
         *report.environment.items(),
     ]
 
 
-def latency_text_long(latency: Latency) -> str:
+def latency_method_text(latency: Latency) -> str:
     return (
         f"Median {milliseconds_text(latency.median_ms)}, interquartile range {milliseconds_text(latency.iqr_ms)}, "
         f"{latency.runs} runs after {latency.warmup_runs} to warm up, threads: {latency.threads}, eval mode."

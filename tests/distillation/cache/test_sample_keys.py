@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.distillation.cache.sample_keys import data_fingerprint, sample_keys
+from lightning_compress.distillation.cache.sample_keys import sample_keys, teacher_fingerprint
 
 DTYPES = [
     torch.uint8,
@@ -173,7 +173,7 @@ def test_keys_and_fingerprints_are_the_same_on_a_gpu():
         assert keys.is_cuda
         assert torch.equal(keys.cpu(), sample_keys(inputs))
     net = teacher()
-    assert data_fingerprint(net) == data_fingerprint(net.cuda())
+    assert teacher_fingerprint(net) == teacher_fingerprint(net.cuda())
 
 
 def teacher():
@@ -190,12 +190,12 @@ def test_a_fingerprint_is_of_the_weights_and_buffers_and_classes():
         "name": lambda net: net.add_module("3", net._modules.pop("2")),
         "class": lambda net: net.__setitem__(2, nn.GELU()),
     }
-    prints = {data_fingerprint(teacher())}
-    assert prints == {data_fingerprint(teacher().eval())}
+    prints = {teacher_fingerprint(teacher())}
+    assert prints == {teacher_fingerprint(teacher().eval())}
     for change in changes.values():
         net = teacher()
         change(net)
-        prints.add(data_fingerprint(net))
+        prints.add(teacher_fingerprint(net))
     assert len(prints) == 1 + len(changes)
     assert all(len(one) == 64 and int(one, 16) for one in prints)
 
@@ -213,23 +213,23 @@ def test_a_fingerprint_of_a_function_is_of_its_code_and_what_it_sees():
     with_other_default.__qualname__ = with_default.__qualname__
     other = teacher()
     other[0].bias.data += 1
-    assert data_fingerprint(around(teacher(), 2)) == data_fingerprint(around(teacher(), 2))
+    assert teacher_fingerprint(around(teacher(), 2)) == teacher_fingerprint(around(teacher(), 2))
     prints = [
-        data_fingerprint(around(teacher(), 2)),
-        data_fingerprint(around(teacher(), 3)),
-        data_fingerprint(around(other, 2)),
-        data_fingerprint(with_default),
-        data_fingerprint(with_other_default),
-        data_fingerprint(lambda x: x * 2),
-        data_fingerprint(lambda x: x * 3),
-        data_fingerprint(lambda x: x.relu()),
-        data_fingerprint(lambda x: x.tanh()),
-        data_fingerprint(teacher().forward),
-        data_fingerprint(other.forward),
+        teacher_fingerprint(around(teacher(), 2)),
+        teacher_fingerprint(around(teacher(), 3)),
+        teacher_fingerprint(around(other, 2)),
+        teacher_fingerprint(with_default),
+        teacher_fingerprint(with_other_default),
+        teacher_fingerprint(lambda x: x * 2),
+        teacher_fingerprint(lambda x: x * 3),
+        teacher_fingerprint(lambda x: x.relu()),
+        teacher_fingerprint(lambda x: x.tanh()),
+        teacher_fingerprint(teacher().forward),
+        teacher_fingerprint(other.forward),
     ]
     assert len(set(prints)) == len(prints)
 
 
 def test_a_callable_without_code_has_no_fingerprint():
     with pytest.raises(ValueError, match=r"functools.partial.*Write a function around it"):
-        data_fingerprint(functools.partial(torch.relu))
+        teacher_fingerprint(functools.partial(torch.relu))

@@ -29,7 +29,7 @@ def test_two_calls_of_a_network_are_one_track():
     (use,) = found.consumers_of((first, second))
     assert (use.module, use.outputs) == ("2", (found.outputs("2"),))
     assert found.producer((first, second)).inputs == (found.outputs("0"),)
-    assert found.num_positional((first, second)) == [("2", 0)]
+    assert found.argument_positions((first, second)) == [("2", 0)]
 
 
 def test_a_module_that_is_called_on_its_own_output_has_no_common_way():

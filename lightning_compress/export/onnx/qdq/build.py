@@ -83,10 +83,10 @@ def _integers(
 ) -> tuple[ModelProto, WrittenWeights]:
     graph = Graph(floating)
     written = write_weights(graph, located, places, weight_type, in_float)
-    return signed_weights(graph), written
+    return stamped_model(graph), written
 
 
-def signed_weights(graph: Graph) -> ModelProto:
+def stamped_model(graph: Graph) -> ModelProto:
     """The model of a graph, checked, with our name in place of what the exporter tells of the machine and its sources.
 
     Raises:

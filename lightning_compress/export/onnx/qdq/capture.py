@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import Tensor
 from torch.fx import Node
 
-from lightning_compress.export.onnx.qdq.fake_quantize_calls import FakeQuantizeCall, recorded_fake_quantizers
+from lightning_compress.export.onnx.qdq.fake_quantize_calls import FakeQuantizeCall, replaced_fake_quantize
 from lightning_compress.nn.example_inputs import batch_size, check_example, describe_shapes, resize_batch
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
@@ -50,7 +50,7 @@ def capture_model(deployable: DeployedModel, example_input: Any, *, dynamic_batc
     example = resize_batch(example_input, max(2, batch_size(example_input) or 2)) if dynamic_batch else example_input
     arguments, keywords = _as_arguments(example)
     shapes = _shapes(example) if dynamic_batch else None
-    with _quiet(), recorded_fake_quantizers(deployable, _marked), torch.no_grad():
+    with _quiet(), replaced_fake_quantize(deployable, _marked), torch.no_grad():
         try:
             program = torch.onnx.export(
                 deployable.module,

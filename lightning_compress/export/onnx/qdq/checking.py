@@ -17,14 +17,14 @@ from torch import Tensor
 from lightning_compress.export.onnx.qdq.activations import ActivationGrid
 from lightning_compress.export.onnx.qdq.fake_quantize_calls import (
     FakeQuantizeCall,
-    observable_names,
-    recorded_fake_quantizers,
+    fixed_qparams,
+    replaced_fake_quantize,
 )
 from lightning_compress.export.onnx.qdq.graph import Array
 from lightning_compress.export.onnx.qdq.runtime import (
     as_arrays,
+    call_for_outputs,
     make_session,
-    plain_error,
     relative_difference,
     run_session,
 )
@@ -66,14 +66,14 @@ def measure_differences(
         if relative_difference(shown[name], alone[name]) > LARGEST_OUTPUT_DIFFERENCE:
             raise ValueError(f"The output '{name}' changes if the codes are shown, so they cannot be checked.")
     found, called = Differences(), set[str]()
-    with recorded_fake_quantizers(deployable, _forced(places, shown, found.steps, called)):
-        local = as_arrays(plain_error(call_model, deployable.module, copy_example(example)))
-    if idle := [name for name in observable_names(deployable) if name not in called]:
+    with replaced_fake_quantize(deployable, _forced(places, shown, found.steps, called)):
+        local = as_arrays(call_for_outputs(call_model, deployable.module, copy_example(example)))
+    if idle := [name for name in fixed_qparams(deployable) if name not in called]:
         raise ValueError(
             f"The module's forward never calls {', '.join(idle)}, or that does not call "
             f"torch.fake_quantize_per_tensor_affine: call each quantizer, or take it out of module.quantizers."
         )
-    free = as_arrays(plain_error(call_model, deployable.module, copy_example(example)))
+    free = as_arrays(call_for_outputs(call_model, deployable.module, copy_example(example)))
     if len(free) != len(names):
         raise ValueError(f"The module returns {len(free)} tensors, but the graph {len(names)}: {', '.join(names)}.")
     found.local = [relative_difference(shown[name], one) for name, one in zip(names, local, strict=True)]

@@ -40,7 +40,7 @@ class FakeQuantizeCall:
         return f"{self.quantizer} (call {self.number + 1})" if self.number else self.quantizer
 
 
-def observable_names(deployable: DeployedModel) -> dict[str, tuple[float, int]]:
+def fixed_qparams(deployable: DeployedModel) -> dict[str, tuple[float, int]]:
     """Scale and zero point of the quantizers that have them, by name: one that only rounds floats has none."""
     numbers = {}
     for name, quantizer in deployable.quantizers.items():
@@ -51,7 +51,7 @@ def observable_names(deployable: DeployedModel) -> dict[str, tuple[float, int]]:
 
 
 @contextmanager
-def recorded_fake_quantizers(
+def replaced_fake_quantize(
     deployable: DeployedModel, instead: Callable[[FakeQuantizeCall, Tensor], Tensor]
 ) -> Iterator[None]:
     """Within the context, `instead(call, values)` stands for `torch.fake_quantize_per_tensor_affine` in quantizers."""
@@ -63,7 +63,7 @@ def recorded_fake_quantizers(
     # Read before the module is traced: then these are plain numbers and not symbols.
     with ExitStack() as undo:
         undo.callback(deployable.module.register_forward_pre_hook(begin).remove)
-        for name, numbers in observable_names(deployable).items():
+        for name, numbers in fixed_qparams(deployable).items():
             wrapper = _wrapper(name, numbers, counts, instead)
             undo.enter_context(wrapped_method(deployable.quantizers[name], "forward", wrapper))
         yield

@@ -88,7 +88,7 @@ def relative_difference(found: Array, expected: Array) -> float:
     return float(numpy.nan_to_num(differences, nan=numpy.inf, posinf=numpy.inf).max() / size)
 
 
-def plain_error(function: Any, *arguments: Any) -> Any:
+def call_for_outputs(function: Any, *arguments: Any) -> Any:
     """Call a module for its numbers alone."""
     with torch.no_grad():
         return function(*arguments)

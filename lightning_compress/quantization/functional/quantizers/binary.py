@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
     bounds,
-    clamp_positive,
     for_sides,
+    one_where_zero,
     scale_of_rows,
     sign,
-    stochastic_round,
     straight_through,
-    to_wide,
-    zero_offset,
+    symmetric_zero_point,
+    uniform_noise,
 )
 
 
@@ -34,7 +34,7 @@ def binary_connect(values: Tensor) -> Quantized:
     Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
     """
     scale = scale_of_rows(values, 1.0)
-    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, zero_offset(scale))
+    return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, symmetric_zero_point(scale))
 
 
 @bounds(lambda _high: 1.0)
@@ -49,8 +49,8 @@ def stochastic_binary(values: Tensor, generator: torch.Generator | None) -> Quan
     if generator is None:
         return binary_connect(values)
     scale = scale_of_rows(values, 1.0)
-    result = sign((to_wide(values) + 1) / 2 - stochastic_round(values, generator))
-    return Quantized(straight_through(values, result, values.abs() <= 1), scale, zero_offset(scale))
+    result = sign((to_float32(values) + 1) / 2 - uniform_noise(values, generator))
+    return Quantized(straight_through(values, result, values.abs() <= 1), scale, symmetric_zero_point(scale))
 
 
 @for_sides("binary")
@@ -68,11 +68,11 @@ def xnor(values: Tensor) -> Quantized:
 
     Reference: Rastegari et al., 2016, section 3.1, https://arxiv.org/abs/1603.05279
     """
-    wide_values = to_wide(values)
+    wide_values = to_float32(values)
     mean = wide_values.abs().mean(1, keepdim=True)
     signs = straight_through(wide_values, sign(wide_values), wide_values.abs() <= 1)
-    scale = clamp_positive(mean.detach()).float()
-    return Quantized((signs * mean).to(values.dtype), scale, zero_offset(scale))
+    scale = one_where_zero(mean.detach()).float()
+    return Quantized((signs * mean).to(values.dtype), scale, symmetric_zero_point(scale))
 
 
 @for_sides("binary")
@@ -90,7 +90,9 @@ def bnn(values: Tensor, quant_min: int = -1) -> Quantized:
     Reference: Hubara et al., 2016, section 1, https://arxiv.org/abs/1602.02830
     """
     scale = torch.ones((), device=values.device)
-    return Quantized(straight_through(values, _signs(values, quant_min), values.abs() <= 1), scale, zero_offset(scale))
+    return Quantized(
+        straight_through(values, _signs(values, quant_min), values.abs() <= 1), scale, symmetric_zero_point(scale)
+    )
 
 
 @for_sides("binary")
@@ -116,7 +118,7 @@ def xnor_activations(values: Tensor, quant_min: int = -1, window: int = 1) -> Qu
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is an odd number of places from 1 on, but is {window}. For 3 x 3 kernels write 3.")
-    mean = to_wide(values.detach()).abs().mean(1 if values.ndim > 3 else -1, keepdim=True)
+    mean = to_float32(values.detach()).abs().mean(1 if values.ndim > 3 else -1, keepdim=True)
     if window > 1 and values.ndim == 4:
         mean = functional.avg_pool2d(mean, window, stride=1, padding=window // 2)
     return Quantized(straight_through(values, _signs(values, quant_min) * mean, mean * (values.abs() <= 1)), None, None)

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
     bounds,
-    clamp_positive,
     for_sides,
+    one_where_zero,
     scale_of_rows,
     straight_through,
-    to_wide,
-    zero_offset,
+    symmetric_zero_point,
 )
 
 
@@ -32,11 +32,11 @@ def dorefa_weights(values: Tensor, quant_max: int) -> Quantized:
 
     Reference: Zhou et al., 2016, section 2.3, https://arxiv.org/abs/1606.06160
     """
-    squashed = to_wide(values).tanh()
-    shares = squashed / clamp_positive(squashed.abs().amax(1, keepdim=True))
+    squashed = to_float32(values).tanh()
+    shares = squashed / one_where_zero(squashed.abs().amax(1, keepdim=True))
     scale = scale_of_rows(values, 1 / quant_max)
     rounded = (shares.detach() * quant_max).round_() * scale
-    return Quantized(straight_through(shares, rounded).to(values.dtype), scale, zero_offset(scale))
+    return Quantized(straight_through(shares, rounded).to(values.dtype), scale, symmetric_zero_point(scale))
 
 
 @for_sides("integer", "ternary", "binary")
@@ -53,10 +53,10 @@ def dorefa_activations(values: Tensor, quant_max: int, quant_min: int = 0) -> Qu
 
     Reference: Zhou et al., 2016, section 2.4, https://arxiv.org/abs/1606.06160
     """
-    bounded = to_wide(values).clamp(-1.0 if quant_min < 0 else 0.0, 1.0)
+    bounded = to_float32(values).clamp(-1.0 if quant_min < 0 else 0.0, 1.0)
     scale = torch.tensor(1 / quant_max, device=values.device)
     rounded = (bounded.detach() * quant_max).round_() * scale
-    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, zero_offset(scale))
+    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, symmetric_zero_point(scale))
 
 
 @bounds(lambda quant_max: quant_max / (quant_max + 1))
@@ -77,8 +77,8 @@ def wage_weights(values: Tensor, quant_max: int) -> Quantized:
     Reference: Wu et al., 2018, section 3.3, https://arxiv.org/abs/1802.04680
     """
     scale = scale_of_rows(values, 1 / (quant_max + 1))
-    places = (to_wide(values) * (quant_max + 1)).round_().clamp_(-quant_max, quant_max)
-    return Quantized(straight_through(values, places * scale, values.abs() <= 1), scale, zero_offset(scale))
+    places = (to_float32(values) * (quant_max + 1)).round_().clamp_(-quant_max, quant_max)
+    return Quantized(straight_through(values, places * scale, values.abs() <= 1), scale, symmetric_zero_point(scale))
 
 
 @for_sides("integer")
@@ -96,6 +96,6 @@ def wage_activations(values: Tensor, quant_max: int) -> Quantized:
     """
     middle = (quant_max + 1) // 2
     scale = torch.tensor(1 / middle, device=values.device)
-    bounded = to_wide(values).clamp(-(middle - 1) / middle, (middle - 1) / middle)
+    bounded = to_float32(values).clamp(-(middle - 1) / middle, (middle - 1) / middle)
     rounded = (bounded.detach() * middle).round_() * scale
-    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, zero_offset(scale) + middle)
+    return Quantized(straight_through(bounded, rounded).to(values.dtype), scale, symmetric_zero_point(scale) + middle)

@@ -5,28 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     SMALLEST_STEP,
     Quantized,
-    clamp_positive,
     for_sides,
     gradient_between_,
     learns,
+    one_where_zero,
     straight_through,
-    to_wide,
-    zero_offset,
+    symmetric_zero_point,
 )
 
 FIRST_CLIP = 10.0
 
 
 def _first_step(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    return clamp_positive(2 * values.abs().mean(1, keepdim=True) / quant_max**0.5)
+    return one_where_zero(2 * values.abs().mean(1, keepdim=True) / quant_max**0.5)
 
 
 def _first_clip(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
     reach = values.abs() if quant_min < 0 else values.clamp(min=0)
-    return clamp_positive(reach.amax(1, keepdim=True).clamp(max=FIRST_CLIP))
+    return one_where_zero(reach.amax(1, keepdim=True).clamp(max=FIRST_CLIP))
 
 
 @learns(step=_first_step)
@@ -50,7 +50,7 @@ def lsq(values: Tensor, quant_min: int, quant_max: int, step: Tensor) -> Quantiz
     features = values.shape[1:].numel() if values.ndim > 1 else values.numel()
     damping = (max(features, 1) * quant_max) ** -0.5
     found = _LearnedStep.apply(values, positive, quant_min, quant_max, damping)  # type: ignore[no-untyped-call]
-    return Quantized(found, positive.detach(), zero_offset(positive))
+    return Quantized(found, positive.detach(), symmetric_zero_point(positive))
 
 
 @learns(clip=_first_clip)
@@ -69,12 +69,12 @@ def pact(values: Tensor, quant_max: int, clip: Tensor, quant_min: int = 0) -> Qu
 
     Reference: Choi et al., 2018, section 3, https://arxiv.org/abs/1805.06085
     """
-    wide_values, bound = to_wide(values), clip.abs().clamp(min=SMALLEST_STEP)
+    wide_values, bound = to_float32(values), clip.abs().clamp(min=SMALLEST_STEP)
     below = torch.where(wide_values < bound, wide_values, bound)
     bounded = torch.where(below > -bound, below, -bound) if quant_min < 0 else below.clamp(min=0)
     scale = bound.detach() / quant_max
     places = (bounded.detach() / scale).round_().clamp_(-quant_max, quant_max)
-    return Quantized(straight_through(bounded, places * scale).to(values.dtype), scale, zero_offset(scale))
+    return Quantized(straight_through(bounded, places * scale).to(values.dtype), scale, symmetric_zero_point(scale))
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -84,13 +84,13 @@ class _LearnedStep(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, step: Tensor, quant_min: int, quant_max: int, damping: float) -> Tensor:
         ctx.save_for_backward(values, step)
         ctx.quant_min, ctx.quant_max, ctx.damping = quant_min, quant_max, damping
-        return (to_wide(values) / step).clamp_(quant_min, quant_max).round_().mul_(step).to(values.dtype)
+        return (to_float32(values) / step).clamp_(quant_min, quant_max).round_().mul_(step).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Left to autograd, with a rounding that passes gradients, the slope has none: its two parts cancel out.
         values, step = (one.detach() for one in ctx.saved_tensors)
-        ratio = to_wide(values) / step
+        ratio = to_float32(values) / step
         slope = (
             ratio.clamp(ctx.quant_min, ctx.quant_max)
             .round_()

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     SMALLEST_STEP,
     Quantized,
-    clamp_positive,
     for_sides,
     learns,
+    one_where_zero,
     straight_through,
-    to_wide,
-    zero_offset,
+    symmetric_zero_point,
 )
 
 
@@ -29,10 +29,12 @@ def twn(values: Tensor) -> Quantized:
 
     Reference: Li and Liu, 2016, section 2, https://arxiv.org/abs/1605.04711
     """
-    sizes = to_wide(values.detach()).abs()
+    sizes = to_float32(values.detach()).abs()
     large = sizes > 0.7 * sizes.mean(1, keepdim=True)
-    scale = clamp_positive(_mean_where(large, sizes)).float()
-    return Quantized(straight_through(values, values.detach().sign() * large * scale), scale, zero_offset(scale))
+    scale = one_where_zero(_mean_where(large, sizes)).float()
+    return Quantized(
+        straight_through(values, values.detach().sign() * large * scale), scale, symmetric_zero_point(scale)
+    )
 
 
 def _threshold(values: Tensor) -> Tensor:
@@ -44,11 +46,11 @@ def _mean_where(chosen: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _first_positive(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    return clamp_positive(_mean_where(values > _threshold(values), values.abs()))
+    return one_where_zero(_mean_where(values > _threshold(values), values.abs()))
 
 
 def _first_negative(values: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    return clamp_positive(_mean_where(values < -_threshold(values), values.abs()))
+    return one_where_zero(_mean_where(values < -_threshold(values), values.abs()))
 
 
 @learns(positive=_first_positive, negative=_first_negative)
@@ -69,7 +71,7 @@ def ttq(values: Tensor, positive: Tensor, negative: Tensor) -> Quantized:
 
     Reference: Zhu et al., 2017, section 3, https://arxiv.org/abs/1612.01064
     """
-    threshold = _threshold(to_wide(values.detach()))
+    threshold = _threshold(to_float32(values.detach()))
     above, below = values > threshold, values < -threshold
     upper, lower = (level.abs().clamp(min=SMALLEST_STEP) for level in (positive, negative))
     # The product is 0, unless a weight of the row is no number: that must not vanish.

@@ -5,20 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
     for_sides,
     gradient_between_,
     limits_around_zero,
-    stochastic_round,
     straight_through,
-    to_wide,
+    uniform_noise,
 )
 
 
 @for_sides("integer", "ternary")
 def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Quantized:
-    """Round to a multiple of `scale`, halves to even, and clamp to `quant_min - zero_point` and `quant_max - zero_point`.
+    """Round to a multiple of `scale`, halves to even, and clamp the codes to `[quant_min, quant_max]`.
 
     The gradient passes where the rounded number lies within the limits. Values are those of
     `torch.fake_quantize_per_channel_affine` and `torch.fake_quantize_per_tensor_affine`, bit for bit, but for what is
@@ -45,7 +45,7 @@ def stochastic(
 
     Reference: Gupta et al., 2015, section 3.1, https://arxiv.org/abs/1502.02551
     """
-    chances = None if generator is None else stochastic_round(values, generator)
+    chances = None if generator is None else uniform_noise(values, generator)
     return Quantized(_on_grid(values, scale, zero_point, quant_min, quant_max, chances), scale, zero_point)
 
 
@@ -66,8 +66,8 @@ def floating(values: Tensor, dtype: torch.dtype) -> Quantized:
     Reference: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740, and 2022, https://arxiv.org/abs/2209.05433
     """
     largest = torch.finfo(dtype).max
-    bounded = to_wide(values).clamp(-largest, largest)
-    return Quantized(straight_through(values, bounded.to(dtype), to_wide(values).abs() <= largest), None, None)
+    bounded = to_float32(values).clamp(-largest, largest)
+    return Quantized(straight_through(values, bounded.to(dtype), to_float32(values).abs() <= largest), None, None)
 
 
 def _on_grid(
@@ -107,7 +107,7 @@ class _Uniform(torch.autograd.Function):
 def _steps(values: Tensor, scale: Tensor, chances: Tensor | None) -> Tensor:
     """How many steps each value is away from zero, as a whole number that may lie outside the limits."""
     # To multiply, not to divide, is what torch's own operators do: it may decide to which side a half falls.
-    ratio = to_wide(values) * (1 / scale)
+    ratio = to_float32(values) * (1 / scale)
     if chances is None:
         return ratio.round_()
     integral = ratio.floor()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_compress.export.onnx.qdq.fake_quantize_calls import recorded_fake_quantizers
+from lightning_compress.export.onnx.qdq.fake_quantize_calls import replaced_fake_quantize
 from tests.export import handmade
 
 
@@ -14,7 +14,7 @@ def test_calls_are_told_with_their_grid_and_counted_within_each_forward():
         return values
 
     inputs = torch.randn(2, 64), 1.0, torch.ones(2, 64)
-    with recorded_fake_quantizers(made, instead):
+    with replaced_fake_quantize(made, instead):
         plain = made.module(*inputs)
         made.module(*inputs)
     scale, zero_point = float(made.quantizers["both"].scale), int(made.quantizers["both"].zero_point)
@@ -35,7 +35,7 @@ def test_clips_of_fewer_bits_are_seen_and_all_is_as_before_after_an_error():
         return values
 
     hooks = len(made.module._forward_pre_hooks)
-    with pytest.raises(RuntimeError, match="stop"), recorded_fake_quantizers(made, instead):
+    with pytest.raises(RuntimeError, match="stop"), replaced_fake_quantize(made, instead):
         made.module(torch.randn(2, 1, 28, 28) * 100)
     assert seen["conv1"].max().item() == pytest.approx(2.0)
     assert len(made.module._forward_pre_hooks) == hooks
