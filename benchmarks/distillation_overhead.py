@@ -52,7 +52,7 @@ TARGETS = {LIVE: 1.02, CACHED: 1.05}
 BATCH, EPOCH_TURNS, WARM_TURNS = 64, 16, 3
 STEPS = {"LeNet-5": 720, "ResNet-8": 216}
 TIMED_PROCESSES, MEMORY_PROCESSES, MEMORY_STEPS = 3, 2, 12
-QUICK_BATCH, QUICK_ROUNDS, QUICK_EPOCH_TURNS = 2, 2, 4
+QUICK_TASK, QUICK_BATCH, QUICK_ROUNDS, QUICK_EPOCH_TURNS = "LeNet-5", 2, 2, 4
 
 
 # Steps -------------------------------------------------------------------------------------------------------------
@@ -194,8 +194,9 @@ def main() -> None:
     timed, measured = (1, 1) if quick else (TIMED_PROCESSES, MEMORY_PROCESSES)
     console, busy = Console(), {"before": environment()["load_average_1_minute"]}
     steps, memory = {}, {}
+    tasks = [QUICK_TASK] if quick else list(TASKS)
     with tempfile.TemporaryDirectory() as folder:
-        for name in TASKS:
+        for name in tasks:
             options["folder"] = str(Path(folder) / name)
             rounds = QUICK_ROUNDS if quick else (read.steps or STEPS[name]) // TURN_STEPS
             steps[name] = step_costs(name, timed, rounds, accelerator=read.accelerator, **options)
@@ -205,7 +206,7 @@ def main() -> None:
     values = {
         "environment": {**environment(), "accelerator": read.accelerator, "load_averages": busy},
         "batch": batch,
-        "steps_timed": {name: QUICK_ROUNDS * TURN_STEPS if quick else read.steps or STEPS[name] for name in TASKS},
+        "steps_timed": {name: QUICK_ROUNDS * TURN_STEPS if quick else read.steps or STEPS[name] for name in tasks},
         "processes": {"timed": timed, "memory": measured},
         "targets": TARGETS,
         "steps": steps,

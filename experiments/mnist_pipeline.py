@@ -211,7 +211,7 @@ def main() -> None:
         sys.exit(missing)
     folder = Path(tempfile.mkdtemp()) if read.quick else ROOT / "docs" / "results"
     path = read.output or folder / f"{Path(__file__).stem}.json"
-    small = {"batches": 10, "data": "sample"} if read.quick else {}
+    small = {"batches": 5, "data": "sample"} if read.quick else {}
     epochs = {ONE: 5, SAME: 1} if read.quick else {ONE: 10, SAME: 2, EACH: 5}
     seeds = SEEDS[:1] if read.quick else SEEDS
     todo = [Settings(arm, seed, count, **small) for seed in seeds for arm, count in epochs.items()]

@@ -45,6 +45,7 @@ from common.runs import (
 SPARSITIES, SEEDS, TRIAL_SEEDS = (0.0, 0.95, 0.98), (0, 1, 2, 3, 4), (100, 101)
 LEARNING_RATES, DISTRIBUTIONS, ENDS = (0.002, 0.004), ("global", "lamp"), ("60%", "80%")
 LARGEST_DIFFERENCE_POINTS = 0.10
+QUICK_EPOCHS = 3
 WINDOW = ("distribution", "begin", "end", "every")
 
 
@@ -323,11 +324,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     output = arguments.output or _output(arguments.quick)
     if arguments.quick:
-        base = Settings(0.0, 0, epochs=arguments.epochs, batches=2, data="sample", accelerator=arguments.accelerator)
+        base = Settings(
+            0.0, 0, epochs=arguments.epochs or QUICK_EPOCHS, batches=2, data="sample", accelerator=arguments.accelerator
+        )
         tuned: dict[float, dict[str, Any]] = {sparsity: {} for sparsity in SPARSITIES[:2]}
         text = _measure(base, tuned, (0,), "", output, arguments.workers, console)
     else:
-        base = Settings(0.0, 0, epochs=arguments.epochs, accelerator=arguments.accelerator)
+        base = Settings(0.0, 0, epochs=arguments.epochs or Settings.epochs, accelerator=arguments.accelerator)
         tuned, tried = _tune(base, output.with_name("mnist_pruning_trials.json"), arguments.workers, console)
         text = _measure(base, tuned, SEEDS, tried, output, arguments.workers, console)
     output.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -372,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few batches of the shipped sample; proves nothing")
     parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it (default: beside this script)")
-    parser.add_argument("--epochs", type=int, default=Settings.epochs, help=f"default: {Settings.epochs}")
+    parser.add_argument("--epochs", type=int, help=f"default: {Settings.epochs}, quick: {QUICK_EPOCHS}")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--accelerator", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--run", help=argparse.SUPPRESS)

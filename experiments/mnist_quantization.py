@@ -67,7 +67,7 @@ EXPERIMENT = Experiment(
         "standard error of an error of 1 % on 10,000 images is 0.10 points. The papers train for many more epochs."
     ),
     defaults={"epochs": 6, "batch_size": 128, "learning_rate": 0.002},
-    quick={"epochs": 3, "batches": 10, "data": "sample"},
+    quick={"epochs": 3, "batches": 4, "data": "sample"},
     needed=needed,
 )
 

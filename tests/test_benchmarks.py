@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.common.interleaved_timing import paired
+from benchmarks.common.processes import GIVE_BACK, Parts
+from experiments.common.runs import RESULT_MARK, read_runs, run_all
 from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,33 +46,20 @@ def test_results_of_mnist_are_not_taken_from_the_sample(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "part", "found"),
-    [
-        (
-            "pruning_overhead",
-            {"what": "update", "weights": 24 * 64, "updates": 1},
-            {"weights": 24 * 64, "weights_bytes": 4 * 24 * 64},
-        ),
-        ("distillation_overhead", {"what": "missing"}, None),
-    ],
-)
-def test_a_part_runs_in_a_process_of_its_own_or_says_what_failed(script, part, found, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from benchmarks.common.processes import GIVE_BACK, Parts
-
-    parts = Parts(str(ROOT / "benchmarks" / f"{script}.py"), {})
-    if found is None:
-        with pytest.raises(RuntimeError, match="part failed(.|\\n)*KeyError: 'missing'"):
-            parts.run(GIVE_BACK, False, threads=1, **part)
-    else:
-        assert parts.run(GIVE_BACK, False, threads=1, **part).items() >= found.items()
+def test_a_part_runs_in_a_process_of_its_own():
+    parts = Parts(str(ROOT / "benchmarks" / "pruning_overhead.py"), {})
+    found = parts.run(GIVE_BACK, False, threads=1, what="update", weights=24 * 64, updates=1)
+    assert found.items() >= {"weights": 24 * 64, "weights_bytes": 4 * 24 * 64}.items()
 
 
-def test_ratios_are_those_of_the_same_round(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from benchmarks.common.interleaved_timing import paired
+def test_a_part_that_fails_is_named_with_its_error(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import json, sys\n{}[json.loads(sys.argv[sys.argv.index('--part') + 1])['what']]\n")
+    with pytest.raises(RuntimeError, match="part failed: {'threads': 1, 'what': 'missing'}(.|\n)*KeyError: 'missing'"):
+        Parts(str(script), {}).run(GIVE_BACK, False, threads=1, what="missing")
 
+
+def test_ratios_are_those_of_the_same_round():
     quiet = {"plain": [1.0, 2.0, 4.0], "more": [1.1, 2.2, 4.4], "twice": [2.2, 4.4, 8.8]}
     busy = {"plain": [10.0], "more": [13.0], "twice": [26.0]}
     found = paired([quiet, busy], {"more": "plain", "twice": "more"})
@@ -93,10 +83,7 @@ class Tiny:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    from common.runs import RESULT_MARK, read_runs, run_all
-
+def test_each_run_has_a_process_of_its_own_and_finished_ones_are_kept(tmp_path):
     script, path, kept = tmp_path / "script.py", tmp_path / "runs.json", {}
     script.write_text(
         "import json, os, sys\n"

@@ -134,6 +134,8 @@ def trained(
     trainer = Trainer(
         max_epochs=settings.epochs,
         limit_train_batches=settings.batches,
+        limit_val_batches=settings.batches,
+        limit_test_batches=settings.batches,
         accelerator="cpu",
         callbacks=[best, errors, *callbacks],
         logger=False,
