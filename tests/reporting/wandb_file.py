@@ -20,8 +20,8 @@ def payloads(path):
             at += BLOCK - at % BLOCK  # a header does not fit: the rest of the block is padding
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        if kind not in (FULL, FIRST, MIDDLE, LAST):
-            break
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or at + 7 + length > len(data):
+            break  # W&B's process has not written the rest yet
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (FULL, LAST):
