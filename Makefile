@@ -51,7 +51,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --quiet tests/test_layering.py
+	$(BIN)/python -m pytest --quiet tests/test_layering.py tests/test_public_names.py
 
 format: $(STAMP)
 	$(BIN)/ruff format $(CODE)

@@ -198,19 +198,19 @@ class ChannelPruning(StructuralCallback):
         config = ChannelPruningConfig(
             self.criterion, self.distribution, self.min_density, self.round_to, self.seed, self.remove_blocks
         )
-        shrinker = ChannelPruner(
+        pruner = ChannelPruner(
             model, small_example(model, example), self.budget, config, allowed, self.first, frozen, protected
         )
         if self.first is None:
-            shrinker.check()
-        check_equal_groups(shrinker.groups, pl_module.device)
-        self.part, self.pruner, self.first = part, shrinker, shrinker.state_dict()
+            pruner.check()
+        check_equal_groups(pruner.groups, pl_module.device)
+        self.part, self.pruner, self.first = part, pruner, pruner.state_dict()
         self.statistics.restrict_to(part)
-        units = sum(group.units for group in shrinker.prunable_groups)
-        removable = f" Removable blocks: {', '.join(shrinker.removable_blocks)}." if shrinker.removable_blocks else ""
+        units = sum(group.units for group in pruner.prunable_groups)
+        removable = f" Removable blocks: {', '.join(pruner.removable_blocks)}." if pruner.removable_blocks else ""
         rank_zero_info(
-            f"'{self.name}' may cut {units} channels or heads of {len(shrinker.prunable_groups)} groups of layers. Not "
-            f"pruned: {shrinker.unprunable_report() or 'nothing'}.{removable}"
+            f"'{self.name}' may cut {units} channels or heads of {len(pruner.prunable_groups)} groups of layers. Not "
+            f"pruned: {pruner.unprunable_report() or 'nothing'}.{removable}"
         )
 
     def _allowed(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
@@ -269,7 +269,7 @@ class ChannelPruning(StructuralCallback):
             return
         if self.pruner is None:
             self._prepare(trainer, pl_module, *_called(self.input_recorder))
-            self.statistics.take_gradients(self._shrinker.prunable_groups)
+            self.statistics.take_gradients(self._pruner.prunable_groups)
         if self.calls is not None:
             self._end_first_step()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -279,7 +279,7 @@ class ChannelPruning(StructuralCallback):
         if self.calls is not None:
             prefix = f"{self.part}." if self.part else ""
             seen = {name.removeprefix(prefix) for name in self.calls.names}
-            refuse_other_calls(self._shrinker.model, self._shrinker.example, seen)
+            refuse_other_calls(self._pruner.model, self._pruner.example, seen)
         self._close()
 
     def _close(self) -> None:
@@ -306,14 +306,14 @@ class ChannelPruning(StructuralCallback):
     # A cut ----------------------------------------------------------------------------------------------------------
 
     def change_structure(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
-        shrinker, window = self._shrinker, self._window
-        scores = all_reduce_mean_scores(shrinker.scores(self.statistics), pl_module.device)
+        pruner, window = self._pruner, self._window
+        scores = all_reduce_mean_scores(pruner.scores(self.statistics), pl_module.device)
         chosen = broadcast_units(
-            shrinker.select_units(scores, self._progress(time, window)), shrinker.prunable_groups, pl_module.device
+            pruner.select_units(scores, self._progress(time, window)), pruner.prunable_groups, pl_module.device
         )
         pruned = {name: units for name, units in chosen.items() if units}
         if pruned and self.soft and time < window.end:
-            zero_channels_(shrinker.model, shrinker.prunable_groups, pruned)
+            zero_channels_(pruner.model, pruner.prunable_groups, pruned)
             for other in trainer.callbacks:
                 if isinstance(other, CompressionCallback):
                     other.on_weights_replaced()
@@ -323,21 +323,21 @@ class ChannelPruning(StructuralCallback):
         self.statistics.reset()
 
     def _cut(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedUnits) -> None:
-        shrinker = self._shrinker
-        if (why := verify_cut(shrinker.model, shrinker.small, shrinker.groups, pruned)) is not None:
+        pruner = self._pruner
+        if (why := verify_cut(pruner.model, pruner.small, pruner.groups, pruned)) is not None:
             raise ValueError(f"Cutting {', '.join(pruned)} fails: {why}. Nothing was changed; ignore these layers.")
         refuse_unknown_state(trainer.optimizers)
-        fold_constants(shrinker.model, shrinker.small, shrinker.groups, pruned)
+        fold_constants(pruner.model, pruner.small, pruner.groups, pruned)
         if "patches" in self.statistics.asked:
-            compensate(self.statistics, shrinker.prunable_groups, pruned)
-        cut = plan_cut(shrinker.groups, pruned).prefixed(self.part)
+            compensate(self.statistics, pruner.prunable_groups, pruned)
+        cut = plan_cut(pruner.groups, pruned).prefixed(self.part)
         cut_in_training(pl_module, cut, trainer.optimizers, list(averaged_copies(pl_module, kept_averages(trainer))))
         for other in trainer.callbacks:
             if isinstance(other, CompressionCallback) and other is not self:
                 other.on_channels_pruned(cut)
         rewrap_ddp(trainer)
         self.cut = cut.composed_with(self.cut)
-        shrinker.record_pruned(pruned)
+        pruner.record_pruned(pruned)
         if self.recalibrate:
             self.recalibrated_from = step_after(trainer, "batches") + 1
             self.recalibration.restart()
@@ -353,11 +353,11 @@ class ChannelPruning(StructuralCallback):
         }
 
     def _log(self, trainer: Trainer) -> None:
-        metrics = {"sparsity": self._shrinker.sparsity, **self._shrinker.metrics()}
+        metrics = {"sparsity": self._pruner.sparsity, **self._pruner.metrics()}
         self.log_metrics(trainer, metrics)
 
     @property
-    def _shrinker(self) -> ChannelPruner:
+    def _pruner(self) -> ChannelPruner:
         if self.pruner is None:
             raise RuntimeError(f"'{self.name}' has not seen the module at work yet.")
         return self.pruner

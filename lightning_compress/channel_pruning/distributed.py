@@ -41,6 +41,8 @@ def check_equal_groups(groups: Sequence[ChannelGroup], device: torch.device) -> 
     Raises:
         ValueError: on every rank.
     """
-    reported = repr([(group.name, group.units, group.unprunable_reason is None) for group in groups]).encode()
-    if is_distributed() and not all_ranks_equal(tensor_hash([torch.tensor(list(reported), dtype=torch.uint8)]), device):
+    description = repr([(group.name, group.units, group.unprunable_reason is None) for group in groups]).encode()
+    if is_distributed() and not all_ranks_equal(
+        tensor_hash([torch.tensor(list(description), dtype=torch.uint8)]), device
+    ):
         raise ValueError("The ranks have different modules: their layers or widths differ. Build the same on each.")

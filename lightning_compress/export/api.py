@@ -89,8 +89,8 @@ def _as_known(model: nn.Module) -> nn.Module:
     owner = None if quantized_of(model) is not None or is_quantization_pending(model) else quantized_owner(model)
     if owner is None:
         return model
-    entire, prefix = owner
-    quantized = require_quantized(entire)
+    owner_model, prefix = owner
+    quantized = require_quantized(owner_model)
     if not any(f"{layer}.".startswith(prefix) for layer in quantized.layers):
         return model  # such as a teacher beside what is quantized
     part = unwrap_compiled(copy_without_hooks(model))

@@ -81,9 +81,9 @@ def layer_class_for_size(module: nn.Module) -> type[nn.Module]:
     full = FULL.get(type(module), type(module))
     if full not in EMPTY:
         return full
-    kept_inputs = module.running_mean if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.weight
-    kept_inputs = module.weight if kept_inputs is None else kept_inputs
-    return EMPTY[full] if isinstance(kept_inputs, Tensor) and kept_inputs.numel() == 0 else full
+    per_channel = module.running_mean if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.weight
+    per_channel = module.weight if per_channel is None else per_channel
+    return EMPTY[full] if isinstance(per_channel, Tensor) and per_channel.numel() == 0 else full
 
 
 def _length(module: Any, dim: int, kernel: int, size: int) -> int:

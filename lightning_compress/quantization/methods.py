@@ -13,7 +13,7 @@ from lightning_compress.quantization.functional.rounding import Quantized
 Quantizer: TypeAlias = Callable[..., Quantized]
 MethodLike: TypeAlias = str | Quantizer | Mapping[str, str | Quantizer | None] | None
 SIDES = ("weights", "activations")
-RUNNING, INTEGER_FORMATS = RangeEstimator(min_max), RangeEstimator(min_max, None)
+RUNNING, LATEST = RangeEstimator(min_max), RangeEstimator(min_max, None)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ResolvedMethod:
     weights: Quantizer | None = None
     activations: Quantizer | None = None
     range: RangeEstimator = RUNNING
-    weight_range: RangeEstimator = INTEGER_FORMATS
+    weight_range: RangeEstimator = LATEST
     gradients: Callable[..., Any] | None = None
     errors: Callable[..., Any] | None = None
 
@@ -46,7 +46,7 @@ class MethodSpec:
     weights: tuple[Quantizer, ...] = ()
     activations: tuple[Quantizer, ...] = ()
     range: RangeEstimator = RUNNING
-    weight_range: RangeEstimator = INTEGER_FORMATS
+    weight_range: RangeEstimator = LATEST
     gradients: Callable[..., Any] | None = None
     errors: Callable[..., Any] | None = None
 

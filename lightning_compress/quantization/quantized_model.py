@@ -196,8 +196,8 @@ class QuantizedModel:
     def bits(self) -> float:
         """Bits of a weight, on average over the quantized ones."""
         counts = {name: one.scale.numel() and _count(one) for name, one in self.weights.items()}
-        integral = sum(counts.values())
-        return sum(one.fmt.bits * counts[name] for name, one in self.weights.items()) / integral if integral else 32.0
+        total = sum(counts.values())
+        return sum(one.fmt.bits * counts[name] for name, one in self.weights.items()) / total if total else 32.0
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

@@ -51,10 +51,10 @@ def _changed(node: SourceValue, keys: list[str], new: SourceValue, path: list[st
         return _changed_object(node, keys, new, path)
     if isinstance(node.value, dict):
         return _changed_mapping(node, keys, new, path)
-    entire = "[...]" if keys[0].isdecimal() else "{class_path: ..., init_args: {...}}"
+    written_form = "[...]" if keys[0].isdecimal() else "{class_path: ..., init_args: {...}}"
     raise ValueError(
         f"{new.where}: {'.'.join(path)} is {node.value!r}, which has no '{'.'.join(keys)}'. Set it as a whole: "
-        f"{'.'.join(path)}={entire}."
+        f"{'.'.join(path)}={written_form}."
     )
 
 
@@ -78,9 +78,9 @@ def _changed_object(node: SourceValue, keys: list[str], new: SourceValue, path: 
 
 def _changed_mapping(node: SourceValue, keys: list[str], new: SourceValue, path: list[str]) -> SourceValue:
     values: dict[Any, SourceValue] = node.value
-    entire = ".".join(keys)
-    if entire in values or len(keys) == 1:  # a key may have dots of its own, such as the wildcard "*.conv1"
-        return SourceValue({**values, entire: new}, node.where)
+    written_form = ".".join(keys)
+    if written_form in values or len(keys) == 1:  # a key may have dots of its own, such as the wildcard "*.conv1"
+        return SourceValue({**values, written_form: new}, node.where)
     if keys[0] in values:
         child = values[keys[0]]
     elif path:

@@ -104,7 +104,7 @@ def run_jobs(jobs: Sequence[SweepJob], command: Sequence[str], console: Console 
             title = (
                 f"Run {number} of {len(jobs)}, {job.name}, {_ended(outcome, job)} ({time.monotonic() - begin:.0f} s)"
             )
-            for line in (title, *_error_text(outcome, job)):
+            for line in (title, *_outcome_lines(outcome, job)):
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             progress.advance(task)
     return outcomes
@@ -149,7 +149,7 @@ def _ended(outcome: SweepOutcome, job: SweepJob) -> str:
     return "is done, but wrote no report" if job.reports and outcome.report is None else "is done"
 
 
-def _error_text(outcome: SweepOutcome, job: SweepJob) -> Iterator[str]:
+def _outcome_lines(outcome: SweepOutcome, job: SweepJob) -> Iterator[str]:
     """The end of what a failed run has printed."""
     if not outcome.code:
         return

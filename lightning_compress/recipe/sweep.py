@@ -166,11 +166,11 @@ def _range(place: str, written: dict[str, Any], method: str) -> ParameterRange:
     low, high = written.get("min"), written.get("max")
     if not all(isinstance(one, int | float) for one in (low, high)) or low > high:  # type: ignore[operator]
         raise ValueError(f"{place}: min and max are numbers in this order, not {low!r} and {high!r}.")
-    entire = isinstance(low, int) and isinstance(high, int)
-    distribution = written.get("distribution", "int_uniform" if entire else "uniform")
+    are_integers = isinstance(low, int) and isinstance(high, int)
+    distribution = written.get("distribution", "int_uniform" if are_integers else "uniform")
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"{place}: distribution is one of {', '.join(DISTRIBUTIONS)} here, not {distribution!r}.")
-    if distribution == "int_uniform" and not entire:
+    if distribution == "int_uniform" and not are_integers:
         raise ValueError(f"{place}: int_uniform is between whole numbers, not {low} and {high}.")
     if distribution == "log_uniform_values" and low <= 0:  # type: ignore[operator]
         raise ValueError(f"{place}: log_uniform_values begins above 0, not at {low}.")

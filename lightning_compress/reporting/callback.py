@@ -168,13 +168,13 @@ class CompressionReport(CompressionCallback):
         if not trainer.is_global_zero:
             return
         after = self._measure(trainer, pl_module, metrics=trainer.callback_metrics)
-        reported = replace(
+        measured = replace(
             after,
             history=_history(trainer, self),
             phases=tuple(self._course.phases.values()),
             boundaries=tuple(self._course.boundaries),
         )
-        self.report = _compared(reported, self._before)
+        self.report = _compared(measured, self._before)
         self._export(trainer, pl_module)
         self._publish(trainer)
 

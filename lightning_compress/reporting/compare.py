@@ -143,9 +143,9 @@ def _notes(runs: Sequence[Report]) -> tuple[str, ...]:
     places = {(run.environment.get("cpu", "unknown"), run.environment.get("torch", "unknown")) for run in timed}
     if len(places) < 2:
         return ()
-    reported = "; ".join(f"{cpu} with torch {torch}" for cpu, torch in sorted(places))
+    machines = "; ".join(f"{cpu} with torch {torch}" for cpu, torch in sorted(places))
     return (
-        f"Latency was timed on different machines or versions, so its ratios are not about the models: {reported}.",
+        f"Latency was timed on different machines or versions, so its ratios are not about the models: {machines}.",
     )
 
 

@@ -33,9 +33,9 @@ def check_export(path: Path, model: nn.Module, quantizes: bool) -> None:
             f"export='{path.name}' is a file of a quantized model, but nothing quantizes this one. Add "
             f"QuantizationAwareTraining, or write 'model.onnx', which takes floats."
         )
-    entire = path.absolute()
-    there = next(one for one in (entire, *entire.parents) if one.exists())
-    if there.is_dir() == (there == entire):
+    absolute = path.absolute()
+    there = next(one for one in (absolute, *absolute.parents) if one.exists())
+    if there.is_dir() == (there == absolute):
         kind = "a folder" if there.is_dir() else "no folder"
         raise ValueError(f"export='{path}' cannot be written: {there} is {kind}. Name a file in a folder.")
     try:

@@ -228,13 +228,13 @@ def _rebuild_all(
     callbacks: Sequence[StructuralCallback], trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
 ) -> None:
     saved = [one._saved_structure(checkpoint) for one in callbacks]
-    entire = Structure.combined(saved)
+    combined = Structure.combined(saved)
     now = Structure.combined([one.structure for one in callbacks]).cut
     replaced = sorted((made for one in callbacks for made in one.replaced), key=lambda made: made.replacement.order)
     found: list[Replaced] = []
     for model, prefix in [(pl_module, ""), *averaged_copies(pl_module, kept_averages(trainer))]:
         inside = [one for one in (made.restricted_to(prefix) for made in replaced) if one is not None]
-        weights, wanted = checkpoint["state_dict"], entire.restricted_to(prefix)
+        weights, wanted = checkpoint["state_dict"], combined.restricted_to(prefix)
         rebuilt = rebuild(model, weights, wanted, "The checkpoint", now.restricted_to(prefix), inside)
         found = rebuilt if model is pl_module else found
     for callback, structure in zip(callbacks, saved, strict=True):

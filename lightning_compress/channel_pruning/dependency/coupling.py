@@ -95,9 +95,7 @@ def _shared(places: Sequence[ChannelAxis], offsets: list[int]) -> list[Tensor]:
     return edges
 
 
-def _grouped(
-    places: Sequence[ChannelAxis], labels: list[list[int]], protected: Mapping[int, str]
-) -> list[ChannelGroup]:
+def _grouped(places: Sequence[ChannelAxis], labels: list[list[int]], reason: Mapping[int, str]) -> list[ChannelGroup]:
     """Units with the same number of channels at the same places make a group."""
     spots: dict[int, dict[int, int]] = {}
     for number, own in enumerate(labels):
@@ -106,7 +104,7 @@ def _grouped(
             counts[number] = counts.get(number, 0) + 1
     together: dict[tuple[tuple[tuple[int, int], ...], str | None], list[int]] = {}
     for label, counts in spots.items():
-        together.setdefault((tuple(counts.items()), protected.get(label)), []).append(label)
+        together.setdefault((tuple(counts.items()), reason.get(label)), []).append(label)
     groups = [
         _group(places, {number: labels[number] for number, _ in where}, why, units)
         for (where, why), units in together.items()
@@ -115,7 +113,7 @@ def _grouped(
 
 
 def _group(
-    places: Sequence[ChannelAxis], labels: dict[int, list[int]], protected: str | None, units: list[int]
+    places: Sequence[ChannelAxis], labels: dict[int, list[int]], reason: str | None, units: list[int]
 ) -> ChannelGroup:
     """Of the units with these labels; `labels` are those of the places, by number, at which they are."""
     number_of = {label: number for number, label in enumerate(sorted(units))}
@@ -123,11 +121,11 @@ def _group(
         GroupMember(places[number], tuple(number_of.get(label, -1) for label in own)) for number, own in labels.items()
     )
     name = next((member.axis.module for member in members if member.axis.side == "out"), members[0].axis.module)
-    if protected is None and len(units) == 1:
-        protected = "all of its channels depend on each other"
-    if protected is None and not any(member.axis.side == "in" for member in members):
-        protected = "no layer reads it"
-    return ChannelGroup(name, len(units), members, protected)
+    if reason is None and len(units) == 1:
+        reason = "all of its channels depend on each other"
+    if reason is None and not any(member.axis.side == "in" for member in members):
+        reason = "no layer reads it"
+    return ChannelGroup(name, len(units), members, reason)
 
 
 def _with_own_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:

@@ -169,10 +169,10 @@ def _keeping_apart(name: str, module: nn.Module) -> Kind | None:
 
 def _vectors(name: str, module: nn.Module, size: int, attribute: str | None) -> ChannelAxis:
     """A place with every parameter and buffer of a module that has one number for each channel."""
-    inputs_held = {**module._parameters, **module._buffers}
+    tensors = {**module._parameters, **module._buffers}
     slices = tuple(
         TensorSlice(f"{name}.{leaf}", 0, size)
-        for leaf, one in inputs_held.items()
+        for leaf, one in tensors.items()
         if one is not None and one.shape == (size,)
     )
     return ChannelAxis(name, "channels", size, slices, (ModuleAttribute(name, attribute),) if attribute else ())

@@ -126,15 +126,15 @@ class Probe:
         """Marked values for the parameters and buffers of a module that is not known."""
         kept: dict[str, dict[str, Any]] = {"_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}
         try:
-            for table, inputs_held in kept.items():
-                for leaf, one in inputs_held.items():
+            for table, entries in kept.items():
+                for leaf, one in entries.items():
                     if one is not None and one.is_floating_point() and one.numel() > 1:
                         full = f"{name}.{leaf}" if name else leaf
                         getattr(module, table)[leaf] = self._mark(full, one, None)
             yield
         finally:
-            for table, inputs_held in kept.items():
-                getattr(module, table).update(inputs_held)
+            for table, entries in kept.items():
+                getattr(module, table).update(entries)
 
 
 def _passed(original: Callable[..., Any], given: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -28,8 +28,8 @@ class SelfTeacher(Teacher):
 
     def on_student_changed(self, student: nn.Module) -> None:
         name = next(name for name, module in self._model.named_modules() if module is student)
-        self.module = self._entire.get_submodule(name)
-        self._capture = ForwardCapture(self._entire, (one for one in self._layers if one != OUTPUT))
+        self.module = self._model_copy.get_submodule(name)
+        self._capture = ForwardCapture(self._model_copy, (one for one in self._layers if one != OUTPUT))
 
     def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         assert self.module is not None
@@ -42,10 +42,10 @@ class SelfTeacher(Teacher):
     copies_student = True
 
     def on_channels_pruned(self, cut: Cut) -> None:
-        cut_model(self._entire, cut)
+        cut_model(self._model_copy, cut)
 
     @property
-    def _entire(self) -> nn.Module:
+    def _model_copy(self) -> nn.Module:
         assert self._copies is not None
         return self._copies
 
@@ -70,7 +70,7 @@ class AveragedTeacher(SelfTeacher):
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         super().attach(model, layers, undo)
-        self._pairs = _pairs(self._entire, model)
+        self._pairs = _pairs(self._model_copy, model)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -81,10 +81,10 @@ class AveragedTeacher(SelfTeacher):
                 average.copy_(now)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: value.detach().cpu().clone() for name, value in self._entire.state_dict().items()}
+        return {name: value.detach().cpu().clone() for name, value in self._model_copy.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._entire.load_state_dict(state)
+        self._model_copy.load_state_dict(state)
 
 
 class SnapshotTeacher(SelfTeacher):
@@ -102,7 +102,7 @@ class SnapshotTeacher(SelfTeacher):
 
     @torch.no_grad()
     def snapshot(self) -> None:
-        now, mine = _tensors(self._model), _tensors(self._entire)
+        now, mine = _tensors(self._model), _tensors(self._model_copy)
         if changed := [name for name in now.keys() | mine.keys() if _shape(now, name) != _shape(mine, name)]:
             raise ValueError(
                 f"The module cannot be its own teacher: {', '.join(sorted(changed)[:8])} came, went or changed shape "
@@ -121,7 +121,7 @@ class SnapshotTeacher(SelfTeacher):
     def state_dict(self) -> dict[str, Any]:
         if not self.there:
             return {}
-        weights = {name: value.detach().cpu() for name, value in _tensors(self._entire).items()}
+        weights = {name: value.detach().cpu() for name, value in _tensors(self._model_copy).items()}
         return {"weights": weights, "lost": self._lost.state_dict()}
 
     @torch.no_grad()
@@ -130,8 +130,8 @@ class SnapshotTeacher(SelfTeacher):
             return
         # The copy was made of a module that may have lost channels since its moment.
         self._lost = Cut.from_state_dict(state["lost"])
-        reshape_model(self._entire, state["weights"], Cut(), self._lost)
-        for name, value in tensors_by_name(self._entire, state["weights"]).items():
+        reshape_model(self._model_copy, state["weights"], Cut(), self._lost)
+        for name, value in tensors_by_name(self._model_copy, state["weights"]).items():
             value.copy_(state["weights"][name])
         self.there = True
 

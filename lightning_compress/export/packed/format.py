@@ -58,8 +58,8 @@ class PackedWeight:
 
     def parts(self) -> dict[str, Tensor]:
         """The tensors of the file, by what follows the weight's name."""
-        reported = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point, "levels": self.levels}
-        return {name: tensor for name, tensor in reported.items() if tensor is not None}
+        fields = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point, "levels": self.levels}
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +85,13 @@ class PackedContent:
 
     def metadata(self) -> dict[str, str]:
         """What tells how the tensors are to be read."""
-        reported = {
+        fields = {
             "version": VERSION,
             "weights": {name: _described(weight) for name, weight in self.weights.items()},
             "same": dict(self.same),
             "casts": {name: NAMES[dtype] for name, dtype in self.casts.items()},
         }
-        return {FORMAT: json.dumps(reported, separators=(",", ":"))}
+        return {FORMAT: json.dumps(fields, separators=(",", ":"))}
 
     def state(self) -> dict[str, Tensor]:
         """The state dict."""
@@ -106,12 +106,12 @@ def parse_packed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     Raises:
         ValueError: if the metadata say what does not fit the tensors.
     """
-    reported = strict_json(metadata[FORMAT])
-    weights = {name: _parsed(name, one, tensors) for name, one in _mapping(reported, "weights").items()}
+    fields = strict_json(metadata[FORMAT])
+    weights = {name: _parsed(name, one, tensors) for name, one in _mapping(fields, "weights").items()}
     parts = {f"{name}.{part}" for name in weights for part in PARTS}
     others = {name: tensor for name, tensor in tensors.items() if name not in parts}
-    casts = {name: _cast(name, one, others) for name, one in _mapping(reported, "casts").items()}
-    return PackedContent(weights, others, _twins(_mapping(reported, "same"), {*others, *weights}), casts)
+    casts = {name: _cast(name, one, others) for name, one in _mapping(fields, "casts").items()}
+    return PackedContent(weights, others, _twins(_mapping(fields, "same"), {*others, *weights}), casts)
 
 
 def check_kind(metadata: Mapping[str, str], path: str | Path) -> None:
@@ -126,10 +126,10 @@ def check_kind(metadata: Mapping[str, str], path: str | Path) -> None:
             f"An ordinary safetensors file is read by safetensors.torch.load_file."
         )
     try:
-        reported = strict_json(metadata[FORMAT])
+        fields = strict_json(metadata[FORMAT])
     except ValueError as error:
         raise damaged_file_error(path, str(error)) from error
-    version = reported.get("version") if isinstance(reported, dict) else None
+    version = fields.get("version") if isinstance(fields, dict) else None
     if type(version) is not int or version != VERSION:
         raise ValueError(
             f"{path} has version {shorten(version)} of the format, but this program reads {VERSION}. Update "
@@ -150,22 +150,17 @@ def _described(weight: PackedWeight) -> dict[str, Any]:
     }
 
 
-def _mapping(reported: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = reported.get(key)
+def _mapping(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = fields.get(key)
     if not isinstance(found, dict):
         raise ValueError(f"its '{key}' is {shorten(found)}")
     return found
 
 
-def _parsed(name: str, reported: object, tensors: Mapping[str, Tensor]) -> PackedWeight:
-    if (
-        not isinstance(reported, dict)
-        or reported.keys() != WEIGHT_KEYS
-        or name in tensors
-        or not _fits_itself(reported)
-    ):
-        raise ValueError(f"'{name}' is described as {shorten(reported)}")
-    shape, bits = tuple(reported["shape"]), reported["bits"]
+def _parsed(name: str, fields: object, tensors: Mapping[str, Tensor]) -> PackedWeight:
+    if not isinstance(fields, dict) or fields.keys() != WEIGHT_KEYS or name in tensors or not _is_consistent(fields):
+        raise ValueError(f"'{name}' is described as {shorten(fields)}")
+    shape, bits = tuple(fields["shape"]), fields["bits"]
     codes, scale, zero_point, levels = (tensors.get(f"{name}.{part}") for part in PARTS)
     if codes is None or codes.dtype != torch.uint8 or codes.shape != (-(-prod(shape) * bits // 8),):
         raise ValueError(f"'{name}.codes' is not the bytes of shape {shape} in {bits} bits")
@@ -176,22 +171,22 @@ def _parsed(name: str, reported: object, tensors: Mapping[str, Tensor]) -> Packe
         raise ValueError(f"'{name}.levels' has shape {tuple(levels.shape)}")
     if zero_point is not None and zero_point.dtype not in ZERO_POINTS:
         raise ValueError(f"'{name}.zero_point' is {zero_point.dtype}")
-    packing, dtype = Packing(shape, bits, reported["offset"], reported["step"]), DTYPES[reported["dtype"]]
-    return PackedWeight(codes, packing, dtype, scale, levels, reported["axis"], reported["group"], zero_point)
+    packing, dtype = Packing(shape, bits, fields["offset"], fields["step"]), DTYPES[fields["dtype"]]
+    return PackedWeight(codes, packing, dtype, scale, levels, fields["axis"], fields["group"], zero_point)
 
 
-def _fits_itself(reported: Mapping[str, Any]) -> bool:
+def _is_consistent(fields: Mapping[str, Any]) -> bool:
     """Whether the numbers that describe a weight are possible ones."""
-    bits, offset, step, shape = reported["bits"], reported["offset"], reported["step"], reported["shape"]
+    bits, offset, step, shape = fields["bits"], fields["offset"], fields["step"], fields["shape"]
     return (
         is_whole(bits, 1, MOST_BITS)
         and is_whole(offset, -LARGEST_CODE, LARGEST_CODE)
         and is_whole(step, 1, 2 * LARGEST_CODE)
         and offset + (2**bits - 1) * step <= LARGEST_CODE + 2**MOST_BITS  # so that codes are int32
         and is_shape(shape)
-        and is_whole(reported["axis"], 0, max(len(shape) - 1, 0))
-        and _is_floating(reported["dtype"])
-        and _divides(reported["group"], shape, reported["axis"])
+        and is_whole(fields["axis"], 0, max(len(shape) - 1, 0))
+        and _is_floating(fields["dtype"])
+        and _divides(fields["group"], shape, fields["axis"])
     )
 
 
@@ -213,9 +208,9 @@ def _cast(name: str, dtype: object, tensors: Mapping[str, Tensor]) -> torch.dtyp
     return DTYPES[str(dtype)]
 
 
-def _twins(reported: Mapping[str, object], known: set[str]) -> dict[str, str]:
+def _twins(fields: Mapping[str, object], known: set[str]) -> dict[str, str]:
     twins = {}
-    for twin, name in reported.items():
+    for twin, name in fields.items():
         if not isinstance(name, str) or name not in known or twin in known:
             raise ValueError(f"'{twin}' is said to be the same as {shorten(name)}")
         twins[twin] = name

@@ -79,7 +79,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: if it is damaged, or no file of this format.
     """
     with open(path, "rb") as file:
-        metadata, places = _error_text(file, path)
+        metadata, places = _read_header(file, path)
         return {place.name: _read(file, place, path) for place in places}, metadata
 
 
@@ -91,7 +91,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         ValueError: if its header is damaged, or it is no file of this format.
     """
     with open(path, "rb") as file:
-        return _error_text(file, path)[0]
+        return _read_header(file, path)[0]
 
 
 def state_fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -155,18 +155,18 @@ def _give_bytes(tensor: Tensor, take: Callable[[Any], object]) -> None:
 
 
 def _header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    reported: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    fields: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        reported[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    header = json.dumps(reported, separators=(",", ":")).encode()
+        fields[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(fields, separators=(",", ":")).encode()
     if len(header) > HEADER_LIMIT_BYTES - 8:
         raise ValueError(f"The header takes {len(header)} bytes, but {HEADER_LIMIT_BYTES} are the limit: say less.")
     return header + b" " * (-len(header) % 8)
 
 
-def _error_text(file: BinaryIO, path: str | Path) -> tuple[dict[str, str], list[TensorEntry]]:
+def _read_header(file: BinaryIO, path: str | Path) -> tuple[dict[str, str], list[TensorEntry]]:
     """What the header says: metadata, and places in the order in which they lie."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -190,16 +190,16 @@ def damaged_file_error(path: str | Path, what: str) -> ValueError:
     return ValueError(f"{path} is damaged, or no safetensors file: {what}. Write it again, or fetch it again.")
 
 
-def _metadata(reported: object) -> dict[str, str]:
-    if not isinstance(reported, dict) or not all(isinstance(text, str) for text in reported.values()):
+def _metadata(fields: object) -> dict[str, str]:
+    if not isinstance(fields, dict) or not all(isinstance(text, str) for text in fields.values()):
         raise ValueError("its metadata are not texts by name")
-    return reported
+    return fields
 
 
-def _place(name: str, reported: object) -> TensorEntry:
-    if not isinstance(reported, dict) or reported.keys() != {"dtype", "shape", "data_offsets"}:
+def _place(name: str, fields: object) -> TensorEntry:
+    if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"'{name}' has not just a dtype, a shape and offsets")
-    dtype, shape, offsets = reported["dtype"], reported["shape"], reported["data_offsets"]
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"'{name}' has the unknown dtype {shorten(dtype)}")
     if not is_shape(shape) or not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_whole, offsets)):

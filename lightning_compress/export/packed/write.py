@@ -92,10 +92,10 @@ def write_packed(
             kind that the format does not know.
     """
     content = _content(module_state, weights, casts or {})
-    stored, reported = content.tensors(), {**_texts(metadata or {}), **content.metadata()}
-    reported[DIGEST] = state_fingerprint(stored, reported)
+    stored, metadata_texts = content.tensors(), {**_texts(metadata or {}), **content.metadata()}
+    metadata_texts[DIGEST] = state_fingerprint(stored, metadata_texts)
     with replace_on_success(path) as part:
-        header = write_tensors(part, stored, reported)
+        header = write_tensors(part, stored, metadata_texts)
     return _report(content, header)
 
 

@@ -87,8 +87,8 @@ class StoredWeight(StoredWeights):
         saved = codes.numel() * (8 - self.bits) // 8
         if self.bits >= 8 or saved < UNPACKING_BYTES:
             self.bits = max(self.bits, 8)
-            entire = torch.uint8 if self.table and self.bits == 8 else INTEGERS[self.bits]
-            self.register_buffer("codes", codes.to(entire).contiguous())
+            code_dtype = torch.uint8 if self.table and self.bits == 8 else INTEGERS[self.bits]
+            self.register_buffer("codes", codes.to(code_dtype).contiguous())
             return
         # A byte holds numbers that lie far apart, so that whole rows are unpacked at once: five times as fast.
         shifts = torch.arange(0, 8, self.bits, device=codes.device).unsqueeze(1)

@@ -97,14 +97,14 @@ def _with_costs(scores: Mapping[str, Tensor], costs: Counts) -> Iterator[tuple[T
 
 def _densities(weights: Counts, ratio: dict[str, float], budget: int) -> dict[str, float]:
     """Densities in proportion to `ratio` that meet the budget; layers that would need more than all are kept whole."""
-    entire: set[str] = set()
-    while len(entire) < len(weights):
-        left = budget - sum(weights[name] for name in entire)
-        scale = left / sum(ratio[name] * size for name, size in weights.items() if name not in entire)
-        over = {name for name in weights if name not in entire and scale * ratio[name] > 1}
+    dense: set[str] = set()
+    while len(dense) < len(weights):
+        left = budget - sum(weights[name] for name in dense)
+        scale = left / sum(ratio[name] * size for name, size in weights.items() if name not in dense)
+        over = {name for name in weights if name not in dense and scale * ratio[name] > 1}
         if not over:
-            return {name: 1.0 if name in entire else scale * ratio[name] for name in weights}
-        entire |= over
+            return {name: 1.0 if name in dense else scale * ratio[name] for name in weights}
+        dense |= over
     return dict.fromkeys(weights, 1.0)
 
 

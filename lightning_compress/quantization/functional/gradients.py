@@ -83,8 +83,8 @@ def wage_gradients(gradient: Tensor, bits: int, generator: torch.Generator, lear
             f"learning_rate is above 0, but is {learning_rate}. It counts steps of the grid: begin with 8."
         )
     sizes = learning_rate * _shifted(gradient)
-    integral = sizes.abs().floor()
-    chosen = integral + (uniform_noise(gradient, generator) < sizes.abs() - integral)
+    floored = sizes.abs().floor()
+    chosen = floored + (uniform_noise(gradient, generator) < sizes.abs() - floored)
     return (sign(sizes) * chosen / half).to(gradient.dtype)
 
 

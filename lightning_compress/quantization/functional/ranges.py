@@ -68,13 +68,13 @@ def mse(values: Tensor, dim: int | None, quant_min: int, quant_max: int) -> Inte
     Raises:
         ValueError: if there are no values, or one is not finite.
     """
-    integral = min_max(values, dim)
+    interval = min_max(values, dim)
     rows = _rows(values, dim)
     sample = _sample(rows, max(SAMPLE // len(rows), 1024))
-    best = _best_share(sample, integral, [step / 20 for step in range(1, 21)], quant_min, quant_max)
+    best = _best_share(sample, interval, [step / 20 for step in range(1, 21)], quant_min, quant_max)
     around = [best + step / 100 for step in range(-4, 5)]
-    best = _best_share(sample, integral, around, quant_min, quant_max)
-    return _shaped(best, dim) * integral[0], _shaped(best, dim) * integral[1]
+    best = _best_share(sample, interval, around, quant_min, quant_max)
+    return _shaped(best, dim) * interval[0], _shaped(best, dim) * interval[1]
 
 
 def affine_range(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> Interval:
@@ -186,10 +186,10 @@ def _sample(rows: Tensor, wanted: int) -> Tensor:
 
 
 def _best_share(
-    sample: Tensor, integral: Interval, shares: list[Tensor] | list[float], quant_min: int, quant_max: int
+    sample: Tensor, interval: Interval, shares: list[Tensor] | list[float], quant_min: int, quant_max: int
 ) -> Tensor:
     """Of each row the share of its whole interval that has the least error, shape `(rows, 1)`."""
-    ends = [end.reshape(-1, 1) for end in integral]
+    ends = [end.reshape(-1, 1) for end in interval]
     tried = [torch.as_tensor(share, device=sample.device).expand(len(sample), 1).clamp(0.01, 1) for share in shares]
     errors = torch.cat(
         [_error(sample, share * ends[0], share * ends[1], quant_min, quant_max) for share in tried], dim=1

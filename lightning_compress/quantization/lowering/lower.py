@@ -13,7 +13,7 @@ from lightning_compress.nn.forward_capture import display_name, ordered_argument
 from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize
 from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
-from lightning_compress.quantization.lowering.modules import Chain, FakeQuantizeSteps, FixedFakeQuantize, RoundedBias
+from lightning_compress.quantization.lowering.modules import Chain, FakeQuantizeSteps, FixedFakeQuantize, RoundToDtype
 from lightning_compress.quantization.placement.sites import ActivationSite
 from lightning_compress.quantization.quantized_model import QuantizedModel, is_quantization_pending, quantized_of
 
@@ -38,11 +38,11 @@ def lower(model: nn.Module) -> DeployedModel:
             grid = grids[name]
             parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
     keys = keys_of_places(quantized)
-    weight_ref = _add_sites(copy, modules, quantized, keys)
+    container = _add_sites(copy, modules, quantized, keys)
     copy.eval()  # what was added is in training mode
     inputs = {layer: keys[site] for layer, site in quantized.placement.inputs.items()}
     known_grids = {name: grid for name, grid in grids.items() if grid is not None}
-    return DeployedModel(copy, known_grids, inputs, _casts(quantized), weight_ref)
+    return DeployedModel(copy, known_grids, inputs, _casts(quantized), container)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ def _fold(
 ) -> None:
     """Let a layer do what the BatchNorm behind it did: its integers stay, their steps take the factor."""
     module, batch_norm = modules[layer], modules[norm]
-    names = [weight_ref.name for weight_ref in quantized.layers[layer].weights]
+    names = [weight.name for weight in quantized.layers[layer].weights]
     grid = grids.get(names[0]) if len(names) == 1 else None
     if grid is None or batch_norm.running_var is None:
         return
@@ -213,8 +213,8 @@ def _add_sites(
             for site in quantized.placement.sites
         }
     )
-    weight_ref = _free("quantizers", dir(copy))
-    copy.add_module(weight_ref, steps)
+    container = _free("quantizers", dir(copy))
+    copy.add_module(container, steps)
     for site in quantized.placement.sites:
         step = steps[keys[site.name]]
         if site.port == "output":
@@ -222,12 +222,12 @@ def _add_sites(
         else:
             hook = _at_door(step, int(site.port.split()[1]))
             modules[site.module].register_forward_pre_hook(hook, with_kwargs=True)
-    return weight_ref
+    return container
 
 
 def _deployed(quantizer: ActivationFakeQuantize, site: ActivationSite, takers: list[str]) -> nn.Module:
     if quantizer.fmt.dtype is not None:
-        return RoundedBias(quantizer.fmt.dtype)
+        return RoundToDtype(quantizer.fmt.dtype)
     if quantizer.quant_max - quantizer.quant_min > 255:
         raise ValueError(
             f"'{site.name}' has {quantizer.fmt.bits} bits, but what is written to .onnx or .pt2 has activations of at "

@@ -50,7 +50,7 @@ class Chain(nn.Sequential):
         return values
 
 
-class RoundedBias(nn.Module):
+class RoundToDtype(nn.Module):
     """Rounds numbers to a shorter floating point format."""
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -87,13 +87,13 @@ def _equalize_pair(pair: LayerPair) -> float:
     first, second = channel_ranges(pair)
     alive = (first > 0) & (second > 0)
     factor = torch.where(alive, (first / second).sqrt(), torch.ones_like(first))
-    weight_ref = pair.first if pair.norm is None else pair.norm
+    before_activation = pair.first if pair.norm is None else pair.norm
     if pair.norm is None:
         _scale(pair.first, 1 / factor, output=True)
     else:
         pair.norm.weight.div_(factor)  # type: ignore[operator]
-    if weight_ref.bias is not None:
-        weight_ref.bias.div_(factor)  # type: ignore[operator]
+    if before_activation.bias is not None:
+        before_activation.bias.div_(factor)  # type: ignore[operator]
     _scale(pair.second, factor, output=False)
     return float(factor.log().abs().max())
 

@@ -48,10 +48,10 @@ class RoundingCandidates:
     ) -> "RoundingCandidates":
         """Those of a weight that was cut into rows."""
         places = matrix.float() / scale
-        integral = places.round()
+        nearest = places.round()
         # What was put on the grid before may miss its place by the last bit.
-        there = (places - integral).abs() < 1e-4
-        below = torch.where(there, integral, places.floor())
+        there = (places - nearest).abs() < 1e-4
+        below = torch.where(there, nearest, places.floor())
         inside = (below + zero_point >= quant_min) & (below + zero_point < quant_max)
         fraction = torch.where(there, torch.zeros_like(places), places - below)
         return cls(below + zero_point, fraction, scale, zero_point, quant_min, quant_max, ~there & inside)

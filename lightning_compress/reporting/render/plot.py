@@ -81,12 +81,12 @@ def band_plot(phases: Sequence[Phase], boundaries: Sequence[Boundary], last: int
         text_x = begin + 8 if to_the_right else end - 8
         text = f"{phase.name} ({phase.type})"
         bands.append(Band(text, begin, round(end - begin, 2), place * ROW, text_x, "start" if to_the_right else "end"))
-    reported = [f"{one.name} from step {one.begin} to {last if one.end is None else one.end}" for one in phases]
+    descriptions = [f"{one.name} from step {one.begin} to {last if one.end is None else one.end}" for one in phases]
     return Bands(
         bands=bands,
-        across=[Tick(x(step), count_text(int(step))) for step in _round(0, last, entire=True)],
+        across=[Tick(x(step), count_text(int(step))) for step in _round(0, last, integers=True)],
         marks=_marks(boundaries, x),
-        label="; ".join(reported),
+        label="; ".join(descriptions),
         height=len(phases) * ROW + BOTTOM,
     )
 
@@ -120,7 +120,7 @@ def curve_plot(
         name=name,
         line=line,
         area=f"{line}V{HEIGHT - BOTTOM}H{x(first)}Z",
-        across=[Tick(x(step), count_text(int(step))) for step in _round(*(over or (first, last)), entire=True)],
+        across=[Tick(x(step), count_text(int(step))) for step in _round(*(over or (first, last)), integers=True)],
         up=[Tick(y(value), scale.mark(value)) for value in scale.ticks()],
         end_x=x(last),
         end_y=y(points[-1][1]),
@@ -169,9 +169,9 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [*points[:-1:every], points[-1]]
 
 
-def _round(first: float, last: float, most: int = 7, entire: bool = False) -> list[float]:
+def _round(first: float, last: float, most: int = 7, integers: bool = False) -> list[float]:
     """At most `most` multiples of 1, 2 or 5 times a power of ten."""
-    rough = max((last - first) / most, 1 if entire else 1e-12)
+    rough = max((last - first) / most, 1 if integers else 1e-12)
     power = 10.0 ** floor(log10(rough))
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * (1 - 1e-9))
     return [number * step for number in range(ceil(first / step - 1e-9), floor(last / step + 1e-9) + 1)]

@@ -70,9 +70,9 @@ def test_it_stays_as_wide_as_it_was_also_when_it_is_read_into_a_thin_module():
     resumed.attach(thin, [], None)
     resumed.load_state_dict(teacher.state_dict())
     for one in (teacher, resumed):
-        assert one._entire.layer.out_features == 4
-        assert torch.equal(one._entire.layer.weight, whole.layer.weight)
-        assert torch.equal(one._entire.scale, whole.scale)
+        assert one._model_copy.layer.out_features == 4
+        assert torch.equal(one._model_copy.layer.weight, whole.layer.weight)
+        assert torch.equal(one._model_copy.scale, whole.scale)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_trainer_that_goes_on_keeps_its_teacher(pl, make_module, make_trainer,
     trainer.fit(module, loader)
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, loader)
-    assert equal(callback.distiller.objective.tutors[0].teacher._entire.net, past[0])
+    assert equal(callback.distiller.objective.tutors[0].teacher._model_copy.net, past[0])
 
 
 def test_the_timeline_tells_when_it_is_taken_and_when_it_teaches():

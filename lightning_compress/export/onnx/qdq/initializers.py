@@ -74,7 +74,7 @@ class WeightLocator:
         self.tables = {name: _by_rows(name, grid) for name, grid in grids.items()}
         values = {name: _plain(grid.values().float().numpy()) for name, grid in grids.items()}
         self.contents: dict[str, Content] = {name: (value.shape, value.tobytes()) for name, value in values.items()}
-        self.entire = {content: name for name, content in reversed(self.contents.items())}
+        self.by_content = {content: name for name, content in reversed(self.contents.items())}
         self.rows: dict[bytes, list[Home]] = {}
         for name, table in self.tables.items():
             if len(table.shape) == 2:
@@ -120,7 +120,7 @@ class WeightLocator:
 
     def _as_whole(self, name: str, value: Array) -> LocatedWeight | None:
         content = (value.shape, value.tobytes())
-        same = name if self.contents.get(name) == content else self.entire.get(content)
+        same = name if self.contents.get(name) == content else self.by_content.get(content)
         return None if same is None else self.tables[same]
 
     def _of_rows(self, value: Array, left: set[Home]) -> LocatedWeight | None:

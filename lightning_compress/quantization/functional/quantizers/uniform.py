@@ -110,5 +110,5 @@ def _steps(values: Tensor, scale: Tensor, chances: Tensor | None) -> Tensor:
     ratio = to_float32(values) * (1 / scale)
     if chances is None:
         return ratio.round_()
-    integral = ratio.floor()
-    return integral.add_(chances < ratio - integral)
+    floored = ratio.floor()
+    return floored.add_(chances < ratio - floored)
