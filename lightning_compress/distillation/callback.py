@@ -26,6 +26,7 @@ from lightning_compress.distillation.arguments import (
     check_temperature,
 )
 from lightning_compress.distillation.batch_fields import Key
+from lightning_compress.distillation.cache.format import parse_cache_format
 from lightning_compress.distillation.distiller import Distiller
 from lightning_compress.distillation.loss_terms import OUTPUT, LossSpec, parse_losses
 from lightning_compress.distillation.metrics import TeacherMetrics, use_teacher
@@ -130,6 +131,7 @@ class Distillation(CompressionCallback):
         self.losses, self.terms = losses, parse_losses(losses)
         check_several(teacher, teacher_weights, teacher_classes)
         check_precision(teacher_precision)
+        parse_cache_format(cache_form)
         self.self_teachers = SelfTeachers(teacher, end)
         self.teacher, self.teacher_class, self.student = teacher, as_teacher_class(teacher_class), student
         self.teacher_weights, self.teacher_classes = teacher_weights, teacher_classes

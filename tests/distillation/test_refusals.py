@@ -35,14 +35,10 @@ from tests.distillation.test_kinds_of_teachers import PlainTeacher
         ({"teacher_precision": "fp16"}, "Write one of '32', 'bf16', '16'"),
         ({"teacher_weights": [1, 2]}, "2 entries for 1 teachers"),
         ({"begin": "50%", "end": "20%"}, "is not before end"),
-        ({"cache": "x", "cache_form": "int4"}, None),
+        ({"cache": "x", "cache_form": "int4"}, "int4"),
     ],
 )
-def test_bad_arguments_are_refused_at_construction(arguments, words, teacher, step_of, make_trainer, loader):
-    if words is None:
-        with pytest.raises(ValueError, match="int4"):
-            make_trainer([Distillation(teacher, **arguments)], max_epochs=1).fit(step_of(plain), loader)
-        return
+def test_bad_arguments_are_refused_at_construction(arguments, words, teacher):
     with pytest.raises(ValueError, match=words):
         Distillation(teacher, **arguments)
 

@@ -1,5 +1,7 @@
 """When everything happens, computed by hand; and what is said where it cannot be known."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from lightning_compress import ChannelPruning, Pruning, QuantizationAwareTraining, Recipe
@@ -93,6 +95,11 @@ def test_a_trainer_tells_the_length(pl, recipe, make_trainer):
     timed = load.timeline(make_trainer(max_time="00:00:01:00"))
     assert "which ends by max_time" in timed
     assert "only max_time ends this run" in " ".join(timed.split())
+
+
+def test_what_is_no_trainer_tells_no_length():
+    with pytest.raises(ValueError, match="steps above 0 or a Trainer, but is namespace"):
+        run_from_length(SimpleNamespace(max_epochs=3))
 
 
 def test_the_recipes_own_trainer_section_tells_the_length(recipe):

@@ -44,7 +44,6 @@ class CachedTeacher(Teacher):
                 f"cache keeps what a teacher says about each sample, but {type(teacher).__name__} says something new "
                 f"at every step. Leave cache out, or give a network that does not learn."
             )
-        parse_cache_format(form)
         self.teacher, self.path, self.form, self.output = teacher, Path(path), form, output
         self.module = teacher.module
         self.cache: TeacherCache | None = None
