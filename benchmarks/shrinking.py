@@ -80,7 +80,7 @@ class TimedCuts(ChannelPruning):
 
     def _cut(self, trainer: pl.Trainer, *given: Any) -> None:
         super()._cut(trainer, *given)
-        self.made.append((int(trainer.global_step), self._shrinker.metrics()["macs"]))
+        self.made.append((int(trainer.global_step), self._pruner.metrics()["macs"]))
 
     def change_structure(self, *given: Any) -> None:
         begin = time.perf_counter()
