@@ -83,6 +83,18 @@ class ChannelPruning(StructuralCallback):
     Raises:
         ValueError: at construction, before training or, where the module must first be seen at work, in the first step,
             for whatever cannot be done, with the way to mend it. The module is not touched then.
+
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> model, pruning = BoringModel(), ChannelPruning(sparsity=0.75, begin=1, end=3, every=1)
+    >>> model.layer = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=pruning).fit(model)
+    >>> model.layer
+    Sequential(
+      (0): Linear(in_features=32, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
     """
 
     progress_metric = "macs"

@@ -83,6 +83,15 @@ class FineTuning(CompressionCallback):
 
     Raises:
         ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
+
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> model, tuning = BoringModel(), FineTuning(freeze="layer.0.*", learning_rate="x0.1")
+    >>> model.layer = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> before = [layer.weight.clone() for layer in (model.layer[0], model.layer[2])]
+    >>> Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=tuning).fit(model)
+    >>> [bool((layer.weight == old).all()) for layer, old in zip((model.layer[0], model.layer[2]), before)]
+    [True, False]
     """
 
     undone = "Nothing was tuned."

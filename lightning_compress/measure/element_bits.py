@@ -19,7 +19,11 @@ DTYPES = (
 
 
 def word_size_bytes(dtype: torch.dtype) -> int:
-    """Bytes of one word: of an element, or of the real or imaginary part of a complex one."""
+    """Bytes of one word: of an element, or of the real or imaginary part of a complex one.
+
+    >>> word_size_bytes(torch.float32), word_size_bytes(torch.complex64)
+    (4, 4)
+    """
     return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
 
 
@@ -30,6 +34,9 @@ def to_words(tensor: Tensor) -> Words:
 
     Raises:
         ValueError: if the element type is none of `DTYPES`.
+
+    >>> to_words(torch.tensor([1.0, -0.0])).tolist() == [0x3F800000, 0]
+    True
     """
     if tensor.dtype not in DTYPES:
         raise ValueError(f"No code for tensors of type {tensor.dtype}. Convert it to one of {DTYPES}.")
@@ -43,7 +50,11 @@ def to_words(tensor: Tensor) -> Words:
 
 
 def from_words(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The tensor whose words these are."""
+    """The tensor whose words these are.
+
+    >>> from_words(to_words(torch.tensor([[1.5, 0.0]])), torch.float32, (1, 2))
+    tensor([[1.5000, 0.0000]])
+    """
     if not len(words):
         return torch.zeros(shape, dtype=dtype)
     flat = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8).copy())

@@ -17,6 +17,10 @@ class FileSize:
     """Bytes of a file as `sparse_encoding.encode` writes it, of each of its records, and of its gzip at level 6.
 
     `gzip_bytes` is None where it was not asked for, or the tensors are larger than `GZIP_LIMIT_BYTES`.
+
+    >>> from torch import ones
+    >>> file_size({"a": ones(2)}, sparse=True, gzip=False)
+    FileSize(size_bytes=22, record_bytes={'a': 14}, gzip_bytes=None)
     """
 
     size_bytes: int
@@ -25,7 +29,13 @@ class FileSize:
 
 
 def file_size(tensors: Mapping[str, Tensor], *, sparse: bool, gzip: bool = True) -> FileSize:
-    """Write the file, one record at a time, and measure it; no more than one record is held in memory."""
+    """Write the file, one record at a time, and measure it; no more than one record is held in memory.
+
+    >>> from torch import zeros
+    >>> sparse, dense = (file_size({"weight": zeros(1000)}, sparse=sparse) for sparse in (True, False))
+    >>> sparse.size_bytes < dense.size_bytes, dense.gzip_bytes < dense.size_bytes
+    (True, True)
+    """
     zips = gzip and sum(tensor.nbytes for tensor in tensors.values()) <= GZIP_LIMIT_BYTES
     zipped, gzip_bytes = zlib.compressobj(level=6, wbits=31), 0
     record_bytes = {}

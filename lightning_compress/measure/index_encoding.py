@@ -11,12 +11,20 @@ _CHUNK_SYMBOLS = 1 << 20  # a multiple of 8, so that each chunk ends on a whole 
 
 
 def pack_bitmap(nonzero: NDArray[np.bool_]) -> bytes:
-    """One bit for each element, in order, highest bit first; the last byte is filled with zeros."""
+    """One bit for each element, in order, highest bit first; the last byte is filled with zeros.
+
+    >>> pack_bitmap(np.array([True, False, False, False, False, False, True, True, True])).hex()  # 10000011 1.......
+    '8380'
+    """
     return np.packbits(nonzero).tobytes()
 
 
 def unpack_bitmap(data: bytes, elements: int) -> Integers:
-    """Flat positions of the nonzeros of `elements` elements."""
+    """Flat positions of the nonzeros of `elements` elements.
+
+    >>> unpack_bitmap(bytes([0b10000011, 0b10000000]), elements=9).tolist()
+    [0, 6, 7, 8]
+    """
     return np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8), count=elements))
 
 
@@ -34,6 +42,11 @@ def best_width_bits(gaps: Integers) -> tuple[int, int]:
 
     In a width of `w` bits the symbol `2**w - 1` means "that many zeros and no nonzero yet"; any smaller one means
     "that many zeros, then a nonzero". So a gap takes `gap // (2**w - 1)` of the first kind and one of the second.
+
+    >>> best_width_bits(np.array([0, 2, 1]))  # three gaps below 3: symbols of 2 bits
+    (2, 3)
+    >>> best_width_bits(np.array([6, 6, 6]))  # 3 symbols of 3 bits are shorter than 9 of 2
+    (3, 3)
     """
     lengths, counts = np.unique(gaps, return_counts=True)
     symbols = {width: len(gaps) + int((lengths // _escape(width) * counts).sum()) for width in WIDTHS_BITS}
@@ -42,7 +55,11 @@ def best_width_bits(gaps: Integers) -> tuple[int, int]:
 
 
 def pack_gaps(gaps: Integers, width_bits: int) -> bytes:
-    """Gaps as symbols of `width_bits`, see `best_width_bits`; the last byte is filled with zeros."""
+    """Gaps as symbols of `width_bits`, see `best_width_bits`; the last byte is filled with zeros.
+
+    >>> pack_gaps(np.array([0, 4]), width_bits=2).hex()  # 00, then 11 ("3 zeros") and 01
+    '34'
+    """
     escape = _escape(width_bits)
     skips = gaps // escape
     symbols = np.full(len(gaps) + int(skips.sum()), escape, dtype=np.uint16)
@@ -56,6 +73,9 @@ def unpack_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
 
     Raises:
         ValueError: if no symbol is that wide.
+
+    >>> unpack_gaps(bytes([0b00110100]), width_bits=2, nonzeros=2).tolist()  # gaps of 0 and 4 zeros
+    [0, 5]
     """
     if width_bits not in WIDTHS_BITS:
         raise ValueError(f"symbols are 2 to 16 bits wide, not {width_bits}")
@@ -69,7 +89,11 @@ def unpack_gaps(data: bytes, width_bits: int, nonzeros: int) -> Integers:
 
 
 def gaps_size_bytes(symbols: int, width_bits: int) -> int:
-    """Length of what `pack_gaps` returns for so many symbols."""
+    """Length of what `pack_gaps` returns for so many symbols.
+
+    >>> gaps_size_bytes(symbols=3, width_bits=3)  # 9 bits
+    2
+    """
     return (symbols * width_bits + 7) // 8
 
 

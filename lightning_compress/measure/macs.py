@@ -18,7 +18,11 @@ from lightning_compress.nn.isolation import isolated_eval
 
 @dataclass
 class Macs:
-    """Multiply-accumulates of a layer: all, and those with a nonzero weight (saved only if the kernel skips zeros)."""
+    """Multiply-accumulates of a layer: all, and those with a nonzero weight (saved only if the kernel skips zeros).
+
+    >>> Macs(dense=100, nonzero=25).nonzero
+    25
+    """
 
     dense: int = 0
     nonzero: int = 0
@@ -35,6 +39,11 @@ def count_macs(model: nn.Module, example: Any) -> dict[str, Macs]:
 
     Raises:
         Exception: whatever the model raises for this input.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> layer.weight.data = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 3.0]])
+    >>> count_macs(nn.Sequential(layer, nn.ReLU()), torch.zeros(5, 3))  # 5 samples
+    {'0': Macs(dense=30, nonzero=15)}
     """
     from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -132,7 +141,11 @@ class _Tally:
 
 
 def parametrized_names(module: nn.Module) -> list[str]:
-    """Attributes that are computed from parameters: by `parametrize`, or by the older `weight_norm` and `prune`."""
+    """Attributes that are computed from parameters: by `parametrize`, or by the older `weight_norm` and `prune`.
+
+    >>> parametrized_names(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    ['weight']
+    """
     new = list(getattr(module, "parametrizations", {}))
     ends = [(name, end) for name in module._parameters for end in ("_orig", "_v") if name.endswith(end)]
     return [*new, *(name.removesuffix(end) for name, end in ends)]

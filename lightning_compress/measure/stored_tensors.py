@@ -16,6 +16,9 @@ class StoredTensor:
 
     `layer` is the name of the module that owns it; what a parametrization stores belongs to the parametrized module.
     `tied` is True where the same tensor was met before under another name.
+
+    >>> [(one.name, one.layer, one.is_parameter) for one in stored_tensors(nn.Sequential(nn.Linear(2, 1, bias=False)))]
+    [('0.weight', '0', True)]
     """
 
     name: str
@@ -26,7 +29,12 @@ class StoredTensor:
 
 
 def layers_by_module(model: nn.Module) -> dict[nn.Module, str]:
-    """The layer that each module belongs to: its own name, or that of the module whose weight it computes."""
+    """The layer that each module belongs to: its own name, or that of the module whose weight it computes.
+
+    >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
+    >>> sorted(set(layers_by_module(nn.Sequential(layer)).values()))  # the modules of the parametrization belong to it
+    ['', '0']
+    """
     names: dict[nn.Module, str] = {}
     for path, module in model.named_modules():
         names[module] = _layer_name(path)
@@ -38,6 +46,11 @@ def stored_tensors(model: nn.Module) -> list[StoredTensor]:
 
     Raises:
         ValueError: if a tensor has no values to measure: lazy, on the meta device, sharded, or not one plain tensor.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> [(one.name, one.tied) for one in stored_tensors(model)]
+    [('0.weight', False), ('1.weight', True)]
     """
     layers, seen, found = layers_by_module(model), set[object](), list[StoredTensor]()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -50,19 +63,32 @@ def stored_tensors(model: nn.Module) -> list[StoredTensor]:
 
 
 def identity(tensor: Tensor) -> object:
-    """A key that is equal for two tensors only if they are the same memory seen the same way: tied weights."""
+    """A key that is equal for two tensors only if they are the same memory seen the same way: tied weights.
+
+    >>> weight = torch.ones(2, 2)
+    >>> identity(weight) == identity(weight.view(2, 2)), identity(weight) == identity(weight.t())
+    (True, False)
+    """
     if tensor.numel() == 0:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def count_nonzero(tensor: Tensor) -> int:
-    """How many elements are not exactly zero; -0.0 is zero, NaN is not."""
+    """How many elements are not exactly zero; -0.0 is zero, NaN is not.
+
+    >>> count_nonzero(torch.tensor([0.0, -0.0, 1.0, float("nan")]))
+    2
+    """
     return int(nonzero_count(tensor).item())
 
 
 def nonzero_count(tensor: Tensor) -> Tensor:
-    """Same as `count_nonzero`, as a scalar int64 tensor on the tensor's own device."""
+    """Same as `count_nonzero`, as a scalar int64 tensor on the tensor's own device.
+
+    >>> nonzero_count(torch.tensor([0.0, 3.0]))
+    tensor(1)
+    """
     if tensor.dtype.is_floating_point and tensor.element_size() == 1:
         tensor = tensor.float()  # torch counts no 8-bit floats
     return torch.count_nonzero(tensor.detach())

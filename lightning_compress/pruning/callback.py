@@ -63,6 +63,13 @@ class Pruning(CompressionCallback):
 
     Raises:
         ValueError: at construction or before training, for whatever cannot be done, with the way to mend it.
+
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> model, pruning = BoringModel(), Pruning(final_sparsity=0.75, begin=0, end=4, every=1)
+    >>> Trainer(barebones=True, accelerator="cpu", max_steps=5, callbacks=pruning).fit(model)
+    >>> pruning.sparsity, model.layer.weight.numel(), int(model.layer.weight.count_nonzero())
+    (0.75, 64, 16)
     """
 
     progress_metric = "sparsity"

@@ -322,5 +322,11 @@ class CompressionCallback(Callback):
 
 
 def compression_callbacks(trainer: Trainer) -> list[CompressionCallback]:
-    """The compression callbacks of a Trainer, in their order."""
+    """The compression callbacks of a Trainer, in their order.
+
+    >>> from types import SimpleNamespace
+    >>> trainer = SimpleNamespace(callbacks=[CompressionCallback("tick"), Callback()])
+    >>> [one.name for one in compression_callbacks(trainer)]
+    ['tick']
+    """
     return [one for one in trainer.callbacks if isinstance(one, CompressionCallback)]

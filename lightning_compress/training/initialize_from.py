@@ -22,6 +22,19 @@ class StartFrom(StructuralCallback):
 
     Raises:
         FileNotFoundError, ValueError: before training, if the file is not there or not of this module.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> earlier, model = BoringModel(), BoringModel()
+    >>> model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.0)  # they stay as they begin
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(earlier.state_dict(), f"{folder}/earlier.ckpt")
+    ...     start = StartFrom(f"{folder}/earlier.ckpt")
+    ...     Trainer(barebones=True, accelerator="cpu", max_steps=1, callbacks=start).fit(model)
+    >>> torch.equal(model.layer.weight, earlier.layer.weight)
+    True
     """
 
     has_phase = False

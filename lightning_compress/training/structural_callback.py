@@ -35,7 +35,13 @@ from lightning_compress.training.callback import CompressionCallback, compressio
 
 @dataclass(frozen=True)
 class ModuleChange:
-    """A replacement that is to be made now, with what `replace_in_training` takes."""
+    """A replacement that is to be made now, with what `replace_in_training` takes.
+
+    >>> from lightning_compress.nn.replacement import builder_path, torch_layer
+    >>> identity = Replacement("net.block", builder_path(torch_layer), {"kind": "Identity"})
+    >>> ModuleChange(identity).replacement.name
+    'net.block'
+    """
 
     replacement: Replacement
     initialize: Initialize | None = None
@@ -220,7 +226,13 @@ class StructuralCallback(CompressionCallback):
 
 
 def structural_callbacks(trainer: Trainer) -> list[StructuralCallback]:
-    """The callbacks of a Trainer that change the structure of its module, in their order."""
+    """The callbacks of a Trainer that change the structure of its module, in their order.
+
+    >>> from types import SimpleNamespace
+    >>> tick, change = CompressionCallback("tick"), StructuralCallback("change")
+    >>> [one.name for one in structural_callbacks(SimpleNamespace(callbacks=[tick, change]))]
+    ['change']
+    """
     return [one for one in trainer.callbacks if isinstance(one, StructuralCallback)]
 
 

@@ -17,6 +17,12 @@ def group_scores(criterion: Callable[..., Tensor], offers: Sequence[Mapping[str,
 
     Raises:
         ValueError: if the criterion returns something else than a finite number for each unit.
+
+    >>> def l1(weight):
+    ...     return weight.abs().sum(1)
+    >>> offers = [{"weight": torch.tensor([[1.0], [3.0]])}, {"weight": torch.tensor([[10.0], [10.0]])}]
+    >>> group_scores(l1, offers, units=2)  # the mean of [0.5, 1.5] and [1, 1]
+    tensor([0.7500, 1.2500])
     """
     scores = []
     for offer in offers:

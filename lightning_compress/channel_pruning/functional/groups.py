@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """A dimension of a stored tensor along which a place has its channels: index `i` is of channel `i // repeat`."""
+    """A dimension of a stored tensor along which a place has its channels: index `i` is of channel `i // repeat`.
+
+    >>> TensorSlice("fc.weight", dim=1, size=400, repeat=25)  # 16 channels of 5 x 5 values each, flattened
+    TensorSlice(tensor='fc.weight', dim=1, size=400, repeat=25)
+    """
 
     tensor: str
     dim: int
@@ -16,7 +20,11 @@ class TensorSlice:
 
 @dataclass(frozen=True)
 class ModuleAttribute:
-    """A number that a module remembers: its channels times `repeat`, or a tuple that holds them."""
+    """A number that a module remembers: its channels times `repeat`, or a tuple that holds them.
+
+    >>> ModuleAttribute("attention", "embed_dim", repeat=8).value(channels=3)
+    24
+    """
 
     module: str
     name: str
@@ -33,6 +41,9 @@ class ChannelAxis:
     """Where a module has channels: among what it takes ("in"), what it gives ("out"), or both ("channels").
 
     A bare parameter's place is its dimension, such as "dim 2".
+
+    >>> print(ChannelAxis("conv1", "out", 16, (TensorSlice("conv1.weight", 0, 16), TensorSlice("conv1.bias", 0, 16))))
+    conv1 (out)
     """
 
     module: str
@@ -47,7 +58,11 @@ class ChannelAxis:
 
 @dataclass(frozen=True)
 class GroupMember:
-    """A place of a group: which unit each of its channels belongs to, -1 for another group's."""
+    """A place of a group: which unit each of its channels belongs to, -1 for another group's.
+
+    >>> GroupMember(ChannelAxis("conv", "out", 4), (0, 1, 0, -1)).units.count(0)  # two channels of the first unit
+    2
+    """
 
     axis: ChannelAxis
     units: tuple[int, ...]
@@ -64,6 +79,11 @@ class ChannelGroup:
         unprunable_reason: why none of them may be pruned; None if they may.
         attributes: numbers that modules around the layers remember, as multiples of the number of units.
         removable: whether all of them may be pruned, because what their consumers give is only added to something else.
+
+    >>> made, read = ChannelAxis("conv1", "out", 2), ChannelAxis("conv2", "in", 2)
+    >>> group = ChannelGroup("conv1", units=2, members=(GroupMember(made, (0, 1)), GroupMember(read, (0, 1))))
+    >>> [str(member.axis) for member in group.consumers]
+    ['conv2 (in)']
     """
 
     name: str
@@ -98,7 +118,13 @@ def pruned_channels(member: GroupMember, pruned: Collection[int]) -> set[int]:
 
 
 def remaining_group(groups: Iterable[ChannelGroup], pruned: PrunedUnits) -> list[ChannelGroup]:
-    """The groups as they are when those units are gone: places shrink, units are numbered anew."""
+    """The groups as they are when those units are gone: places shrink, units are numbered anew.
+
+    >>> group = ChannelGroup("conv", 3, (GroupMember(ChannelAxis("conv", "out", 3), (0, 1, 2)),))
+    >>> [smaller] = remaining_group([group], {"conv": (1,)})
+    >>> smaller.units, smaller.members[0].units
+    (2, (0, 1))
+    """
     groups = list(groups)
     lost: dict[ChannelAxis, set[int]] = {}
     for group in groups:

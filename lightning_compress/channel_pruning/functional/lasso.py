@@ -20,6 +20,10 @@ class Segment:
         taken: indices of the taken features.
         factor: Cholesky factor of their inner products.
         fixed, slope: shape `(features,)`, 0 for those that are not taken.
+
+    >>> segment = Segment([0], torch.ones(1, 1), fixed=torch.tensor([1.0, 0.0]), slope=torch.tensor([0.5, 0.0]))
+    >>> segment.fixed - 1.0 * segment.slope  # the coefficients at penalty 1
+    tensor([0.5000, 0.0000])
     """
 
     taken: list[int]

@@ -28,6 +28,12 @@ def round_units(
 
     Args:
         floors: how many units of each group must stay.
+
+    >>> from torch import arange
+    >>> from lightning_compress.channel_pruning.functional.groups import ChannelAxis, GroupMember
+    >>> group = ChannelGroup("conv", 16, (GroupMember(ChannelAxis("conv", "out", 16), tuple(range(16))),))
+    >>> round_units([group], {"conv": (0, 1, 2, 3, 4)}, {"conv": arange(16)}, round_to=4, floors={"conv": 1})  # 12 stay
+    {'conv': (0, 1, 2, 3)}
     """
     if round_to == 1:
         return pruned

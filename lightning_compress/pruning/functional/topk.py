@@ -16,7 +16,13 @@ DIGITS = (11, 11, 10)  # bits, from the top: the counts of one digit fit into th
 
 @dataclass(frozen=True)
 class Threshold:
-    """Keep every key above `key`, and the first `ties` of those equal to it."""
+    """Keep every key above `key`, and the first `ties` of those equal to it.
+
+    >>> scores = torch.tensor([0.5, 0.9, 0.5, 0.5])
+    >>> threshold = global_threshold(lambda: [(scores, 1)], kept=2)
+    >>> (sort_keys(scores) > threshold.key).sum(), threshold.ties  # one above, and the first of those equal
+    (tensor(1), 1)
+    """
 
     key: int
     ties: int
@@ -41,6 +47,11 @@ def global_threshold(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: 
 
     Returns:
         The threshold. Its cost is `kept` exactly if every entry costs 1.
+
+    >>> scores = [torch.tensor([1.0, 5.0, 3.0]), torch.tensor([4.0, 2.0])]
+    >>> threshold = global_threshold(lambda: [(one, 1) for one in scores], kept=2)
+    >>> [(sort_keys(one) >= threshold.key).tolist() for one in scores]
+    [[False, True, False], [True, False]]
     """
     prefix, shift = 0, 32
     for bits in DIGITS:
@@ -51,7 +62,14 @@ def global_threshold(tensors: Callable[[], Iterable[tuple[Tensor, int]]], kept: 
 
 
 def count_kept(scores: Tensor, threshold: Threshold, cost: int = 1) -> tuple[int, Threshold]:
-    """How many entries of `scores` a threshold keeps, and the threshold for the tensor after it."""
+    """How many entries of `scores` a threshold keeps, and the threshold for the tensor after it.
+
+    >>> first, second = torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 3.0])
+    >>> threshold = global_threshold(lambda: [(first, 1), (second, 1)], kept=3)
+    >>> kept, threshold = count_kept(first, threshold)
+    >>> kept, count_kept(second, threshold)[0]  # 3.0, and the first two of the three equal scores
+    (2, 1)
+    """
     equal, larger = 0, 0
     for part in _parts(scores):
         equal += int((part == threshold.key).sum())
