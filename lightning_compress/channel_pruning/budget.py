@@ -13,7 +13,7 @@ from lightning_compress.measure.latency import Latency, measure_latency
 from lightning_compress.measure.macs import count_macs
 from lightning_compress.measure.onnx_latency import measure_onnx_latency
 from lightning_compress.nn.example_inputs import copy_example
-from lightning_compress.nn.on_cpu import on_cpu
+from lightning_compress.nn.isolation import on_cpu
 from lightning_compress.nn.surgery import temporarily_cut, tensors_by_name
 
 KINDS = ("sparsity", "parameters", "macs", "latency_ms")

@@ -31,7 +31,7 @@ from lightning_compress.core.arguments import as_schedule, check_fraction
 from lightning_compress.core.conflicts import ExclusiveClaim
 from lightning_compress.core.phases import Duration, PhaseWindow, Run, resolve_window
 from lightning_compress.core.registry import required_args
-from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration
+from lightning_compress.nn.batchnorm import BatchNormRecalibration
 from lightning_compress.nn.input_recorder import InputRecorder
 from lightning_compress.nn.selection import Patterns, as_patterns, select
 from lightning_compress.nn.surgery import cut_in_training, refuse_unknown_state

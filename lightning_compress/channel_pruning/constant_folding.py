@@ -11,8 +11,7 @@ from lightning_compress.channel_pruning.functional.groups import ChannelGroup, G
 from lightning_compress.channel_pruning.functional.reconstruction import constant_units
 from lightning_compress.channel_pruning.statistics import sum_by_unit
 from lightning_compress.nn.example_inputs import call_model, copy_example, map_tensors
-from lightning_compress.nn.forward_capture import preserved_random_state
-from lightning_compress.nn.isolation import isolated_eval
+from lightning_compress.nn.isolation import isolated_eval, preserved_random_state
 
 
 def fold_constants(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], pruned: PrunedUnits) -> int:

@@ -13,15 +13,10 @@ from lightning_compress.distillation.auxiliary_optimizer import AuxiliaryOptimiz
 from lightning_compress.distillation.batch_fields import Key, detach_tensors, select_mask, select_target, select_tensor
 from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.objective import DistillationObjective, LossContext, recorded_outputs, weighted_sum
+from lightning_compress.distillation.student_discovery import StudentDiscovery
 from lightning_compress.distillation.teachers.cached import CachedTeacher
 from lightning_compress.distillation.teachers.network import TeacherStep
-from lightning_compress.nn.forward_capture import (
-    ForwardCall,
-    ForwardCapture,
-    StudentDiscovery,
-    get_submodule,
-    is_compiled,
-)
+from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, get_submodule, is_compiled
 
 
 @dataclass(frozen=True)

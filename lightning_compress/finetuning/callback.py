@@ -40,7 +40,7 @@ from lightning_compress.finetuning.phase_times import PhaseTimes, WrittenTimes, 
 from lightning_compress.finetuning.rewinding import Rewinding
 from lightning_compress.finetuning.step_overrides import Values, override_param_groups
 from lightning_compress.finetuning.stopping import as_stop_criterion, monitored_value
-from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration, has_batchnorm
+from lightning_compress.nn.batchnorm import BatchNormRecalibration, has_batchnorm
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.selection import Patterns, as_patterns
 from lightning_compress.training.callback import CompressionCallback, compression_callbacks

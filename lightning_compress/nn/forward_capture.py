@@ -1,4 +1,4 @@
-"""What modules are given and what they give, seen from outside while somebody else's code calls them."""
+"""Record inputs and outputs of modules with forward hooks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.registry import near_miss
@@ -98,78 +97,6 @@ class ForwardCapture:
             self._outputs = {}
 
 
-class StudentDiscovery:
-    """Finds the module that works in a step: the outermost one that turns what needs no gradient into what does.
-
-    Modules inside compiled ones are left alone: hooks that come and go would compile them anew.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.listening = False
-        self.calls: list[tuple[str, nn.Module, ForwardCall]] = []
-        self._depth = 0
-        self._handles = []
-        for name, module in _uncompiled(model):
-            self._handles += [
-                module.register_forward_pre_hook(self._enter),
-                module.register_forward_hook(self._leave(name), with_kwargs=True),
-            ]
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Listen within the context; what was noted before is forgotten."""
-        self.calls.clear()
-        self.listening, self._depth = True, 0
-        try:
-            yield
-        finally:
-            self.listening = False
-
-    def remove(self) -> None:
-        """Take the hooks away, and forget."""
-        for handle in self._handles:
-            handle.remove()
-        self.calls.clear()
-
-    def found(self) -> tuple[nn.Module, list[ForwardCall]]:
-        """The module, and its calls so far.
-
-        Raises:
-            ValueError: if there is none, or several work one after the other.
-        """
-        working = [
-            (name, module, call) for name, module, call in self.calls if _needs_gradient(call.output, from_dimension=1)
-        ]
-        first = [module for _, module, call in working if not _needs_gradient((call.args, call.kwargs))]
-        later = [name for name, module, _ in working if first and module is not first[0]]
-        if not first:
-            seen = ", ".join(dict.fromkeys(name or "the LightningModule" for name, _, _ in self.calls)) or "none"
-            raise ValueError(
-                f"No module was called in training_step that turns the batch into something with a gradient (modules "
-                f"called: {seen}). Name the student: student='net'. What is called by .forward(...) is not seen."
-            )
-        if later:
-            names = list(dict.fromkeys(name for name, _, _ in working))
-            raise ValueError(
-                f"training_step calls several modules in turn: {', '.join(map(repr, names))}. Name the one that is "
-                f"given the batch, and the layer whose output is compared, such as student={names[0]!r}, "
-                f"losses={{({names[-1]!r}, 'output'): 'kl_divergence'}}."
-            )
-        return first[0], [call for _, module, call in working if module is first[0]]
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._depth += self.listening
-
-    def _leave(self, name: str) -> Call_:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self.listening:
-                self._depth -= 1
-                if self._depth == 0:
-                    self.calls.append((name, module, ForwardCall(args, kwargs, output)))
-
-        return hook
-
-
 def get_submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that name; through wrappers of `torch.compile`, with or without their prefix.
 
@@ -210,29 +137,9 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
             yield from tensors_in(part, depth - 1)
 
 
-def _needs_gradient(value: Any, from_dimension: int = 0) -> bool:
-    return any(one.requires_grad and one.ndim >= from_dimension for one in tensors_in(value))
-
-
-def _uncompiled(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    yield name, model
-    # `_orig_mod` marks a wrapper of torch.compile, `_compiled_call_impl` a module that was compiled in place.
-    if not isinstance(getattr(model, "_orig_mod", None), nn.Module) and model._compiled_call_impl is None:
-        for child, module in model.named_children():
-            yield from _uncompiled(module, f"{name}.{child}" if name else child)
-
-
 def is_compiled(model: nn.Module) -> bool:
     """Whether a compiler traces the whole of this module's steps, as in `trainer.fit(torch.compile(module))`."""
     return getattr(model, "_compiler_ctx", None) is not None
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Leave torch's random streams as they were, on the CPU and on this process's accelerator."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        yield
 
 
 def is_partly_compiled(model: nn.Module) -> bool:

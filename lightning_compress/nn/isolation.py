@@ -1,4 +1,4 @@
-"""Run a module for measuring, and leave everything as it was: modes, buffers, random streams, gradients."""
+"""Run a module for measuring, and leave everything as it was: modes, buffers, random streams, gradients, devices."""
 
 import random
 from collections.abc import Iterator
@@ -82,3 +82,30 @@ def kept_random_streams(model: nn.Module | None = None) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave torch's random streams as they were, on the CPU and on this process's accelerator."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def on_cpu(model: nn.Module) -> Iterator[None]:
+    """The module's tensors on the CPU, where its latency counts, and back on their devices afterwards."""
+    tensors = [one for one in [*model.parameters(), *model.buffers()] if one.device.type != "cpu"]
+    known = [module for module in model.modules() if tensors and "_device" in vars(module)]
+    before = [(one, one.data) for one in tensors], [(module, vars(module)["_device"]) for module in known]
+    try:
+        for one in tensors:
+            one.data = one.data.cpu()
+        for module in known:  # what Lightning and torchmetrics remember
+            vars(module)["_device"] = torch.device("cpu")
+        yield
+    finally:
+        for one, data in before[0]:
+            one.data = data
+        for module, device in before[1]:
+            vars(module)["_device"] = device

@@ -22,7 +22,7 @@ from lightning_compress.core.conflicts import ExclusiveClaim
 from lightning_compress.core.phases import Run
 from lightning_compress.export.api import check_suffix
 from lightning_compress.nn.input_recorder import InputRecorder, RecordedInput
-from lightning_compress.nn.on_cpu import on_cpu
+from lightning_compress.nn.isolation import on_cpu
 from lightning_compress.reporting import Report, report
 from lightning_compress.reporting.export_at_end import check_export, write_export
 from lightning_compress.reporting.loggers import send_checkpoint, send_report

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_compress.measure.macs import count_macs
-from lightning_compress.nn.isolation import isolated_eval
+from lightning_compress.nn.isolation import isolated_eval, on_cpu, preserved_random_state
 
 
 class Busy(nn.Module):
@@ -74,3 +74,21 @@ def test_no_gradient_is_recorded_inside():
     with isolated_eval(model):
         assert not model(torch.ones(1, 2)).requires_grad
     assert model(torch.ones(1, 2)).requires_grad
+
+
+def test_what_lies_on_the_cpu_stays_there():
+    model = nn.Linear(2, 3)
+    before = model.weight.data_ptr()
+    with on_cpu(model):
+        assert model.weight.data_ptr() == before
+    assert model.weight.data_ptr() == before
+
+
+def test_random_streams_are_kept():
+    torch.manual_seed(0)
+    with preserved_random_state():
+        torch.rand(3)
+        torch.manual_seed(9)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.rand(1))

@@ -17,7 +17,8 @@ from lightning_compress.distillation.cache.sample_keys import sample_keys, teach
 from lightning_compress.distillation.cache.store import TeacherCache, open_cache, write_cache
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Teacher, TeacherStep
-from lightning_compress.nn.forward_capture import ForwardCall, preserved_random_state
+from lightning_compress.nn.forward_capture import ForwardCall
+from lightning_compress.nn.isolation import preserved_random_state
 
 PROBE = 8  # samples that are fetched twice, to see whether they come out alike
 BATCH_SIZE = 64  # where the loader has none of its own

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
 from lightning_compress.nn.channel_cut import Cut
-from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, get_submodule, preserved_random_state
+from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, get_submodule
+from lightning_compress.nn.isolation import preserved_random_state
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 

@@ -12,8 +12,10 @@ from lightning_compress.core.patching import wrapped_method
 from lightning_compress.distillation.auxiliary_optimizer import AuxiliaryOptimizer
 from lightning_compress.distillation.batch_fields import detach_tensors
 from lightning_compress.distillation.loss_terms import OUTPUT
+from lightning_compress.distillation.student_discovery import StudentDiscovery
 from lightning_compress.distillation.teachers.network import Teacher, TeacherStep, check_not_shared, copied
-from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, StudentDiscovery, preserved_random_state
+from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture
+from lightning_compress.nn.isolation import preserved_random_state
 
 
 class PeerTeacher(Teacher):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightning_compress.nn.copying import copy_uncompiled, copy_without_hooks
 from lightning_compress.nn.dataflow import Dataflow, trace_dataflow
-from lightning_compress.nn.forward_capture import display_name, preserved_random_state, tensors_in
+from lightning_compress.nn.forward_capture import display_name, tensors_in
+from lightning_compress.nn.isolation import preserved_random_state
 from lightning_compress.nn.selection import Patterns
 from lightning_compress.quantization.config import LayerPlan, QuantizationConfig
 from lightning_compress.quantization.functional.formats import Bits, parse_format

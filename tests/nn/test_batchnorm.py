@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from lightning_compress.nn.batchnorm_recalibration import BatchNormRecalibration
+from lightning_compress.nn.batchnorm import BatchNormRecalibration
 
 
 @pytest.mark.parametrize("second", [(2, 3), (2, 9), (1, 2)], ids=["later", "longer", "at once"])
