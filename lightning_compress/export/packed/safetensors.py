@@ -1,7 +1,7 @@
-"""Files of tensors in the safetensors format, read and written by nothing but torch and the standard library.
+"""Read and write safetensors files with the `safetensors` library, and check what the library lets pass.
 
-A file is the length of its header in 8 bytes (little-endian), the header as JSON, and the bytes of the tensors one
-after the other. Nothing in it can run. A reader must not trust it: every size is checked before memory is taken for it.
+The library checks that sizes and offsets fit the file before it takes memory. It does not refuse repeated names,
+unknown fields or shapes that torch cannot compute with, nor say which tensor it cannot write, so this is done here.
 
 Reference: https://github.com/huggingface/safetensors#format
 """
@@ -9,13 +9,15 @@ Reference: https://github.com/huggingface/safetensors#format
 import ctypes
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 DTYPES = {
@@ -38,82 +40,73 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
-HEADER_LIMIT_BYTES = 1 << 24
+LENGTH_BYTES = 8
 MOST_DIMENSIONS = 32
 
 
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where a tensor lies among the bytes behind the header."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Write a file; how many bytes of it are header.
+    """Write a file, and return the number of bytes in front of the tensors.
+
+    Tensors may share memory; each is stored in full.
 
     Raises:
-        ValueError: if a tensor is of a dtype or layout that the format does not know, or the header grows too large.
+        ValueError: if a tensor has a dtype or layout that the format cannot store, or the header is too large.
     """
-    for name, tensor in tensors.items():
-        _refuse_unknown(name, tensor)
-    # As the library does: large elements first, so that each tensor begins at a multiple of its element's size.
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header = _header_of({name: tensors[name] for name in order}, metadata)
-    with open(path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in order:
-            _give_bytes(tensors[name], file.write)
-    return 8 + len(header)
+    try:
+        save_file(_storable(tensors), path, dict(metadata) or None)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be written: {error}. If its header is too large, store shorter metadata.") from error
+    return _order_metadata(path, metadata)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file by name, on the CPU, and its metadata.
+    """Read the tensors of a file by name, on the CPU, and its metadata.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or no file of this format.
+        ValueError: if the file is damaged or has another format.
     """
-    with open(path, "rb") as file:
-        metadata, places = _read_header(file, path)
-        return {place.name: _read(file, place, path) for place in places}, metadata
+    with _opened(path) as file:
+        names = file.keys()
+        # Copies: the library maps the file into memory, so that a change of the file would change the tensors. A copy
+        # also turns boolean bytes other than 0 and 1, which torch does not define, into 1.
+        return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What a file says of itself; its tensors are not read.
+    """Read the metadata of a file without its tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if its header is damaged, or it is no file of this format.
+        ValueError: if the header is damaged or the file has another format.
     """
-    with open(path, "rb") as file:
-        return _read_header(file, path)[0]
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def state_fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of names, dtypes, shapes, bytes and metadata, in whatever order they lie.
+    """Return the SHA-256 of names, dtypes, shapes, bytes and metadata, independent of their order.
 
     Raises:
-        ValueError: if a tensor is of a dtype or layout that the format does not know.
+        ValueError: if a tensor has a dtype or layout that the format cannot store.
     """
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        _refuse_unknown(name, tensor)
+        _check_storable(name, tensor)
         digest.update(json.dumps([name, NAMES[tensor.dtype], list(tensor.shape)]).encode())
-        _give_bytes(tensor, digest.update)
+        flat = _plain(tensor)
+        if flat.numel():  # hash the memory of the tensor itself: no copy, no numpy
+            digest.update((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()))
     return digest.hexdigest()
 
 
 def strict_json(text: str | bytes) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
     Raises:
-        ValueError: if it is no JSON, too deep, or names something twice, of which readers would take this or that.
+        ValueError: if the text is not JSON, is nested too deeply, holds NaN or repeats a key: readers differ in which
+            of two values they take.
     """
     try:
         return json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
@@ -122,113 +115,88 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def is_whole(number: object, low: int = 0, high: int = 2**62) -> bool:
-    """Whether this is a whole number from `low` to `high`; `True` is none."""
+    """Return whether this is an integer from `low` to `high`; booleans are not."""
     return type(number) is int and low <= number <= high
 
 
 def shorten(value: object) -> str:
-    """A value as it is shown in an error, be it ever so long."""
+    """Return the repr of a value for an error message, cut at 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def is_shape(shape: object) -> bool:
-    """Whether this is a list of sizes that torch can take."""
+    """Return whether this is a list of sizes that torch can use as a shape."""
     if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS or not all(map(is_whole, shape)):
         return False
-    return bool(prod(max(size, 1) for size in shape) <= 2**62)  # also with a size of 0, torch multiplies the others
-
-
-def _refuse_unknown(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in NAMES or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise ValueError(
-            f"'{name}' is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}, which no safetensors file "
-            f"holds. It takes dense tensors of {', '.join(str(dtype) for dtype in NAMES)}."
-        )
-
-
-def _give_bytes(tensor: Tensor, take: Callable[[Any], object]) -> None:
-    """Give the bytes of a tensor to what takes bytes, without a copy where it lies in one piece, and without numpy."""
-    flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
-    if flat.numel():
-        take((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()))
-
-
-def _header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    fields: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        fields[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    header = json.dumps(fields, separators=(",", ":")).encode()
-    if len(header) > HEADER_LIMIT_BYTES - 8:
-        raise ValueError(f"The header takes {len(header)} bytes, but {HEADER_LIMIT_BYTES} are the limit: say less.")
-    return header + b" " * (-len(header) % 8)
-
-
-def _read_header(file: BinaryIO, path: str | Path) -> tuple[dict[str, str], list[TensorEntry]]:
-    """What the header says: metadata, and places in the order in which they lie."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    if size < 10 or length > min(size - 8, HEADER_LIMIT_BYTES):
-        raise damaged_file_error(path, f"of {size} bytes, {length} were its header")
-    try:
-        header = strict_json(file.read(length).decode())
-        if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
-        metadata = _metadata(header.pop(METADATA, {}))
-        places = sorted((_place(*entry) for entry in header.items()), key=lambda place: (place.begin, place.end))
-        _check_cover(places, size - 8 - length)
-    except ValueError as error:
-        raise damaged_file_error(path, str(error)) from error
-    return metadata, places
+    return bool(prod(max(size, 1) for size in shape) <= 2**62)  # torch multiplies the other sizes even if one is 0
 
 
 def damaged_file_error(path: str | Path, what: str) -> ValueError:
-    """The error of a file that is not as it was written."""
+    """Return the error for a file whose content is not what was written."""
     return ValueError(f"{path} is damaged, or no safetensors file: {what}. Write it again, or fetch it again.")
 
 
-def _metadata(fields: object) -> dict[str, str]:
-    if not isinstance(fields, dict) or not all(isinstance(text, str) for text in fields.values()):
-        raise ValueError("its metadata are not texts by name")
-    return fields
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU; copies where two share memory, which the library refuses."""
+    found, storages = {}, set()
+    for name, tensor in tensors.items():
+        _check_storable(name, tensor)
+        plain = _plain(tensor)
+        storage = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    return found
 
 
-def _place(name: str, fields: object) -> TensorEntry:
-    if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"'{name}' has not just a dtype, a shape and offsets")
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"'{name}' has the unknown dtype {shorten(dtype)}")
-    if not is_shape(shape) or not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_whole, offsets)):
-        raise ValueError(f"'{name}' has the shape {shorten(shape)} at {shorten(offsets)}")
-    if offsets[1] - offsets[0] != prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"'{name}' has the shape {shape} of {dtype}, but lies at {offsets}")
-    return TensorEntry(name, DTYPES[dtype], tuple(shape), *offsets)
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
 
 
-def _check_cover(places: Iterable[TensorEntry], size: int) -> None:
-    """Refuse holes, overlaps, and what reaches beyond the end."""
-    end = 0
-    for place in places:
-        if place.begin != end:
-            raise ValueError(f"'{place.name}' begins at byte {place.begin}, but what is before it ends at {end}")
-        end = place.end
-    if end != size:
-        raise ValueError(f"its tensors take {end} bytes, but {size} are there")
+def _check_storable(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in NAMES or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ValueError(
+            f"'{name}' is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}, which a safetensors file "
+            f"cannot hold. It takes dense tensors of {', '.join(str(dtype) for dtype in NAMES)}."
+        )
 
 
-def _read(file: BinaryIO, place: TensorEntry, path: str | Path) -> Tensor:
-    content = bytearray(place.end - place.begin)
-    if file.readinto(content) != len(content):  # type: ignore[attr-defined]
-        raise damaged_file_error(path, f"it ends within '{place.name}'")
-    if not content:
-        return torch.empty(place.shape, dtype=place.dtype)
-    if place.dtype == torch.bool:  # a byte other than 0 and 1 is no boolean to those who compute with it
-        return torch.frombuffer(content, dtype=torch.uint8).reshape(place.shape) != 0
-    return torch.frombuffer(content, dtype=place.dtype).reshape(place.shape)
+def _order_metadata(path: str | Path, metadata: Mapping[str, str]) -> int:
+    """Rewrite the header with the metadata in the given order; return the number of bytes in front of the tensors.
+
+    The library writes them in random order, so that the same model would give another file each time.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        ordered = {**header, METADATA: dict(metadata)} if metadata else header
+        file.seek(LENGTH_BYTES)
+        file.write(json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
+    return LENGTH_BYTES + length
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A file whose header is checked; errors of the library become ours."""
+    try:
+        with safe_open(path, "pt") as file:
+            _check_header(path)
+            yield file
+    except (SafetensorError, ValueError) as error:
+        raise damaged_file_error(path, str(error)) from error
+
+
+def _check_header(path: str | Path) -> None:
+    """Refuse what the library lets pass: repeated names, unknown fields, dtypes and shapes that we do not support."""
+    with open(path, "rb") as file:
+        header = strict_json(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+    for name, fields in header.items():
+        if name == METADATA:
+            continue
+        if fields.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"'{name}' has the fields {shorten(list(fields))}, not dtype, shape and data_offsets")
+        if fields["dtype"] not in DTYPES or not is_shape(fields["shape"]):
+            raise ValueError(f"'{name}' has shape {shorten(fields['shape'])} of unknown dtype {fields['dtype']}")
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -315,12 +315,17 @@ def test_a_module_that_does_not_fit_is_refused_and_left_alone(tmp_path, module, 
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
-def test_the_reader_needs_nothing_but_torch_and_the_standard_library():
+def test_the_reader_needs_nothing_but_torch_safetensors_and_the_standard_library():
     for file in (packed, packed_file, packed_format, packing, deployable, replacing):
         tree = ast.parse(Path(file.__file__).read_text())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {getattr(node, "module", None) or node.names[0].name for node in imports}
-        assert {name.split(".")[0] for name in names} <= {"torch", "lightning_compress", *sys.stdlib_module_names}
+        assert {name.split(".")[0] for name in names} <= {
+            "torch",
+            "safetensors",
+            "lightning_compress",
+            *sys.stdlib_module_names,
+        }
         own = {name for name in names if name.startswith("lightning_compress")}
         assert all(name.split(".")[1] in ("core", "export", "quantization") for name in own), own
         assert ".numpy(" not in ast.unparse(tree)
