@@ -55,7 +55,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     try:
         save_file(_storable(tensors), path, dict(metadata) or None)
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be written: {error}. If its header is too large, store shorter metadata.") from error
+        raise ValueError(
+            f"{path} cannot be written: {error}. If its header is too large, store shorter metadata."
+        ) from error
     return _order_metadata(path, metadata)
 
 
