@@ -10,14 +10,9 @@ from lightning_compress.core.registry import find
 from lightning_compress.distillation import losses
 from lightning_compress.distillation.objective import WeightedTeacher
 from lightning_compress.distillation.snapshots import is_self_teacher
+from lightning_compress.distillation.teachers.base import Teacher
 from lightning_compress.distillation.teachers.cached import CachedTeacher
-from lightning_compress.distillation.teachers.network import (
-    PRECISIONS,
-    FunctionTeacher,
-    NetworkTeacher,
-    Teacher,
-    load_teacher,
-)
+from lightning_compress.distillation.teachers.network import PRECISIONS, FunctionTeacher, NetworkTeacher, load_teacher
 from lightning_compress.distillation.teachers.self_teachers import SnapshotTeacher
 
 

@@ -34,9 +34,10 @@ from lightning_compress.distillation.nan_guard import NanGuard
 from lightning_compress.distillation.objective import DistillationObjective
 from lightning_compress.distillation.snapshots import SelfTeachers
 from lightning_compress.distillation.step_output import gradient_cosine as cosine_of
-from lightning_compress.distillation.step_output import loss_of, replace_loss
+from lightning_compress.distillation.step_output import loss_of, mix_losses, replace_loss
+from lightning_compress.distillation.teachers.base import Teacher, TeacherStep
 from lightning_compress.distillation.teachers.cached import CachedTeacher
-from lightning_compress.distillation.teachers.network import BranchTeacher, Teacher, TeacherStep
+from lightning_compress.distillation.teachers.network import BranchTeacher
 from lightning_compress.nn.channel_cut import Cut
 from lightning_compress.nn.forward_capture import ForwardCall, get_submodule
 from lightning_compress.training.callback import CompressionCallback
@@ -89,6 +90,16 @@ class Distillation(CompressionCallback):
         ValueError: at construction, or in the first training step at the latest, for whatever cannot be done.
 
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
+
+    >>> from copy import deepcopy
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> student = BoringModel()
+    >>> teacher = deepcopy(student)
+    >>> distillation = Distillation(teacher, losses="logit_mse", alpha=1.0)
+    >>> Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=distillation).fit(student)
+    >>> bool((student.layer.weight == teacher.layer.weight).all())  # only the teacher counts, and it agrees already
+    True
     """
 
     progress_metric = "loss/distillation"
@@ -293,7 +304,7 @@ class Distillation(CompressionCallback):
             self.tracker.see(taught, distiller.objective, float(task.detach()), alpha)
             if self.gradient_cosine:
                 self.tracker.metrics["gradient_cosine"] = cosine_of(task, taught.loss, pl_module.parameters())
-        return (1 - alpha) * task + alpha * taught.loss
+        return mix_losses(task, taught.loss, alpha)
 
     def _fill(self, trainer: Trainer, teacher: CachedTeacher, call: ForwardCall) -> None:
         """Compute a cache on the first rank, unless it is there, and open it on all."""

@@ -14,8 +14,8 @@ from lightning_compress.distillation.batch_fields import Key, detach_tensors, se
 from lightning_compress.distillation.loss_terms import OUTPUT
 from lightning_compress.distillation.objective import DistillationObjective, LossContext, recorded_outputs, weighted_sum
 from lightning_compress.distillation.student_discovery import StudentDiscovery
+from lightning_compress.distillation.teachers.base import TeacherStep
 from lightning_compress.distillation.teachers.cached import CachedTeacher
-from lightning_compress.distillation.teachers.network import TeacherStep
 from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, get_submodule, is_compiled
 
 

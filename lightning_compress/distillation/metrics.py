@@ -73,7 +73,7 @@ def _fingerprint(tutor: WeightedTeacher) -> str:
     if isinstance(teacher, FunctionTeacher):
         return _of_function(teacher)
     module = getattr(teacher, "module", None)
-    return teacher_fingerprint(module) if isinstance(module, nn.Module) and teacher.there else type(teacher).__name__
+    return teacher_fingerprint(module) if isinstance(module, nn.Module) and teacher.ready else type(teacher).__name__
 
 
 def _of_function(teacher: FunctionTeacher) -> str:

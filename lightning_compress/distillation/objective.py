@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_compress.distillation.batch_fields import Key, select_tensor
 from lightning_compress.distillation.loss_terms import OUTPUT, LossTerm, Names
-from lightning_compress.distillation.teachers.network import Teacher
+from lightning_compress.distillation.teachers.base import Teacher
 from lightning_compress.nn.forward_capture import ForwardCall
 from lightning_compress.nn.isolation import preserved_random_state
 

@@ -78,7 +78,7 @@ class SelfTeachers:
 
     def _to_come(self, begin: int) -> list[tuple[int, WeightedTeacher]]:
         pairs = zip(self.times, self.tutors, strict=True)
-        return [(min(time, begin), one) for time, one in pairs if time is not None and not one.teacher.there]
+        return [(min(time, begin), one) for time, one in pairs if time is not None and not one.teacher.ready]
 
 
 def _moment_written(teacher: str, end: Duration) -> Duration | None:

@@ -1,4 +1,4 @@
-"""What a training step returns, with another loss in it; and how two losses pull."""
+"""The loss in the output of `training_step`: read it, mix it with the distillation loss, put the result back."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss in what a training step returned: a tensor, or a mapping's "loss"; None if it returned nothing.
+    """The loss in the output of `training_step`: the tensor itself, or a mapping's "loss"; None if there is none.
 
     Raises:
-        ValueError: if it is of another kind.
+        ValueError: if the output is of another kind.
+
+    >>> loss_of({"loss": torch.tensor(2.0), "logits": torch.zeros(3)})
+    tensor(2.)
     """
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if loss is None or isinstance(loss, Tensor):
@@ -23,8 +26,22 @@ def loss_of(output: Any) -> Tensor | None:
     )
 
 
+def mix_losses(task: Tensor, distillation: Tensor, alpha: float) -> Tensor:
+    """`(1 - alpha) * task + alpha * distillation`, with `alpha` in [0, 1].
+
+    >>> mix_losses(torch.tensor(1.0), torch.tensor(5.0), alpha=0.75)
+    tensor(4.)
+    """
+    return (1 - alpha) * task + alpha * distillation
+
+
 def replace_loss(output: Any, loss: Tensor) -> Any:
-    """What a training step returned, with `loss` in the place of its own; a mapping is copied."""
+    """The output of `training_step` with `loss` in place of its own loss; a mapping is copied.
+
+    >>> output = {"loss": torch.tensor(1.0), "accuracy": 0.5}
+    >>> replace_loss(output, torch.tensor(3.0)), output["loss"]
+    ({'loss': tensor(3.), 'accuracy': 0.5}, tensor(1.))
+    """
     if not isinstance(output, Mapping):
         return loss
     changed: Any = copy.copy(output)
@@ -35,7 +52,11 @@ def replace_loss(output: Any, loss: Tensor) -> Any:
 def gradient_cosine(task: Tensor, distilled: Tensor, parameters: Iterable[nn.Parameter]) -> float:
     """Cosine of the angle between the gradients of two losses, in [-1, 1]; 0 if one of them is zero.
 
-    Below 0 the two pull apart. Both graphs are kept.
+    Below 0 the losses are in conflict. Both graphs are kept for the backward pass.
+
+    >>> weight = nn.Parameter(torch.tensor([1.0, 1.0]))
+    >>> round(gradient_cosine(weight[0], weight.sum(), [weight]), 4)  # (1, 0) and (1, 1)
+    0.7071
     """
     trained = [one for one in parameters if one.requires_grad]
     sums = torch.zeros(3, device=task.device, dtype=torch.float32)

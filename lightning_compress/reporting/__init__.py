@@ -1,4 +1,4 @@
-"""What a model holds and costs, measured and told: the values, and their forms in a terminal, a file and a web page."""
+"""Reports on models: parameters, zeros, bytes, MACs and latency, for the terminal, JSON, HTML and loggers."""
 
 from lightning_compress.reporting.api import report
 from lightning_compress.reporting.report import Report

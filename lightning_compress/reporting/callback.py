@@ -1,4 +1,4 @@
-"""Measure the model before and after a run, and put the comparison where people look."""
+"""CompressionReport: measure the model before and after a run, and write the comparison to files and loggers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,29 +40,40 @@ BOUNDARY_SECONDS = 0.25  # of timing where a phase begins or ends: training wait
 class CompressionReport(CompressionCallback):
     """Report parameters, nonzeros, MACs, bytes, latency and metrics of the model, before and after the run.
 
-    Prints a table, writes `compression_report.json` and `.html`, and sends what they can show to the Trainer's loggers:
-    to all of them the totals, who is in its phase, the learning rate, and size and latency where a phase begins or
-    ends; to W&B tables, a summary and artifacts; to TensorBoard the tables as text; to MLflow the files. `report` holds
-    the result; `trainer.test` afterwards adds its metrics to it.
+    Prints a table, writes `compression_report.json` and `.html`, and logs to the Trainer's loggers: to all of them the
+    totals, which callbacks are active, the learning rate, and size and latency where a phase begins or ends; to W&B
+    also tables, a summary and artifacts; to TensorBoard the tables as text; to MLflow the files. The result is the
+    attribute `report`; a later `trainer.test` adds its metrics to it.
 
     Args:
-        example_input: a batch that the module takes, for MACs and latency. None: `module.example_input_array`, or what
-            the module is called with in its first training step.
-        baseline: what "before" is: the `report` of another run's callback, or the path of a saved `.json`. None: the
-            module as this run began.
+        example_input: a batch that the module takes, for MACs and latency. None: `module.example_input_array`, or the
+            inputs of the module's first training step.
+        baseline: the report "before": the `report` of another run's callback, or the path of a saved `.json`. None:
+            the module at the beginning of this run.
         dirpath: folder for the files; None: the logger's, or the Trainer's `default_root_dir`.
         latency: whether to time the module on the CPU.
         boundaries: whether to measure also where the phase of another callback begins or ends within the run.
-        runs, seconds: of timing, for each batch size: at most so many calls, for at most so long.
+        runs, seconds: at most so many calls are timed for each batch size, and for at most so many seconds.
         print_table: whether to print the table at the end.
-        export: a file that is written by `export` when the fit ends, with the weights of then, its kind by its ending:
-            "model.onnx", "model.pt2" or "model.safetensors"; the last two take quantized models only. Unless the path
-            is absolute, it lies beside the report. Its bytes join the report, and the file W&B's artifact.
+        export: path of a file that `lightning_compress.export` writes when the fit ends: "model.onnx", or for quantized
+            models "model.pt2" or "model.safetensors". A relative path is relative to the report's folder. The report
+            has the size of the file, and W&B's artifact the file itself.
         name: key of the state in checkpoints.
 
     Raises:
-        ValueError: if `baseline` is a path that holds no report, or `export` has another ending; before training, if
-            it cannot be written, or needs what is not installed (ModuleNotFoundError).
+        ValueError: if the file `baseline` holds no report, or `export` has another suffix; before training, if the
+            export cannot be written. ModuleNotFoundError: if a package that the export needs is not installed.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> with TemporaryDirectory() as folder:
+    ...     compression = CompressionReport(dirpath=folder, latency=False, print_table=False)
+    ...     Trainer(barebones=True, accelerator="cpu", max_steps=1, callbacks=compression).fit(BoringModel())
+    ...     [path.name for path in compression.files]
+    ['compression_report.json', 'compression_report.html']
+    >>> compression.report.parameters, compression.report.macs  # a linear layer of 32 inputs and 2 outputs
+    (66, 64)
     """
 
     state_format = 2

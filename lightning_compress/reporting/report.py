@@ -1,4 +1,4 @@
-"""A report that can be saved and shown: its values with their forms in a terminal, a JSON file and a web page."""
+"""A report that can be saved as JSON or HTML, and printed in a terminal."""
 
 import json
 from collections.abc import Callable
@@ -18,16 +18,27 @@ class Report(ReportValues):
 
     Sizes are the lengths of whole files, see `measure.sparse_encoding`: every float written as fp32 (`size_bytes`),
     each tensor in its shortest lossless code (`size_bytes_sparse`), gzip of both, the packed integers of a
-    quantized model with all scales and zero points (`size_bytes_quantized`), and files that were exported, by name
-    (`size_bytes_exported`). MACs are of one call with `macs_batch` samples. Of a run there are its `phases`, and
-    what the model was at their `boundaries`. What is None could not be had, and `notes` says why.
+    quantized model with all scales and zero points (`size_bytes_quantized`), and exported files by name
+    (`size_bytes_exported`). MACs are those of one call with `macs_batch` samples. The report of a run has its `phases`,
+    and the model's size and costs at their `boundaries`. A value is None where it could not be measured; `notes` says
+    why.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from lightning_compress.reporting import LayerReport
+    >>> layer = LayerReport("net", "Linear", (2, 4), 10, 4, 8, 2, size_bytes=40, size_bytes_sparse=20)
+    >>> report = Report("net", (layer,), size_bytes=40, size_bytes_sparse=20)
+    >>> report.sparsity, report.weight_sparsity, report.compression_ratio
+    (0.6, 0.75, 2.0)
+    >>> with TemporaryDirectory() as folder:
+    ...     Report.load(report.save(f"{folder}/report.json")) == report
+    True
     """
 
     def save(self, path: str | Path) -> Path:
-        """Write a `.json` file, or one `.html` file that needs nothing else; missing folders are made.
+        """Write a `.json` file, or a self-contained `.html` page; missing folders are made.
 
         Raises:
-            ValueError: if the name ends in neither.
+            ValueError: if the path has another suffix.
         """
         path = Path(path)
         writers: dict[str, Callable[[], str]] = {".json": self.to_json, ".html": self.to_html}

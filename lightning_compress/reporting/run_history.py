@@ -1,11 +1,15 @@
-"""What happened when in a run: its phases, and what the model was where one begins or ends."""
+"""Phases of a run, and the size and costs of the model where a phase begins or ends."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Phase:
-    """When a callback acted, in optimizer steps that were done; `end` is None if the run ended before the phase."""
+    """The phase of a callback, in optimizer steps; `end` is None if the run ended before the phase.
+
+    >>> Phase("pruning", "Pruning", begin=100, end=700)
+    Phase(name='pruning', type='Pruning', begin=100, end=700)
+    """
 
     name: str
     type: str
@@ -15,9 +19,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Boundary:
-    """The model when `step` optimizer steps were done, where phases began or ended.
+    """Size and costs of the model after `step` optimizer steps, where phases began or ended.
 
-    `size_bytes` are of the smallest lossless file: sparse-coded, or packed integers. What is None could not be had.
+    `size_bytes` is the length of the smallest lossless file: sparse-coded, or packed integers. A value is None where it
+    could not be measured.
+
+    >>> Boundary(step=700, what="pruning ends", nonzero=43_000, size_bytes=190_000).macs is None
+    True
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""The values of a report, and their way into a JSON file and back."""
+"""The values of a report, written to JSON and read from it."""
 
 import json
 from collections.abc import Mapping
@@ -16,10 +16,15 @@ ReportT = TypeVar("ReportT", bound="ReportValues")
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One module that stores or multiplies something itself, without its submodules.
+    """One module with tensors or MACs of its own, without its submodules.
 
-    `weights` are the parameters of two or more dimensions; `shape` is that of the largest. A tied parameter counts in
-    the layer that comes first. `macs` is None where nothing was run.
+    `weights` counts the elements of parameters with two or more dimensions; `shape` is that of the largest. A tied
+    parameter counts in the first layer that has it. `macs` is None if the model was not called.
+
+    >>> layer = LayerReport("net.0", "Linear", shape=(2, 4), parameters=10, nonzero=4, weights=8, weights_nonzero=2,
+    ...                     size_bytes=40, size_bytes_sparse=20)
+    >>> layer.sparsity, layer.weight_sparsity
+    (0.6, 0.75)
     """
 
     name: str
@@ -47,7 +52,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ReportValues:
-    """What a `Report` holds: plain values, which its renderers read."""
+    """The plain values of a `Report`, which its renderers read."""
 
     name: str
     layers: tuple[LayerReport, ...]
@@ -110,16 +115,16 @@ class ReportValues:
 
     @property
     def size_bytes_smallest(self) -> int:
-        """Bytes of the smallest lossless file: coded or packed."""
+        """Bytes of the smallest lossless file: sparse-coded, or packed integers."""
         return int(min(self.size_bytes_sparse, self.size_bytes_quantized or inf))
 
     @property
     def compression_ratio(self) -> float:
-        """Bytes of the dense fp32 file of `before`, or of this model, over those of this coded or packed file."""
+        """Bytes of the dense fp32 file of `before` (of this model without it), divided by `size_bytes_smallest`."""
         return (self.before or self).size_bytes / self.size_bytes_smallest
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; totals and sparsities are for readers, `from_dict` computes them anew."""
+        """Plain values for JSON. `from_dict` ignores the totals and sparsities, which are for human readers."""
         values: dict[str, Any] = {"format": FORMAT} | {one.name: getattr(self, one.name) for one in fields(self)}
         for key in ("latency_batch_1", "latency_batch_64"):
             values[key] = vars(values[key]) if values[key] else None
@@ -139,15 +144,15 @@ class ReportValues:
 
     @classmethod
     def from_dict(cls: type[ReportT], values: Mapping[str, Any]) -> ReportT:
-        """The report that `to_dict` made these of; a metric that was not finite comes back as NaN.
+        """Inverse of `to_dict`; metrics that were not finite become NaN.
 
         Raises:
-            ValueError: if they were not made by it.
+            ValueError: if the values were not written by `to_dict`.
         """
         if values.get("format") != FORMAT:
             raise ValueError(
-                f"Not a report of this version: its 'format' is {values.get('format')!r}, not {FORMAT}. Read what "
-                f"Report.save('....json') has written, or measure anew."
+                f"Not a report of this version: its 'format' is {values.get('format')!r}, not {FORMAT}. Read a file "
+                f"written by Report.save('....json'), or measure again."
             )
         try:
             known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
@@ -162,18 +167,18 @@ class ReportValues:
             known["before"] = cls.from_dict(known["before"]) if known["before"] else None
             return cls(**known)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"The report is damaged: {type(error).__name__} {error}. Measure anew.") from error
+            raise ValueError(f"The report is damaged: {type(error).__name__} {error}. Measure again.") from error
 
     @classmethod
     def load(cls: type[ReportT], path: str | Path) -> ReportT:
-        """Read what `save` has written to a `.json` file.
+        """Read a `.json` file written by `save`.
 
         Raises:
             ValueError: if it holds no report.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (ValueError, AttributeError, RecursionError) as error:  # what JSON and UTF-8 raise is a ValueError
+        except (ValueError, AttributeError, RecursionError) as error:  # errors of JSON and UTF-8 are ValueErrors
             words = str(error).rstrip(".")
             raise ValueError(f"{path} holds no report: {words}. Give a .json file written by Report.save.") from error
 

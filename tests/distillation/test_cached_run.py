@@ -150,7 +150,7 @@ def test_a_cache_of_another_form_or_other_layers_is_refused(make_module, make_tr
         trainer.fit(make_module(), shuffled())
 
     fit()
-    with pytest.raises(ValueError, match="another form than 'top-2'"):
+    with pytest.raises(ValueError, match="another form than cache_form='top-2'"):
         fit(cache_form="top-2")
     with pytest.raises(ValueError, match=r"no outputs of inner.0, only of output"):
         fit(losses={("net.0", "inner.0"): "projected_hint", "output": "kl_divergence"})

@@ -60,7 +60,7 @@ def test_bad_arguments_are_refused_at_construction(arguments, words, teacher):
         ),
         ({"teacher": network(), "losses": lambda student, teacher: 3.0}, "returned 3.0"),
         ({"teacher": lambda x: "what"}, "output of type str"),
-        ({"teacher": AveragedTeacher(), "cache": "x"}, "AveragedTeacher says something new"),
+        ({"teacher": AveragedTeacher(), "cache": "x"}, "AveragedTeacher changes during training"),
         (
             {"teacher": PeerTeacher(Peer()), "losses": {("net.0", "net.0"): "vid"}},
             "net.0/vid is made for one direction",

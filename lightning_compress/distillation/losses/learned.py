@@ -1,4 +1,4 @@
-"""Losses between features with parameters of their own, that are trained along with the student."""
+"""Losses between features with parameters of their own, which are trained along with the student."""
 
 import math
 from collections.abc import Sequence
@@ -17,16 +17,21 @@ IMAGES = (4,)
 
 
 class ProjectedHint(nn.Module):
-    """Mean squared difference of features, the student's brought to the teacher's channels by a linear map.
+    """Mean squared difference of features, after a linear map from the student's channels to the teacher's.
 
     Args:
-        student_shape, teacher_shape: of features, `(batch, channels, *space)` or `(batch, channels)`. Without a
-            difference in channels there is no map. Where space differs, the larger is averaged down to the smaller.
+        student_shape, teacher_shape: of features, `(batch, channels, *space)` or `(batch, channels)`. With equal
+            channels there is no map. Where space differs, the larger is averaged down to the smaller.
 
     Raises:
         ValueError: if the batches or the numbers of dimensions differ.
 
     Reference: Romero et al., 2015, section 2.2, https://arxiv.org/abs/1412.6550
+
+    >>> loss = ProjectedHint(student_shape=(8, 4), teacher_shape=(8, 6))
+    >>> projected = loss.project.weight @ torch.ones(4)  # what a student of ones is mapped to
+    >>> loss(torch.ones(8, 4), projected.expand(8, 6)).item() < 1e-6
+    True
     """
 
     def __init__(self, student_shape: Shape, teacher_shape: Shape) -> None:
@@ -42,24 +47,29 @@ class ProjectedHint(nn.Module):
 
 
 class Vid(nn.Module):
-    """Variational information distillation: how unlikely the teacher's features are, as guessed from the student's.
+    """Variational information distillation: negative log-likelihood of the teacher's features given the student's.
 
-    The guess is a normal distribution: its mean comes from three pointwise maps with ReLU between them, its variance is
-    one learned number per channel. The loss is negative log-likelihood without its constant, and can be below 0.
+    The likelihood is a normal distribution. Three pointwise maps with ReLU between them compute its mean from the
+    student's features; its variance is one learned number per channel. The constant is left out, so that the loss can
+    be below 0.
 
     Args:
         student_shape, teacher_shape: of features, `(batch, channels, *space)` or `(batch, channels)`. Where space
             differs, the larger is averaged down to the smaller.
         initial_variance: above `least_variance`, in squares of the teacher's unit.
-        least_variance: below which no variance falls, above 0.
+        least_variance: lower bound of the variance, above 0.
 
     Returns:
-        Scalar in nats, the mean over batch, channels and places.
+        Scalar in nats, the mean over batch, channels and pixels.
 
     Raises:
-        ValueError: if the shapes do not fit, or the variances do not.
+        ValueError: if the shapes do not fit, or not `0 < least_variance < initial_variance`.
 
     Reference: Ahn et al., 2019, section 3.1, https://arxiv.org/abs/1904.05835
+
+    >>> loss, student = Vid(student_shape=(8, 4), teacher_shape=(8, 6)), torch.randn(8, 4)
+    >>> round(loss(student, teacher=loss.mean(student)).item(), 4)  # a mean without error: 0.5 ln 5
+    0.8047
     """
 
     def __init__(
@@ -69,7 +79,8 @@ class Vid(nn.Module):
         check_batch(student_shape, teacher_shape, ANY)
         if not 0 < least_variance < initial_variance:
             raise ValueError(
-                f"0 < least_variance < initial_variance, but they are {least_variance} and {initial_variance}."
+                f"Vid needs 0 < least_variance < initial_variance, but they are {least_variance} and "
+                f"{initial_variance}. The defaults are 1e-5 and 5.0."
             )
         dimensions, channels, wanted = len(student_shape), student_shape[1], teacher_shape[1]
         self.mean = nn.Sequential(
@@ -80,7 +91,7 @@ class Vid(nn.Module):
             pointwise(dimensions, wanted, wanted),
         )
         self.least_variance = least_variance
-        # The inverse of softplus.
+        # The inverse of softplus, so that the variance begins at `initial_variance`.
         self.scale = nn.Parameter(torch.full((wanted,), math.log(math.expm1(initial_variance - least_variance))))
 
     @property
@@ -97,10 +108,12 @@ class Vid(nn.Module):
 
 
 class FactorTransfer(nn.Module):
-    """Mean absolute difference of factors: what a paraphraser makes of the teacher, and a translator of the student.
+    """Mean absolute difference of two factors: the encoded features of the teacher and of the student.
 
-    The paraphraser learns to build the teacher's features again from the factor, here while the student learns (the
-    authors train it before); its mean squared error is part of the loss. The student's part gives it no gradient.
+    A paraphraser encodes the teacher's features, a translator the student's.
+    The paraphraser is an autoencoder of the teacher's features. The authors train it before the student; here it learns
+    at the same time, and its mean squared reconstruction error is part of the loss. The difference of the factors gives
+    the paraphraser no gradient.
 
     Args:
         student_shape, teacher_shape: of features, `(batch, channels, height, width)`. Where space differs, the larger
@@ -111,13 +124,19 @@ class FactorTransfer(nn.Module):
         ValueError: if the shapes do not fit, or the rate is not above 0.
 
     Reference: Kim et al., 2018, section 3, https://arxiv.org/abs/1802.04977
+
+    >>> loss = FactorTransfer(student_shape=(2, 4, 5, 5), teacher_shape=(2, 16, 5, 5), rate=0.5)
+    >>> loss.translate(torch.ones(2, 4, 5, 5)).shape, loss.paraphrase(torch.ones(2, 16, 5, 5)).shape
+    (torch.Size([2, 8, 5, 5]), torch.Size([2, 8, 5, 5]))
+    >>> loss(torch.ones(2, 4, 5, 5), torch.ones(2, 16, 5, 5)).shape
+    torch.Size([])
     """
 
     def __init__(self, student_shape: Shape, teacher_shape: Shape, rate: float = 0.5) -> None:
         super().__init__()
         check_batch(student_shape, teacher_shape, IMAGES)
         if not 0 < rate < math.inf:
-            raise ValueError(f"rate is a share of the teacher's channels above 0, but is {rate}.")
+            raise ValueError(f"rate is a share of the teacher's channels, above 0, but is {rate}. 0.5 is usual.")
         ours, theirs = student_shape[1], teacher_shape[1]
         factor = max(round(rate * theirs), 1)
         self.paraphrase = Convolutions([theirs, theirs, factor, factor])
@@ -135,23 +154,31 @@ class FactorTransfer(nn.Module):
 
 
 class ReviewKd(nn.Module):
-    """Knowledge review: each stage of the teacher guides that of the student and all deeper ones.
+    """Knowledge review: a stage of the teacher guides the same stage of the student and all deeper stages.
 
-    From the deepest stage on, a stage is fused with what the deeper ones gave, and compared with the teacher's as it is
-    and averaged down to 4x4, 2x2 and 1x1, where that is smaller.
+    From the deepest stage to the first, the student's features are fused with those of the deeper stages, and compared
+    with the teacher's at full size and averaged down to 4x4, 2x2 and 1x1, as far as these sizes are smaller.
 
     Args:
-        student_shape, teacher_shape: of features of stages from the first to the deepest, as many of each, each
-            `(batch, channels, height, width)`.
-        width: channels in the fusion; those of the student's deepest stage, but 512 at most, if it is not given.
+        student_shape, teacher_shape: of features of stages from the first to the deepest, as many for the teacher as
+            for the student, each `(batch, channels, height, width)`.
+        width: channels in the fusion; None: those of the student's deepest stage, but at most 512.
 
     Returns:
         Scalar, the sum over stages of the weighted mean (1, 1/2, 1/4, 1/8) over sizes of mean squared differences.
 
     Raises:
-        ValueError: if there are not as many stages of each, or their shapes do not fit.
+        ValueError: if the numbers of stages differ, or their shapes do not fit.
 
     Reference: Chen et al., 2021, section 3, https://arxiv.org/abs/2104.09044
+
+    >>> student_shape, teacher_shape = [(2, 4, 8, 8), (2, 8, 4, 4)], [(2, 6, 8, 8), (2, 12, 4, 4)]
+    >>> loss = ReviewKd(student_shape, teacher_shape)
+    >>> for fusion in loss.fusions:
+    ...     _ = nn.init.zeros_(fusion.out[1].weight)  # the last BatchNorm: all fused features become 0
+    >>> student, teacher = [torch.randn(one) for one in student_shape], [torch.ones(one) for one in teacher_shape]
+    >>> loss(student, teacher).item()  # two stages, each with mean squared difference 1 at all sizes
+    2.0
     """
 
     def __init__(
@@ -178,23 +205,22 @@ class ReviewKd(nn.Module):
 
 
 class Crd(nn.Module):
-    """Contrastive distillation: of many samples, which is the same one that the other network saw?
+    """Contrastive distillation: find the teacher's features of a sample among those of many samples.
 
-    Both networks' features are embedded linearly, as vectors of length 1. The student's embedding has to find the
-    teacher's of the same sample among the rest of the batch and a memory, the teacher's that of the student among the
-    rest of the batch; each is a cross-entropy.
+    Linear maps embed the features of both networks as vectors of length 1. Two cross-entropies are added: the student's
+    embedding of a sample has to select the teacher's embedding of the same sample among the batch and a memory, and
+    the teacher's embedding has to select the student's among the batch.
 
-    The paper draws negatives by their index in the dataset and tells them apart one by one. A loader gives no index, so
-    that here negatives are the rest of the batch and the last `memory` embeddings of the teacher from training, and
-    there is one choice among all. A sample that comes back while it is in the memory is its own negative: keep the
-    memory smaller than the dataset.
+    The paper draws negatives by their index in the dataset, and classifies each negative separately. A loader gives no
+    index, so that negatives here are the other samples of the batch and the last `memory` teacher embeddings of the
+    training, and all are classified at once. A sample that is seen again while it is in the memory is its own negative:
+    keep the memory smaller than the dataset.
 
     Args:
         student_shape, teacher_shape: of features, `(batch, ...)`, flattened; as a rule those before the classifier.
         features: length of the embeddings.
-        memory: number of embeddings kept, from 0.
-        contrast: temperature of the choice, above 0, by which cosines are divided; the `temperature` of logits is
-            another.
+        memory: number of embeddings kept, at least 0.
+        contrast: temperature that divides the cosines, above 0; not the `temperature` of logits.
 
     Returns:
         Scalar in nats, the mean over the batch of the sum of both cross-entropies.
@@ -202,8 +228,14 @@ class Crd(nn.Module):
     Raises:
         ValueError: if the batches differ, or an option is out of its range.
 
-    Reference: Tian et al., 2020, section 3, https://arxiv.org/abs/1910.10699; the choice among all:
+    Reference: Tian et al., 2020, section 3, https://arxiv.org/abs/1910.10699; one cross-entropy over all negatives:
     van den Oord et al., 2018, section 2.3, https://arxiv.org/abs/1807.03748
+
+    >>> loss = Crd(student_shape=(2, 4), teacher_shape=(2, 6), features=3, memory=0)
+    >>> for embed in (loss.embed_student, loss.embed_teacher):
+    ...     _ = nn.init.zeros_(embed.weight)  # only the bias is left: both samples have the same embedding
+    >>> round(loss(torch.randn(2, 4), torch.randn(2, 6)).item(), 4)  # a guess among two, twice: 2 ln 2
+    1.3863
     """
 
     queue: Tensor
@@ -222,7 +254,7 @@ class Crd(nn.Module):
         if features < 1 or memory < 0 or not 0 < contrast < math.inf:
             raise ValueError(
                 f"features is 1 or more, memory 0 or more and contrast above 0, but they are {features}, {memory} and "
-                f"{contrast}."
+                f"{contrast}. The defaults are 128, 4096 and 0.07."
             )
         self.embed_student = nn.Linear(math.prod(student_shape[1:]), features)
         self.embed_teacher = nn.Linear(math.prod(teacher_shape[1:]), features)
@@ -243,7 +275,7 @@ class Crd(nn.Module):
         return functional.cross_entropy(find_teacher, same) + functional.cross_entropy(find_student, same)
 
     def _remember(self, embeddings: Tensor) -> None:
-        # New tensors, newest first: the old ones are still needed by the backward pass.
+        # New tensors, newest first: the backward pass still needs the old ones.
         memory = len(self.queue)
         self.queue = torch.cat([embeddings.to(self.queue.dtype), self.queue])[:memory]
         self.filled = (self.filled + len(embeddings)).clamp(max=memory)
@@ -254,7 +286,7 @@ def _embedded(embed: nn.Linear, features: Tensor) -> Tensor:
 
 
 def _at_several_sizes(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference as it is and averaged down, each size with half the weight of the one before."""
+    """Mean squared difference at full size and averaged down; each smaller size has half the weight."""
     sizes = [size for size in (4, 2, 1) if size < min(student.shape[2:])]
     pool = functional.adaptive_avg_pool2d
     pairs = [(student, teacher), *((pool(student, size), pool(teacher, size)) for size in sizes)]

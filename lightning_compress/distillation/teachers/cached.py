@@ -1,4 +1,4 @@
-"""A teacher's outputs for a whole data set, computed once before the first step and read from disk afterwards."""
+"""A teacher whose outputs for all samples are computed once, before the first step, and read from disk afterwards."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,34 +16,49 @@ from lightning_compress.distillation.cache.format import parse_cache_format
 from lightning_compress.distillation.cache.sample_keys import sample_keys, teacher_fingerprint
 from lightning_compress.distillation.cache.store import TeacherCache, open_cache, write_cache
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
-from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher, Teacher, TeacherStep
+from lightning_compress.distillation.teachers.base import Teacher, TeacherStep
+from lightning_compress.distillation.teachers.network import FunctionTeacher, NetworkTeacher
 from lightning_compress.nn.forward_capture import ForwardCall
 from lightning_compress.nn.isolation import preserved_random_state
 
-PROBE = 8  # samples that are fetched twice, to see whether they come out alike
-BATCH_SIZE = 64  # where the loader has none of its own
+PROBE = 8  # samples that are loaded twice, to find random augmentation
+BATCH_SIZE = 64  # for a loader without a batch size
 
 Prepare = Callable[[Any], Any]
 
 
 class CachedTeacher(Teacher):
-    """A teacher whose outputs for the training data are computed once.
+    """A teacher with a cache on disk, which is filled once with its outputs for the training data.
 
     Args:
-        teacher: a network or a function; what changes while the student learns cannot be kept.
-        path: folder of the cache; one that is there is used, if it is of this teacher and these data.
+        teacher: a `NetworkTeacher` or `FunctionTeacher`; a teacher that changes during training cannot be cached.
+        path: folder of the cache. An existing cache is used if it was made for this teacher and these data.
         form: "full", "float16" or "top-20" (any number of classes).
-        output: which part of its output is kept, see `batch_fields.select_tensor`.
+        output: part of the teacher's output that is stored, see `batch_fields.select_tensor`.
 
     Raises:
-        ValueError: if the teacher changes, or the form is unknown.
+        ValueError: if the teacher changes during training.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from torch.utils.data import TensorDataset
+    >>> loader = DataLoader(TensorDataset(torch.tensor([[1.0, 2.0], [3.0, 4.0]])), batch_size=2)
+    >>> batch = next(iter(loader))
+    >>> call = ForwardCall(args=(batch[0],), kwargs={}, output=None)
+    >>> step = TeacherStep((batch, 0), {}, torch.device("cpu"), number=0)
+    >>> with TemporaryDirectory() as folder, ExitStack() as undo:
+    ...     teacher = CachedTeacher(FunctionTeacher(lambda inputs: inputs.sum(1)), f"{folder}/cache")
+    ...     teacher.attach(None, ["output"], undo)
+    ...     teacher.fill(call, step, loader, prepare=lambda batch: batch, progress=lambda done, total: None)
+    ...     teacher.open(loader)
+    ...     teacher.teach(call, step)["output"].tolist()
+    [3.0, 7.0]
     """
 
     def __init__(self, teacher: Teacher, path: str | Path, form: str = "full", output: Key | None = None) -> None:
         if not isinstance(teacher, NetworkTeacher | FunctionTeacher):
             raise ValueError(
-                f"cache keeps what a teacher says about each sample, but {type(teacher).__name__} says something new "
-                f"at every step. Leave cache out, or give a network that does not learn."
+                f"cache stores one output of the teacher for each sample, but {type(teacher).__name__} changes during "
+                f"training. Leave cache out, or take a teacher with fixed weights."
             )
         self.teacher, self.path, self.form, self.output = teacher, Path(path), form, output
         self.module = teacher.module
@@ -56,7 +71,7 @@ class CachedTeacher(Teacher):
 
     def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         if self.cache is None:
-            raise RuntimeError("The cache is opened once the first batch is seen.")
+            raise RuntimeError("The cache is not open yet: call open(loader) before teach.")
         rows = self.cache.rows(sample_keys((call.args, call.kwargs)))
         return dict(self.cache.read(rows, step.device))
 
@@ -68,19 +83,20 @@ class CachedTeacher(Teacher):
         prepare: Prepare,
         progress: Callable[[int, int], object],
     ) -> None:
-        """Compute the outputs of the whole data set, unless they are there.
+        """Compute the outputs of the whole data set, unless the cache exists.
 
         Args:
-            call, step: the student's first call, and the step it came in: they show what the student gets of a batch.
-            loader: the training loader, whose data are read in order, once.
-            prepare: brings a batch to where the student gets it, as the Trainer does.
-            progress: called with the number of samples done, and of all.
+            call, step: the student's first call and its training step; they show which parts of a batch are the
+                student's inputs.
+            loader: the training loader; its data set is read once, in order.
+            prepare: moves a batch to the student's device, as the Trainer does.
+            progress: called with the number of finished samples and the number of all samples.
         """
         if self.path.exists():
             return
         dataset = _dataset(loader)
         inputs = matching_part(step.args[0], (call.args, call.kwargs))
-        with preserved_random_state(), kept_host_random_streams():
+        with preserved_random_state(), preserved_host_random_state():
             _refuse_random(dataset, loader, lambda batch: inputs(prepare(batch)))
             write_cache(
                 self.path,
@@ -92,17 +108,22 @@ class CachedTeacher(Teacher):
             )
 
     def open(self, loader: Any) -> None:
-        """Read from now on."""
+        """Open the cache on disk for reading.
+
+        Raises:
+            ValueError: if it was made for another teacher, data set, form, or without one of the layers.
+        """
         self.cache = open_cache(self.path, teacher=self._fingerprint(), count=len(_dataset(loader)))
         if missing := set(self._names) - set(self.cache.outputs):
             raise ValueError(
                 f"The cache {self.path} has no outputs of {', '.join(sorted(missing))}, only of "
-                f"{', '.join(self.cache.outputs)}. Choose another path, or remove the folder."
+                f"{', '.join(self.cache.outputs)}. Choose another path, or remove the folder to have it computed again."
             )
         if self.cache.form != parse_cache_format(self.form):
             raise ValueError(
-                f"The cache {self.path} is of another form than '{self.form}': {self.cache.form}. Name that form, "
-                f"choose another path, or remove the folder."
+                f"The cache {self.path} was written in another form than cache_form='{self.form}': "
+                f"{self.cache.form}. Name that form, choose another path, or remove the folder to have it computed "
+                f"again."
             )
 
     def _fingerprint(self) -> str:
@@ -125,16 +146,26 @@ class CachedTeacher(Teacher):
 
 
 def sequential_loader(dataset: Any, loader: Any) -> "DataLoader[Any]":
-    """A loader of the same data and batches, one sample after the other."""
+    """A loader with the same data set, batch size and collate function, without shuffling.
+
+    >>> loader = DataLoader(range(5), batch_size=2, shuffle=True)
+    >>> [batch.tolist() for batch in sequential_loader(loader.dataset, loader)]
+    [[0, 1], [2, 3], [4]]
+    """
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or BATCH_SIZE
     return DataLoader(dataset, size, shuffle=False, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
 
 
 def matching_part(batch: Any, wanted: Any) -> Callable[[Any], Any]:
-    """How `wanted` is made of a batch, found by which objects of it are which: a function of another batch.
+    """A function that builds from another batch what `wanted` is in this one, found by the identity of objects.
 
     Raises:
-        ValueError: if a tensor of it is not in the batch.
+        ValueError: if a tensor of `wanted` is not an object in the batch.
+
+    >>> batch = {"image": torch.tensor([1.0]), "label": torch.tensor([7])}
+    >>> select = matching_part(batch, (batch["image"],))
+    >>> select({"image": torch.tensor([2.0]), "label": torch.tensor([8])})
+    (tensor([2.]),)
     """
     path = _path(batch, wanted)
     if path is not None:
@@ -147,16 +178,23 @@ def matching_part(batch: Any, wanted: Any) -> Callable[[Any], Any]:
         return lambda other: {key: part(other) for key, part in named.items()}
     if isinstance(wanted, Tensor):
         raise ValueError(
-            "The student is given a tensor that training_step computes, so that it cannot be told from a batch alone, "
-            "and the teacher's outputs cannot be computed before. Move that step into the data or into the module's "
+            "cache: an input of the student is a tensor that training_step computes from the batch, so the teacher's "
+            "outputs cannot be computed in advance. Move this computation into the data set or into the module's "
             "forward, or leave cache out."
         )
     return lambda _: wanted
 
 
 @contextmanager
-def kept_host_random_streams() -> Iterator[None]:
-    """Leave the random streams of Python and NumPy as they were."""
+def preserved_host_random_state() -> Iterator[None]:
+    """Inside, random numbers may be drawn; afterwards the random streams of Python and NumPy are restored.
+
+    >>> state = random.getstate()
+    >>> with preserved_host_random_state():
+    ...     _ = random.random()
+    >>> random.getstate() == state
+    True
+    """
     python, array = random.getstate(), np.random.get_state()
     try:
         yield
@@ -181,9 +219,9 @@ def _refuse_random(dataset: Any, loader: Any, inputs: Callable[[Any], Any]) -> N
     differing = int(sum((one != other).sum() for one, other in zip(first, second, strict=True)))
     if differing:
         raise ValueError(
-            f"cache: {differing} of {len(few)} samples came out differently when they were fetched twice, so the data "
-            f"are augmented at random, and what a teacher says about one look does not hold for the next. Seed the "
-            f"augmentation by the sample's index, augment after the forward pass, or leave cache out."
+            f"cache: {differing} of {len(few)} samples came out differently when they were loaded twice, so the data "
+            f"are augmented at random, and the teacher's output for one version of a sample is wrong for the next. "
+            f"Seed the augmentation by the sample's index, augment after the forward pass, or leave cache out."
         )
 
 

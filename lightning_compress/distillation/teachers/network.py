@@ -1,106 +1,36 @@
-"""Whom a student learns from: a network, a function, a deeper part of itself; `itself` and `peer` have others."""
+"""Teachers with fixed weights: a network, a function, a deeper part of the student."""
 
 import copy
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from lightning_compress.distillation.loss_terms import OUTPUT, Names
-from lightning_compress.nn.channel_cut import Cut
+from lightning_compress.distillation.teachers.base import Teacher, TeacherStep
 from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture, get_submodule
 from lightning_compress.nn.isolation import preserved_random_state
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
-class Teacher:
-    """What every teacher can do; each kind overrides what it does its own way."""
-
-    module: nn.Module | None = None
-    learns = False  # whether it is trained at the same time
-    copies_student = False  # whether it is a copy of the module that follows its weights
-    there = True  # whether it can teach; False until `snapshot` for one that a moment of the run makes
-
-    def start(self, followed: Optimizer) -> None:
-        """Be trained as `followed` trains the student."""
-
-    def names_for(self, student: Names) -> Names:
-        """The teacher's layers that are compared with these of the student, if nobody says which."""
-        return student
-
-    def student_layers(self, names: Names) -> Names:
-        """The student's own layers that this teacher must see, if it is asked for these names."""
-        return ()
-
-    def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
-        """Get ready for a fit of `model`, which holds the student; `layers` are those that will be asked for."""
-
-    def on_student_changed(self, student: nn.Module) -> None:
-        """The student has been found in the model."""
-
-    def snapshot(self) -> None:
-        """Its moment has come: be what the student is now."""
-
-    def teach(self, call: ForwardCall, step: "TeacherStep") -> dict[str, Any]:
-        """What the layers, and the "output", give for what the student was given in `call`; without gradient."""
-        raise NotImplementedError
-
-    def learn(self, distilled: Callable[[dict[str, Any]], Tensor], alpha: float, share: float) -> None:
-        """Learn from the student in turn, if this teacher does.
-
-        Args:
-            distilled: tells how far the teacher's own outputs are from the student's.
-            alpha: share of that in the teacher's loss.
-            share: of this batch in an optimizer step.
-        """
-
-    def after_step(self) -> None:
-        """The student's weights have just changed."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {}
-
-    def on_channels_pruned(self, cut: Cut) -> None:
-        """Channels of the student's model are gone: follow, if this teacher has its shapes."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
-
-
-@dataclass(frozen=True)
-class TeacherStep:
-    """What a teacher may want to know of a training step beside the student's call.
-
-    Args:
-        args, kwargs: what training_step was given.
-        number: optimizer steps done before.
-        dry_run: whether nothing is learned from it.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    device: torch.device
-    number: int
-    dry_run: bool = False
-
-    def as_dry_run(self) -> "TeacherStep":
-        """The same, for nothing."""
-        return replace(self, dry_run=True)
-
-
 class NetworkTeacher(Teacher):
-    """A network of its own, which is only ever looked at: in eval mode, without gradients, outside the model.
+    """A separate network, called in eval mode and without gradients.
 
     Args:
-        module: the network; modes and device are put back when the fit ends.
-        precision: "32", "bf16" or "16"; None: that of the run.
-        device: where it computes; None: where the student does.
+        module: the network, not part of the model; its modes and device are restored when the fit ends.
+        precision: "32", "bf16" or "16"; None: the precision of the run.
+        device: where it computes; None: on the student's device.
+
+    >>> teacher, student = NetworkTeacher(nn.Dropout(p=0.5)), nn.Linear(3, 3)
+    >>> call = ForwardCall(args=(torch.ones(1, 3),), kwargs={}, output=None)
+    >>> with ExitStack() as undo:
+    ...     teacher.attach(student, ["output"], undo)
+    ...     outputs = teacher.teach(call, TeacherStep((), {}, torch.device("cpu"), number=0))
+    >>> outputs["output"].tolist(), teacher.module.training  # no dropout in eval mode; training mode is restored
+    ([[1.0, 1.0, 1.0]], True)
     """
 
     def __init__(
@@ -136,7 +66,7 @@ class NetworkTeacher(Teacher):
         return self.module
 
     def _place(self, device: torch.device) -> None:
-        """Move the network, unless it is there: to ask each of its parts at each step takes as long as a small one."""
+        """Move the network unless it is on the device: visiting all modules takes as long as a small forward pass."""
         first = next(self._network.parameters(), None)
         if self._placed != device or (first is not None and first.device != device):
             self._network.to(device)
@@ -150,7 +80,13 @@ class NetworkTeacher(Teacher):
 
 
 class FunctionTeacher(Teacher):
-    """Any function of what the student is given; it is called without gradients, and has outputs only."""
+    """A function of the student's inputs, called without gradients; it has an output, but no layers.
+
+    >>> teacher = FunctionTeacher(lambda inputs: 2 * inputs)
+    >>> call = ForwardCall(args=(torch.tensor([3.0]),), kwargs={}, output=None)
+    >>> teacher.teach(call, TeacherStep((), {}, torch.device("cpu"), number=0))
+    {'output': tensor([6.])}
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -158,7 +94,8 @@ class FunctionTeacher(Teacher):
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         if others := [name for name in layers if name != OUTPUT]:
             raise ValueError(
-                f"The teacher is a function, which has no layers to compare: {', '.join(others)}. Give a module."
+                f"The teacher is a function, which has no layers to compare: {', '.join(others)}. Give a module as the "
+                f"teacher, or compare 'output' only."
             )
 
     def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
@@ -167,12 +104,18 @@ class FunctionTeacher(Teacher):
 
 
 class BranchTeacher(Teacher):
-    """A deeper part of the student: what it gives in the same forward pass teaches a shallower one.
+    """A deep layer of the student teaches shallower layers in the same forward pass.
 
     Args:
-        layer: of the model, whose output is the teacher's.
+        layer: name of the model's layer whose output is the teacher's output.
 
     Reference: Zhang et al., 2019, section 3.1, https://arxiv.org/abs/1905.08094
+
+    >>> teacher = BranchTeacher("head")
+    >>> logits = torch.zeros(1, 10)
+    >>> call = ForwardCall(args=(), kwargs={}, output=logits, layers={"head": logits, "early_head": logits + 1})
+    >>> teacher.teach(call, TeacherStep((), {}, torch.device("cpu"), number=0))["output"] is logits
+    True
     """
 
     def __init__(self, layer: str) -> None:
@@ -183,7 +126,7 @@ class BranchTeacher(Teacher):
 
     def attach(self, model: nn.Module, layers: Iterable[str], undo: ExitStack) -> None:
         for name in self.student_layers(tuple(layers)):
-            get_submodule(model, name)  # refuses what is not there
+            get_submodule(model, name)  # raises if there is no such layer
 
     def student_layers(self, names: Names) -> Names:
         return tuple(self.layer if name == OUTPUT else name for name in names)
@@ -196,7 +139,13 @@ def check_not_shared(teacher: nn.Module, model: nn.Module) -> None:
     """Refuse a teacher that is part of the model, where it would be trained, saved and counted.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if the teacher is a submodule of the model, or shares parameters with it.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> check_not_shared(nn.Linear(2, 1), model)
+    >>> check_not_shared(model[1], model)
+    Traceback (most recent call last):
+    ValueError: The teacher is inside the module that is trained, as '1': ...
     """
     mine = {id(one): name for name, one in model.named_parameters()}
     shared = [mine[id(one)] for one in teacher.parameters() if id(one) in mine]
@@ -205,12 +154,21 @@ def check_not_shared(teacher: nn.Module, model: nn.Module) -> None:
         where = f"as '{inside[0]}'" if inside else f"and shares {shared[0]}"
         raise ValueError(
             f"The teacher is inside the module that is trained, {where}: it would be optimized and saved with it. Keep "
-            f"it outside, and hand it to Distillation alone; for a part of the student use BranchTeacher."
+            f"the teacher outside the module, and pass it to Distillation only; if the teacher is a part of the "
+            f"student, use BranchTeacher."
         )
 
 
 def restore_modes(module: nn.Module, undo: ExitStack) -> None:
-    """Promise that modes and devices will be as they are now."""
+    """Restore training modes and the device of `module` when `undo` is closed.
+
+    >>> module = nn.Dropout()
+    >>> with ExitStack() as undo:
+    ...     restore_modes(module, undo)
+    ...     _ = module.eval()
+    >>> module.training
+    True
+    """
     modes = [(one, one.training) for one in module.modules()]
     first = next(iter(module.parameters()), None)
     device = None if first is None else first.device
@@ -224,8 +182,13 @@ def restore_modes(module: nn.Module, undo: ExitStack) -> None:
     undo.callback(back)
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A copy of weights and structure without anybody's hooks, which may hold on to the original."""
+def copy_network(module: nn.Module) -> nn.Module:
+    """Copy weights and structure, without any hooks: a hook may refer to the original module.
+
+    >>> module = nn.Linear(2, 2)
+    >>> _ = module.register_forward_hook(lambda *_: print("called"))
+    >>> output = copy_network(module)(torch.zeros(1, 2))
+    """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     kept: dict[int, Any] = {}
     for part in module.modules():
@@ -239,6 +202,13 @@ def load_teacher(path: str, teacher_class: Any) -> nn.Module:
 
     Raises:
         ValueError: if the checkpoint cannot be read without running code, or does not fit the class.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     torch.save({"weight": torch.ones(1), "bias": torch.zeros(1)}, f"{folder}/teacher.pt")
+    ...     teacher = load_teacher(f"{folder}/teacher.pt", lambda: nn.BatchNorm1d(1, track_running_stats=False))
+    >>> teacher.weight.tolist()
+    [1.0]
     """
     with preserved_random_state():
         try:
@@ -250,8 +220,8 @@ def load_teacher(path: str, teacher_class: Any) -> nn.Module:
         except Exception as error:
             name = getattr(teacher_class, "__name__", teacher_class)
             raise ValueError(
-                f"The teacher's checkpoint '{path}' does not load into {name}: {error}. Load it yourself, and hand the "
-                f"module over: Distillation(teacher=module)."
+                f"The teacher's checkpoint '{path}' does not load into {name}: {error}. Load it yourself, and pass the "
+                f"module: Distillation(teacher=module)."
             ) from error
     return module
 
@@ -265,6 +235,6 @@ def _moved(value: Any, device: torch.device) -> Any:
         return type(value)(_moved(one, device) for one in value)
     if isinstance(value, dict):
         return {key: _moved(one, device) for key, one in value.items()}
-    if hasattr(value, "logits"):  # Hugging Face's outputs are mappings that are no dicts in every version
+    if hasattr(value, "logits"):  # in some versions Hugging Face's outputs are mappings, but no dicts
         return type(value)(**{key: _moved(one, device) for key, one in value.items()})
     return value

@@ -1,4 +1,4 @@
-"""Mutual learning: a second student that is trained at the same time, and learns from the first."""
+"""Mutual learning: a second student is trained at the same time, and both learn from each other."""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -12,25 +12,37 @@ from lightning_compress.core.patching import wrapped_method
 from lightning_compress.distillation.auxiliary_optimizer import AuxiliaryOptimizer
 from lightning_compress.distillation.batch_fields import detach_tensors
 from lightning_compress.distillation.loss_terms import OUTPUT
+from lightning_compress.distillation.step_output import mix_losses
 from lightning_compress.distillation.student_discovery import StudentDiscovery
-from lightning_compress.distillation.teachers.network import Teacher, TeacherStep, check_not_shared, copied
+from lightning_compress.distillation.teachers.base import Teacher, TeacherStep
+from lightning_compress.distillation.teachers.network import check_not_shared, copy_network
 from lightning_compress.nn.forward_capture import ForwardCall, ForwardCapture
 from lightning_compress.nn.isolation import preserved_random_state
 
 
 class PeerTeacher(Teacher):
-    """Another student that is trained at once, on the same batches; each is the other's teacher.
+    """A second student, trained on the same batches; each student is the other's teacher.
 
-    Its `training_step` gives its task loss, and it takes its steps with an optimizer like the student's, at the same
-    moments and learning rates. It stays outside the student: the callback keeps it, and saves it in its own part of a
-    checkpoint. What it logs is dropped. Its dropout has a random stream of its own. Each fit trains a copy of what was
-    given; afterwards that copy is `peer`.
+    The peer's `training_step` computes its task loss. An optimizer like the student's trains it, at the same steps and
+    learning rates. The peer is not part of the student: the callback holds it, and saves it in the callback's part of
+    the checkpoint. Its logged values are dropped. Its dropout has a random stream of its own. Each fit trains a copy
+    of `module`; afterwards this copy is the attribute `peer`.
 
     Args:
         module: a LightningModule whose `training_step` takes the same batches and returns a loss.
         seed: of its random stream.
 
     Reference: Zhang et al., 2018, section 3, https://arxiv.org/abs/1706.00384
+
+    >>> from pytorch_lightning import Trainer
+    >>> from pytorch_lightning.demos.boring_classes import BoringModel
+    >>> from lightning_compress import Distillation
+    >>> given = BoringModel()
+    >>> teacher = PeerTeacher(given)
+    >>> distillation = Distillation(teacher, losses="logit_mse")
+    >>> Trainer(barebones=True, accelerator="cpu", max_steps=1, callbacks=distillation).fit(BoringModel())
+    >>> bool((teacher.peer.layer.weight == given.layer.weight).all())  # the peer was trained too
+    False
     """
 
     learns = True
@@ -38,18 +50,18 @@ class PeerTeacher(Teacher):
     def __init__(self, module: Any, seed: int = 0) -> None:
         if not callable(getattr(module, "training_step", None)):
             raise ValueError(
-                f"A peer learns by its own training_step, which {type(module).__name__} does not have. Give a "
-                f"LightningModule; a network that does not learn is handed over as it is: teacher=module."
+                f"A peer is trained with its own training_step, which {type(module).__name__} does not have. Give a "
+                f"LightningModule; if the network is not to be trained, pass it as it is: teacher=module."
             )
         self.given, self.peer, self.seed = module, module, seed
-        self.companion: AuxiliaryOptimizer | None = None
+        self.optimizer: AuxiliaryOptimizer | None = None
         self._own: tuple[Tensor, dict[str, Any]] | None = None
         self._discovery: StudentDiscovery | None = None
 
     def attach(self, model: Any, layers: Iterable[str], undo: ExitStack) -> None:
         check_not_shared(self.given, model)
-        self.peer = copied(self.given).to(next(model.parameters()).device)
-        self.companion, self._own = None, None
+        self.peer = copy_network(self.given).to(next(model.parameters()).device)
+        self.optimizer, self._own = None, None
         self._capture = ForwardCapture(self.peer, (name for name in layers if name != OUTPUT))
         self._discovery = StudentDiscovery(self.peer)
         undo.callback(self._capture.remove)
@@ -58,7 +70,7 @@ class PeerTeacher(Teacher):
             undo.enter_context(wrapped_method(self.peer, name, lambda *_, **__: None))
 
     def start(self, followed: Optimizer) -> None:
-        self.companion = AuxiliaryOptimizer(self.peer, followed)
+        self.optimizer = AuxiliaryOptimizer(self.peer, followed)
 
     def teach(self, call: ForwardCall, step: TeacherStep) -> dict[str, Any]:
         self.peer.train(not step.dry_run)
@@ -68,22 +80,22 @@ class PeerTeacher(Teacher):
         self._own = loss, {OUTPUT: seen.output, **seen.layers}
         return {name: detach_tensors(value) for name, value in self._own[1].items()}
 
-    def learn(self, distilled: Callable[[dict[str, Any]], Tensor], alpha: float, share: float) -> None:
-        """Add the gradient of the peer's own loss."""
+    def learn(self, distillation_loss: Callable[[dict[str, Any]], Tensor], alpha: float, share: float) -> None:
+        """Backward pass of the peer's own loss."""
         if self._own is not None:
             (loss, outputs), self._own = self._own, None
-            (share * ((1 - alpha) * loss + alpha * distilled(outputs))).backward()  # type: ignore[no-untyped-call]
+            (share * mix_losses(loss, distillation_loss(outputs), alpha)).backward()  # type: ignore[no-untyped-call]
 
     def after_step(self) -> None:
-        if self.companion is not None:
-            self.companion.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.companion is None else self.companion.state_dict()
+        return {} if self.optimizer is None else self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.companion is not None and state:
-            self.companion.load_state_dict(state)
+        if self.optimizer is not None and state:
+            self.optimizer.load_state_dict(state)
 
     def _forward(self, step: TeacherStep) -> tuple[Tensor, ForwardCall]:
         if self._discovery is None:
@@ -105,5 +117,8 @@ class PeerTeacher(Teacher):
 def _loss(output: Any) -> Tensor:
     loss = output.get("loss") if isinstance(output, dict) else output
     if not isinstance(loss, Tensor):
-        raise ValueError(f"The peer's training_step returned {type(loss).__name__} instead of a loss.")
+        raise ValueError(
+            f"The peer's training_step returned {type(loss).__name__}, which is no loss. Return a scalar tensor, or a "
+            f"dict with 'loss'."
+        )
     return loss

@@ -81,7 +81,7 @@ def test_it_stays_as_wide_as_it_was_also_when_it_is_read_into_a_thin_module():
         ({"teacher": "self"}, "does not say of when"),
         ({"teacher": "self@ten"}, "'ten' is no duration"),
         ({"teacher": ["self@80%"], "end": "70%"}, "teacher='self@80%' begins to teach at that moment, or later: begin"),
-        ({"teacher": "self@10%", "cache": "x"}, "SnapshotTeacher says something new"),
+        ({"teacher": "self@10%", "cache": "x"}, "SnapshotTeacher changes during training"),
         ({"teacher": "self@10 steps", "end": "50%"}, "begin='10 steps' is moment 10 and end='50%' is moment 4"),
     ],
 )
