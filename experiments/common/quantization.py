@@ -119,7 +119,8 @@ def _added(experiment: Experiment, settings: Settings) -> list[Any]:
     from lightning_compress import QuantizationAwareTraining
 
     scheme = experiment.schemes[settings.scheme]
-    return [QuantizationAwareTraining(begin=settings.begin, **scheme)] if scheme else []
+    # BatchNorm may be frozen here: one-cycle's learning rate has come down by then.
+    return [QuantizationAwareTraining(begin=settings.begin, **{"freeze_bn": "90%", **scheme})] if scheme else []
 
 
 def _kept(experiment: Experiment, settings: Settings, checkpoint: str) -> str:

@@ -116,7 +116,7 @@ class QuantizationAwareTraining(CompressionCallback):
         initial_bits: int | None = None,
         schedule: str | Callable[[float], float] = "linear",
         damping: float = 0.0,
-        freeze_bn: Duration | None = "90%",
+        freeze_bn: Duration | None = None,
         freeze_ranges: Duration | None = "90%",
         calibrate_only: bool = False,
         begin: Duration = "50%",
