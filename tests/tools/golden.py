@@ -131,7 +131,11 @@ def int8() -> list[Any]:
 
 
 def int4() -> list[Any]:
-    return [QuantizationAwareTraining(weights=4, activations=4, first="same", last="same", begin=2, damping=1e-3)]
+    return [
+        QuantizationAwareTraining(
+            weights=4, activations=4, first="same", last="same", begin=2, damping=1e-3, freeze_bn="90%"
+        )
+    ]
 
 
 TIMES = {"begin": 2, "end": 15, "every": 3}
@@ -160,7 +164,7 @@ SCENARIOS: dict[str, Callable[[Path], list[Any]]] = {
     "together": lambda folder: [
         ChannelPruning(sparsity=0.25, begin=1, end=7, every=3),
         Pruning(0.5, begin=9, end=14, every=2),
-        QuantizationAwareTraining(begin=16),
+        QuantizationAwareTraining(begin=16, freeze_bn="90%"),
         Distillation(teacher(), alpha=0.5),
         *report(folder),
     ],
