@@ -12,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.nn.forward_capture import display_name, is_partly_compiled
 from lightning_compress.quantization.config import LayerPlan, QuantizationConfig, check_same_plans
+from lightning_compress.quantization.describe import describe_activation, describe_weight
+from lightning_compress.quantization.description import QuantizationDescription, WeightSpec
 from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, QuantState, WeightFakeQuantize
 from lightning_compress.quantization.forward_hooks import GradientQuantizer, PostForwardHook, PreForwardHook, WeightSwap
 from lightning_compress.quantization.functional.formats import NumberFormat, parse_format
@@ -160,6 +162,33 @@ class QuantizedModel:
     def uncalibrated(self) -> list[str]:
         """Places of activations that have seen nothing yet."""
         return [name for name, one in self.activations.items() if not (one.calibrated or one.zeros)]
+
+    @torch.no_grad()
+    def describe(self) -> QuantizationDescription:
+        """What the model computes with, as plain data.
+
+        >>> from lightning_compress import quantize
+        >>> model = quantize(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)])
+        >>> description = quantized_of(model).describe()
+        >>> spec = description.weights["0.weight"]
+        >>> spec.bits, spec.quant_min, spec.quant_max, tuple(spec.codes.shape), description.inputs
+        (8, -127, 127, (2, 4), {'0': '0 input 0'})
+        """
+        found = {
+            name: describe_weight(self.weights[name], weight_ref.parameter.detach())
+            for name, weight_ref in self.quantized_weights().items()
+        }
+        sites = self.placement.sites
+        return QuantizationDescription(
+            {name: one for name, one in found.items() if isinstance(one, WeightSpec)},
+            {name: one for name, one in found.items() if isinstance(one, Tensor)},
+            {s.name: describe_activation(self.activations[s.name], s, tuple(self.consumers(s.name))) for s in sites},
+            {name: tuple(weight.name for weight in layer.weights) for name, layer in self.layers.items()},
+            dict(self.placement.inputs),
+            dict(self.placement.norms),
+            self.integer_biases(),
+            dict(self.placement.floating),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""

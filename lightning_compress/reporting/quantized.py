@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lightning_compress.quantization.fake_quantizers import FakeQuantize
+from lightning_compress.quantization.description import QuantizationDescription
 from lightning_compress.quantization.quantized_model import quantized_of
 
 # A float32 scale and a zero point of one byte.
@@ -24,7 +24,7 @@ def packed_size_bytes(model: nn.Module) -> int | None:
 
     with tempfile.TemporaryDirectory() as folder:
         written = export(model, Path(folder) / "packed.safetensors")
-    return written.size_bytes + SITE_BYTES * sum(map(_has_scales, quantized.activations.values()))
+    return written.size_bytes + SITE_BYTES * _grids(quantized.describe())
 
 
 @contextmanager
@@ -52,17 +52,17 @@ def quantization_notes(model: nn.Module) -> list[str]:
     quantized = quantized_of(model)
     if quantized is None or not quantized.state.enabled:
         return []
-    scales = sum(quantizer.scale.numel() for quantizer in quantized.weights.values() if _has_scales(quantizer))
-    sites = sum(map(_has_scales, quantized.activations.values()))
-    floating = [f"{layer} ({why})" for layer, why in quantized.placement.floating.items()]
+    description = quantized.describe()
+    scales = sum(spec.scales for spec in description.weights.values())
+    floating = [f"{layer} ({why})" for layer, why in description.floating.items()]
     return [
-        f"Quantized: {quantized.bits:.2f} bits to a weight on average, {scales:,} scales of weights, "
-        f"{sites} scales and zero points of activations, all in the bytes of the packed file. "
+        f"Quantized: {description.mean_bits:.2f} bits to a weight on average, {scales:,} scales of weights, "
+        f"{_grids(description)} scales and zero points of activations, all in the bytes of the packed file. "
         f"Latency is that of the float32 network: export the model, and time the file.",
         *([f"Output in floating point: {', '.join(floating)}."] if floating else []),
     ]
 
 
-def _has_scales(quantizer: FakeQuantize) -> bool:
-    """Whether it has a grid; short floating point has none."""
-    return quantizer.fmt.dtype is None
+def _grids(description: QuantizationDescription) -> int:
+    """At how many places activations have a grid; short floating point has none."""
+    return sum(spec.dtype is None for spec in description.activations.values())

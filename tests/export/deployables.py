@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
+from lightning_compress.quantization.description import WeightSpec
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 
 class Step(nn.Module):

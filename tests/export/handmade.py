@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
+from lightning_compress.quantization.description import WeightSpec
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 
 class Quantizer(nn.Module):

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining
+from lightning_compress.quantization.describe import describe_activation
 from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, QuantState
 from lightning_compress.quantization.functional.formats import parse_format
 from lightning_compress.quantization.functional.ranges import RangeEstimator
 from lightning_compress.quantization.methods import resolve_method
+from lightning_compress.quantization.placement.sites import ActivationSite
 from tests.quantization.by_hand import randn
 from tests.quantization.watching import noted
 
@@ -96,3 +98,26 @@ def test_a_recurrence_that_begins_with_zeros_has_a_grid_of_its_own_size(method, 
     wanted = 2 * second.abs().mean() / 7**0.5 if method == "lsq" else (second.max() - second.min()) / 15
     # Of moving averages each further call of the batch moves the range a little.
     assert note.by_batch[2]["net.state input 0"] == pytest.approx(float(wanted), rel=0.02)
+
+
+@pytest.mark.parametrize("non_negative", [True, False])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("min_max", 8), ("lsq", 4), ("lsq", "ternary"), ("pact", 4), ("dorefa", 4), ("dorefa", "ternary"),
+     ("dorefa", "binary"), ("wage", 4), ("stochastic", 3), ("bnn", "binary")],
+)  # fmt: skip
+def test_a_description_has_the_codes_that_values_get(name, bits, non_negative):
+    mode, form = QuantState(), parse_format(bits, "activations")
+    mode.observer_enabled = True
+    method = resolve_method({"activations": name}, None, form)
+    quantizer = ActivationFakeQuantize(method.activations, form, mode, method.range, non_negative=non_negative)
+    quantizer.observe(torch.linspace(0 if non_negative else -1, 1, 101))
+    mode.observer_enabled = False
+    spec = describe_activation(quantizer, ActivationSite("layer", "input 0", non_negative), ("layer",))
+    values = torch.linspace(0.0 if non_negative else -9.0, 9.0, 20_001)
+    codes = (quantizer.on_grid(values).values / spec.scale + spec.zero_point).unique().round().unique().int()
+    middle = (codes[1:-1] > spec.quant_min) & (codes[1:-1] < spec.quant_max)
+    assert (int(codes[0]), int(codes[-1])) == (spec.zero_point if non_negative else spec.quant_min, spec.quant_max)
+    assert middle.all()
+    assert spec.two_level == (name == "bnn")
+    assert (len(codes) == 2) == (spec.quant_max - spec.quant_min == 1 or spec.two_level)

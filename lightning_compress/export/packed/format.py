@@ -20,7 +20,7 @@ from lightning_compress.export.packed.safetensors import (
     shorten,
     strict_json,
 )
-from lightning_compress.quantization.lowering.deployed_model import WeightSpec
+from lightning_compress.quantization.description import WeightSpec
 
 FORMAT, DIGEST = "lightning_compress", "lightning_compress.sha256"
 VERSION = 2

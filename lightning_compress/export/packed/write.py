@@ -34,7 +34,7 @@ from lightning_compress.export.packed.safetensors import (
     state_fingerprint,
     write_tensors,
 )
-from lightning_compress.quantization.lowering.deployed_model import WeightSpec
+from lightning_compress.quantization.description import WeightSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from lightning_compress.quantization.lowering.deployed_model import WeightSpec
+from lightning_compress.quantization.description import WeightSpec
 
 INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 DIFFERENCES = {8: torch.int16, 16: torch.int32, 32: torch.int64}

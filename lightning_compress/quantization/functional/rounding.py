@@ -59,6 +59,21 @@ def bounds(bound: Callable[[int], float]) -> Callable[[Function], Function]:
     return mark
 
 
+def code_range(ends: Callable[[int, int], tuple[int, int]], two_level: bool = False) -> Callable[[Function], Function]:
+    """Mark an activation quantizer whose codes do not reach from `quant_min` to `quant_max`.
+
+    Args:
+        ends: smallest and largest code, `values / scale + zero_point`, of `quant_min` and `quant_max`.
+        two_level: whether every value becomes one of the two.
+    """
+
+    def mark(function: Function) -> Function:
+        function.code_range, function.two_level = ends, two_level  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 def straight_through(values: Tensor, result: Tensor, passes: Tensor | None = None) -> Tensor:
     """`result`, through which the gradient goes to `values` as if nothing had happened.
 

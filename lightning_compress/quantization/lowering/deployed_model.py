@@ -4,91 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-@dataclass(frozen=True, eq=False)
-class WeightSpec:
-    """The whole numbers of one weight, and what they stand for.
-
-    Attributes:
-        codes: whole numbers of the weight's shape; within int8 for up to 8 bits.
-        scale: step of the grid: 0-d for the whole tensor, or one per channel, shaped to broadcast to the weight, or
-            `(channels, groups)` if `group` is given.
-        bits: of a code, as it may be packed.
-        axis: along which the channels lie; 1 for transposed convolutions, else 0.
-        group: how many inputs of a channel share a scale, counted over its flattened inputs; 0 for all of them.
-        levels: floats that the codes are indices of, if the grid is not affine; then there is no scale.
-        zero_point: codes that stand for 0, whole numbers in the scale's shape; None: 0 does.
-
-    Raises:
-        ValueError: if these do not fit together.
-    """
-
-    codes: Tensor
-    scale: Tensor | None
-    bits: int
-    axis: int = 0
-    group: int = 0
-    levels: Tensor | None = None
-    zero_point: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.codes.is_floating_point():
-            raise ValueError(f"codes are whole numbers, but have dtype {self.codes.dtype}. Round and cast them.")
-        if (self.scale is None) == (self.levels is None):
-            raise ValueError("A grid has either a scale or a table of levels: give one of the two.")
-        if self.scale is not None and tuple(self.scale.shape) not in self._fitting_shapes():
-            raise ValueError(
-                f"scale has shape {tuple(self.scale.shape)}, but for codes of shape {tuple(self.codes.shape)}, axis "
-                f"{self.axis} and group {self.group} it is one of {self._fitting_shapes()}."
-            )
-        if self.zero_point is not None and (self.scale is None or self.zero_point.shape != self.scale.shape):
-            raise ValueError(
-                f"zero_point has shape {tuple(self.zero_point.shape)}, but it has that of the scale, "
-                f"{None if self.scale is None else tuple(self.scale.shape)}; a table of levels has none."
-            )
-        if self.levels is not None and not bool(((self.codes >= 0) & (self.codes < len(self.levels))).all()):
-            raise ValueError(
-                f"codes are indices of {len(self.levels)} levels, but reach from {int(self.codes.min())} to "
-                f"{int(self.codes.max())}."
-            )
-
-    @property
-    def channels(self) -> int:
-        """How many channels the weight has along its axis."""
-        return self.codes.shape[self.axis] if self.codes.ndim else 1
-
-    def values(self) -> Tensor:
-        """The weight as floats on the grid."""
-        if self.levels is not None:
-            return self.levels[self.codes.long()]
-        scale = self.full_scale()
-        codes = self.codes if self.zero_point is None else self.codes - self._full(self.zero_point)
-        return codes.to(scale.dtype) * scale
-
-    def full_scale(self) -> Tensor:
-        """The scale, shaped to broadcast to the weight also where it is by group.
-
-        Raises:
-            ValueError: if the grid has a table of levels.
-        """
-        if self.scale is None:
-            raise ValueError("A grid with a table of levels has no scale: look its codes up in the table.")
-        return self._full(self.scale)
-
-    def _full(self, steps: Tensor) -> Tensor:
-        if not self.group:
-            return steps
-        swapped = list(self.codes.shape)
-        swapped[0], swapped[self.axis] = swapped[self.axis], swapped[0]
-        return steps.repeat_interleave(self.group, dim=1).reshape(swapped).transpose(0, self.axis)
-
-    def _fitting_shapes(self) -> list[tuple[int, ...]]:
-        if self.group:
-            return [(self.channels, self.codes.numel() // self.channels // self.group)]
-        by_channel = [self.channels if place == self.axis else 1 for place in range(self.codes.ndim)]
-        return [(), (1,) * self.codes.ndim, tuple(by_channel)]
+from lightning_compress.quantization.description import WeightSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from lightning_compress.nn.example_inputs import call_model, check_example, copy
 from lightning_compress.nn.isolation import isolated_eval
 from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
-from lightning_compress.quantization.lowering.lower import keys_of_places, require_quantized
+from lightning_compress.quantization.lowering.lower import require_quantized, site_keys
 from lightning_compress.quantization.quantized_model import QuantizedModel
 
 # Shares of the largest number at a place, and of the largest output.
@@ -43,7 +43,7 @@ def check_equivalence(model: nn.Module, deployable: DeployedModel, example: Any)
     check_example(example)
     _check_dtypes(model, deployable)
     quantized = require_quantized(model)
-    names = {key: site for site, key in keys_of_places(quantized).items()}
+    names = {key: site for site, key in site_keys(quantized.describe()).items()}
     made: Made = defaultdict(list)
     with isolated_eval(model), _acting(model, quantized), _noted(quantized, names, made):
         try:

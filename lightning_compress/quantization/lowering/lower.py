@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
 from lightning_compress.nn.forward_capture import display_name, ordered_arguments
-from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize
+from lightning_compress.quantization.description import ActivationSpec, QuantizationDescription, WeightSpec
 from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
-from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 from lightning_compress.quantization.lowering.modules import Chain, FakeQuantizeSteps, FixedFakeQuantize, RoundToDtype
-from lightning_compress.quantization.placement.sites import ActivationSite
 from lightning_compress.quantization.quantized_model import QuantizedModel, is_quantization_pending, quantized_of
 
 
@@ -24,25 +23,23 @@ def lower(model: nn.Module) -> DeployedModel:
     Raises:
         ValueError: if the model was not quantized, or its grids are of a kind that nothing deployed computes with.
     """
-    quantized = require_quantized(model)
+    description = require_quantized(model).describe()
     copy = unwrap_compiled(copy_without_hooks(model)).eval().requires_grad_(False)
     modules = {display_name(name): module for name, module in copy.named_modules(remove_duplicate=False)}
+    grids = dict(description.weights)
     with torch.no_grad():
-        grids = {name: _grid(quantized, name) for name in quantized.quantized_weights()}
-        for layer, bias in quantized.integer_biases().items():
+        for layer, bias in description.biases.items():
             modules[layer].bias = nn.Parameter(bias.float(), requires_grad=False)
-        for layer, norm in quantized.placement.norms.items():
-            _fold(copy, modules, quantized, grids, layer, norm)
+        for layer, norm in description.norms.items():
+            _fold(copy, modules, description, grids, layer, norm)
         parameters = {display_name(name): one for name, one in copy.named_parameters(remove_duplicate=False)}
-        for name in quantized.quantized_weights():
-            grid = grids[name]
-            parameters[name].copy_(_values(quantized, name) if grid is None else grid.values())
-    keys = keys_of_places(quantized)
-    container = _add_sites(copy, modules, quantized, keys)
+        for name, values in replace(description, weights=grids).values().items():
+            parameters[name].copy_(values)
+    keys = site_keys(description)
+    container = _add_sites(copy, modules, description, keys)
     copy.eval()  # what was added is in training mode
-    inputs = {layer: keys[site] for layer, site in quantized.placement.inputs.items()}
-    known_grids = {name: grid for name, grid in grids.items() if grid is not None}
-    return DeployedModel(copy, known_grids, inputs, _casts(quantized), container)
+    inputs = {layer: keys[site] for layer, site in description.inputs.items()}
+    return DeployedModel(copy, grids, inputs, description.casts, container)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,25 +63,23 @@ def quantized_tensors(model: nn.Module) -> QuantizedTensors:
     Raises:
         ValueError: if the model was not quantized.
     """
-    quantized = require_quantized(model)
+    description = require_quantized(model).describe()
     state = {display_name(name): value.detach() for name, value in model.state_dict().items()}
     own = dict(state)
-    with torch.no_grad():
-        grids = {name: _grid(quantized, name) for name in quantized.quantized_weights()}
-        for name, grid in grids.items():
-            values = _values(quantized, name) if grid is None else grid.values()
-            weight = quantized.quantized_weights()[name].parameter
-            # A tied weight stands there under each of its names.
-            tied = [one for one, value in own.items() if value.data_ptr() == weight.data_ptr()]
-            state.update(dict.fromkeys(tied, values.to(weight.dtype)))
-    return QuantizedTensors(state, {name: grid for name, grid in grids.items() if grid is not None}, _casts(quantized))
+    parameters = {display_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+    for name, values in description.values().items():
+        weight = parameters[name]
+        # A tied weight stands there under each of its names.
+        tied = [one for one, value in own.items() if value.data_ptr() == weight.data_ptr()]
+        state.update(dict.fromkeys(tied, values.to(weight.dtype)))
+    return QuantizedTensors(state, description.weights, description.casts)
 
 
-def keys_of_places(quantized: QuantizedModel) -> dict[str, str]:
-    """The names of submodules that stand for places, each for one."""
+def site_keys(description: QuantizationDescription) -> dict[str, str]:
+    """The name of the submodule that quantizes the activations of a site, by the site's name."""
     keys: dict[str, str] = {}
-    for site in quantized.placement.sites:
-        keys[site.name] = _free(re.sub(r"\W", "_", site.name), keys.values())
+    for site in description.activations:
+        keys[site] = _free(re.sub(r"\W", "_", site), keys.values())
     return keys
 
 
@@ -128,42 +123,17 @@ def require_quantized(model: nn.Module) -> QuantizedModel:
     return quantized
 
 
-def _casts(quantized: QuantizedModel) -> dict[str, torch.dtype]:
-    return {name: one.fmt.dtype for name, one in quantized.weights.items() if one.fmt.dtype is not None}
-
-
-def _values(quantized: QuantizedModel, name: str) -> Tensor:
-    values: Tensor = quantized.weights[name](quantized.quantized_weights()[name].parameter.detach())
-    return values
-
-
-def _grid(quantized: QuantizedModel, name: str) -> WeightSpec | None:
-    """The whole numbers of a weight and their steps; a table where there is no one step; None for floating point."""
-    quantizer, weight = quantized.weights[name], quantized.quantized_weights()[name].parameter.detach()
-    values, scale = quantizer.on_grid(weight)
-    if quantizer.fmt.dtype is not None:
-        return None
-    rows, bits = quantizer.channel_groups, quantizer.fmt.bits
-    if scale is None:
-        levels, codes = torch.unique(values.float(), return_inverse=True)
-        return WeightSpec(codes, None, max(1, (len(levels) - 1).bit_length()), rows.axis, levels=levels)
-    codes = (rows.split(values.float()) / scale).round().to(torch.int32)
-    zero_point = None if quantizer.symmetric else rows.scale(quantizer.zero_point)
-    codes = rows.join(codes if quantizer.symmetric else codes + quantizer.zero_point)
-    return WeightSpec(codes, rows.scale(scale.float()), bits, rows.axis, max(rows.group, 0), zero_point=zero_point)
-
-
 def _fold(
     copy: nn.Module,
     modules: dict[str, nn.Module],
-    quantized: QuantizedModel,
-    grids: dict[str, WeightSpec | None],
+    description: QuantizationDescription,
+    grids: dict[str, WeightSpec],
     layer: str,
     norm: str,
 ) -> None:
     """Let a layer do what the BatchNorm behind it did: its integers stay, their steps take the factor."""
     module, batch_norm = modules[layer], modules[norm]
-    names = [weight.name for weight in quantized.layers[layer].weights]
+    names = description.layers[layer]
     grid = grids.get(names[0]) if len(names) == 1 else None
     if grid is None or batch_norm.running_var is None:
         return
@@ -202,21 +172,16 @@ def _scaled(grid: WeightSpec, factor: Tensor) -> WeightSpec:
 
 
 def _add_sites(
-    copy: nn.Module, modules: dict[str, nn.Module], quantized: QuantizedModel, keys: Mapping[str, str]
+    copy: nn.Module, modules: dict[str, nn.Module], description: QuantizationDescription, keys: Mapping[str, str]
 ) -> str:
     """Let the copy call the quantizers; the name under which it holds them."""
     if type(copy).forward is nn.Sequential.forward:
         copy.__class__ = Chain
-    steps = FakeQuantizeSteps(
-        {
-            keys[site.name]: _deployed(quantized.activations[site.name], site, quantized.consumers(site.name))
-            for site in quantized.placement.sites
-        }
-    )
+    steps = FakeQuantizeSteps({keys[name]: _fixed_quantizer(spec) for name, spec in description.activations.items()})
     container = _free("quantizers", dir(copy))
     copy.add_module(container, steps)
-    for site in quantized.placement.sites:
-        step = steps[keys[site.name]]
+    for name, spec in description.activations.items():
+        step, site = steps[keys[name]], spec.site
         if site.port == "output":
             modules[site.module].register_forward_hook(lambda _module, _args, output, step=step: step(output))
         else:
@@ -225,29 +190,23 @@ def _add_sites(
     return container
 
 
-def _deployed(quantizer: ActivationFakeQuantize, site: ActivationSite, takers: list[str]) -> nn.Module:
-    if quantizer.fmt.dtype is not None:
-        return RoundToDtype(quantizer.fmt.dtype)
-    if quantizer.quant_max - quantizer.quant_min > 255:
+def _fixed_quantizer(spec: ActivationSpec) -> nn.Module:
+    """What puts activations on the grid of a specification, with codes from 0 on."""
+    if spec.dtype is not None:
+        return RoundToDtype(spec.dtype)
+    if spec.quant_max - spec.quant_min > 255:
         raise ValueError(
-            f"'{site.name}' has {quantizer.fmt.bits} bits, but what is written to .onnx or .pt2 has activations of at "
+            f"'{spec.site.name}' has {spec.bits} bits, but what is written to .onnx or .pt2 has activations of at "
             f"most 8. Take those, or None for the activations; .safetensors holds weights of any bits."
         )
-    zeros = torch.zeros(1, device=quantizer.scale.device)
-    _, scale, zero_point = quantizer.on_grid(zeros)
-    if scale is None or zero_point is None:
-        name = getattr(quantizer.function, "__name__", quantizer.function)
+    if spec.scale is None:
         raise ValueError(
-            f"'{site.name}' is quantized by {name}, whose values lie on no grid that a runtime knows. Take another "
-            f"method for the activations, or leave it out: ignore={takers}."
+            f"'{spec.site.name}' is quantized by {spec.method}, whose values lie on no grid that a runtime knows. Take "
+            f"another method for the activations, or leave it out: ignore={list(spec.consumers)}."
         )
-    # Far beyond the ends, and so near to zero that rounding would take it there.
-    far = quantizer.quant_max - quantizer.quant_min + 1.0
-    probed = quantizer.on_grid(scale * scale.new_tensor([-far, -0.25, 0.25, far])).values / scale
-    offset = int(zero_point) - quantizer.quant_min
-    lowest, below, above, highest = (int(one) for one in probed.round() + offset)
-    signs = below == lowest and above == highest
-    return FixedFakeQuantize(scale.reshape(()), offset, lowest, highest, signs)
+    shift = 2 ** (spec.bits - 1) if spec.quant_min < 0 else 0
+    codes = (spec.zero_point + shift, spec.quant_min + shift, spec.quant_max + shift)
+    return FixedFakeQuantize(spec.scale, *codes, signs=spec.two_level)
 
 
 def _at_door(step: nn.Module, position: int):  # type: ignore[no-untyped-def]

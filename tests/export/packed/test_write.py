@@ -16,8 +16,8 @@ from lightning_compress.export.packed import safetensors as packed_file
 from lightning_compress.export.packed import write as packed
 from lightning_compress.export.packed.safetensors import read_metadata
 from lightning_compress.export.packed.write import PackedReport, load_packed, read_packed, write_packed
+from lightning_compress.quantization.description import WeightSpec
 from lightning_compress.quantization.lowering import deployed_model as deployable
-from lightning_compress.quantization.lowering.deployed_model import WeightSpec
 
 
 def drawn(quant_min, quant_max, shape, seed=0):

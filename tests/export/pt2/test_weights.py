@@ -6,7 +6,8 @@ from torch import nn
 
 from lightning_compress.export.pt2.weights import StoredWeight, store_weights
 from lightning_compress.export.pt2.write import write_pt2
-from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
+from lightning_compress.quantization.description import WeightSpec
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 from tests.export.deployables import Keywords, deployed, grid_of, loaded, random, weights_in
 
 

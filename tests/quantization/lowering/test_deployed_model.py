@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.quantization.lowering.deployed_model import DeployedModel, WeightSpec
+from lightning_compress.quantization.description import WeightSpec
+from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 
 def test_values_are_codes_times_the_scale_of_their_tensor_channel_or_group():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy
 
 from lightning_compress.export.onnx.qdq.graph import Array
-from lightning_compress.quantization.lowering.deployed_model import WeightSpec
+from lightning_compress.quantization.description import WeightSpec
 
 # Shape and bytes of a whole weight; name of a weight and number of a row in it.
 Content = tuple[tuple[int, ...], bytes]

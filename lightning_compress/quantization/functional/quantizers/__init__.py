@@ -36,7 +36,7 @@ from lightning_compress.quantization.functional.quantizers.dorefa_wage import (
 from lightning_compress.quantization.functional.quantizers.learned import lsq, pact
 from lightning_compress.quantization.functional.quantizers.ternary import ttq, twn
 from lightning_compress.quantization.functional.quantizers.uniform import floating, stochastic, uniform
-from lightning_compress.quantization.functional.rounding import Quantized, for_sides, learns
+from lightning_compress.quantization.functional.rounding import Quantized, code_range, for_sides, learns
 
 OFFERED = ("values", "quant_min", "quant_max", "scale", "zero_point", "dtype", "generator")
 
@@ -45,6 +45,7 @@ __all__ = [
     "Quantized",
     "binary_connect",
     "bnn",
+    "code_range",
     "dorefa_activations",
     "dorefa_weights",
     "floating",

@@ -8,6 +8,7 @@ from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
     bounds,
+    code_range,
     for_sides,
     one_where_zero,
     scale_of_rows,
@@ -75,6 +76,7 @@ def xnor(values: Tensor) -> Quantized:
     return Quantized((signs * mean).to(values.dtype), scale, symmetric_zero_point(scale))
 
 
+@code_range(lambda quant_min, _quant_max: (quant_min, 1), two_level=True)
 @for_sides("binary")
 def bnn(values: Tensor, quant_min: int = -1) -> Quantized:
     """The sign of each activation. The gradient passes where `|values| <= 1`. No zeros where both signs can come.

@@ -7,6 +7,7 @@ from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     Quantized,
     bounds,
+    code_range,
     for_sides,
     one_where_zero,
     scale_of_rows,
@@ -39,6 +40,7 @@ def dorefa_weights(values: Tensor, quant_max: int) -> Quantized:
     return Quantized(straight_through(shares, rounded).to(values.dtype), scale, symmetric_zero_point(scale))
 
 
+@code_range(lambda quant_min, quant_max: (-quant_max if quant_min < 0 else 0, quant_max))
 @for_sides("integer", "ternary", "binary")
 def dorefa_activations(values: Tensor, quant_max: int, quant_min: int = 0) -> Quantized:
     """Clip activations to [0, 1] and round to `quant_max` steps. The gradient passes within the bounds.
@@ -81,6 +83,7 @@ def wage_weights(values: Tensor, quant_max: int) -> Quantized:
     return Quantized(straight_through(values, places * scale, values.abs() <= 1), scale, symmetric_zero_point(scale))
 
 
+@code_range(lambda _quant_min, quant_max: (1, 2 * ((quant_max + 1) // 2) - 1))
 @for_sides("integer")
 def wage_activations(values: Tensor, quant_max: int) -> Quantized:
     """Round activations to multiples of `2 ** (1 - bits)` in (-1, 1). The gradient passes within the outermost ones.

@@ -9,6 +9,7 @@ from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.rounding import (
     SMALLEST_STEP,
     Quantized,
+    code_range,
     for_sides,
     gradient_between_,
     learns,
@@ -54,6 +55,7 @@ def lsq(values: Tensor, quant_min: int, quant_max: int, step: Tensor) -> Quantiz
 
 
 @learns(clip=_first_clip)
+@code_range(lambda quant_min, quant_max: (-quant_max if quant_min < 0 else 0, quant_max))
 @for_sides("integer", "ternary")
 def pact(values: Tensor, quant_max: int, clip: Tensor, quant_min: int = 0) -> Quantized:
     """Clip activations at a learned value and round to `quant_max` steps below it.

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lightning_compress.export.onnx.qdq.initializers import WeightLocator
-from lightning_compress.quantization.lowering.deployed_model import WeightSpec
+from lightning_compress.quantization.description import WeightSpec
 from tests.export.handmade import affine
 
 
