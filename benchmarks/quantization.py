@@ -11,7 +11,7 @@ random order. The ratio is the median over the rounds of the ratio to plain Ligh
 
 Latency: the network after `quantize` (post-training quantization, 512 random images of 32 x 32) and `export`, its
 float32 file, and eager torch, in turns, one thread each. On a CPU without VNNI, `export` writes 8-bit weights as uint8
-where int8 kernels would saturate; 7-bit weights (`reduce_range=True`) never saturate and use the faster kernels. On a
+where int8 kernels would saturate; 7-bit weights (the default) never saturate and use the faster kernels. On a
 CPU with VNNI everything is timed a second time with the AVX2 kernels of ONNX Runtime and torch
 (`common/avx2_emulation.py`).
 """
@@ -130,9 +130,9 @@ def deployed(runs: int, quick: bool = False) -> dict[str, Any]:
     """Latencies at batch 1 and 64, files' bytes, seconds of calibration."""
     model, images = network(quick)
     begin = time.perf_counter()
-    quantized = quantize(model, images.split(64), progress=False)
+    quantized = quantize(model, images.split(64), reduce_range=False, progress=False)
     calibration = time.perf_counter() - begin
-    narrow = quantize(model, images.split(64), reduce_range=True, progress=False)
+    narrow = quantize(model, images.split(64), progress=False)
     with tempfile.TemporaryDirectory() as folder:
         paths = files_in(Path(folder))
         told = export(narrow, paths[SEVEN], images[:4])

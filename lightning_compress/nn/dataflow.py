@@ -40,6 +40,7 @@ class Dataflow:
         num_positional: for each module how many of the tensors of each call are arguments themselves.
         outputs: for each module what it returned, call by call; None where that was no single tensor.
         parameters: the model's parameters by name, as they were at the beginning.
+        boundaries: for each value the modules that returned it and had not been given it, the innermost first.
         dimensions: how many each value has.
     """
 
@@ -49,7 +50,7 @@ class Dataflow:
     outputs: dict[str, list[int | None]] = field(default_factory=dict)
     producer: dict[int, Operation] = field(default_factory=dict)
     consumers: dict[int, list[Operation]] = field(default_factory=dict)
-    boundaries: dict[int, str] = field(default_factory=dict)
+    boundaries: dict[int, list[str]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     dimensions: dict[int, int] = field(default_factory=dict)
 
@@ -169,6 +170,6 @@ class _Watcher(TorchFunctionMode):
             self.flow.outputs.setdefault(name, []).append(value)
             # A module that hands on what it was given has not made it.
             if value is not None and value not in self.flow.inputs[name][-1]:
-                self.flow.boundaries.setdefault(value, name)
+                self.flow.boundaries.setdefault(value, []).append(name)
 
         return hook

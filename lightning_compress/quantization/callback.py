@@ -72,7 +72,8 @@ class QuantizationAwareTraining(CompressionCallback):
         symmetric: whether the weights' grids are symmetric around zero.
         first, last: bits of the first and last layer; None: 8, or the others' if those have more; "same": the others'.
         overrides: for single layers by pattern, such as {"*.head": {"weights": 4, "activations": 8}}.
-        reduce_range: 7 instead of 8 bits for weights, for CPUs whose integer kernels saturate.
+        reduce_range: whether weights of 8 bits beside activations of 8 bits take the codes -63 to 63 alone, on which no
+            integer kernel of any CPU saturates; False: -127 to 127, which may be slower to run.
         initial_bits: bits at `begin`, which fall to those asked for at `end`; None: all is quantized at `begin`.
         schedule: how they fall, as in `Pruning`.
         damping: strength by which weights are drawn to the middle of their steps, against oscillation at 2 to 4 bits.
@@ -112,7 +113,7 @@ class QuantizationAwareTraining(CompressionCallback):
         first: Bits = None,
         last: Bits = None,
         overrides: Mapping[str, Any] | None = None,
-        reduce_range: bool = False,
+        reduce_range: bool = True,
         initial_bits: int | None = None,
         schedule: str | Callable[[float], float] = "linear",
         damping: float = 0.0,

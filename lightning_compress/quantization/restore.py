@@ -26,7 +26,7 @@ def restore_quantization(model: nn.Module, state: Mapping[str, Any]) -> Quantize
     layout = ActivationPlacement.from_state_dict(state["layout"])
     overrides = {f"re:{re.escape(name)}": override_from_settings(plan) for name, plan in state["plans"].items()}
     symmetric = all(plan["symmetric"] for plan in state["plans"].values())
-    request = QuantizationConfig(overrides=overrides, symmetric=symmetric)
+    request = QuantizationConfig(overrides=overrides, symmetric=symmetric, reduce_range=False)
     quantized = QuantizedModel(model, _layers(model, state), request, layout)
     quantized.load_state_dict(state)
     quantized.state.observers_frozen = quantized.state.enabled

@@ -57,7 +57,7 @@ def randn(*shape, seed=0):
 
 
 def request(**settings):
-    return QuantizationConfig(**{"first": "same", "last": "same", **settings})
+    return QuantizationConfig(**{"first": "same", "last": "same", "reduce_range": False, **settings})
 
 
 def quantized(model, *inputs, active=True, layers=None, **settings):

@@ -10,7 +10,7 @@ from lightning_compress.core.phases import Run
 from tests.conftest import adamw, sgd
 from tests.quantization.watching import equal, is_active, normed, noted
 
-PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None}
+PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None, "reduce_range": False}
 
 
 def close(one, other):

@@ -17,7 +17,7 @@ from lightning_compress.quantization.quantized_model import quantized_of
 from tests.conftest import sgd
 from tests.quantization.watching import equal, normed
 
-PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None}
+PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None, "reduce_range": False}
 LSQ = {"weights": 4, "activations": 4, "first": "same", "last": "same"}
 
 either_order = pytest.mark.parametrize("first", [True, False], ids=["first", "last"])

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_compress import QuantizationAwareTraining, export, load_packed
 from tests.quantization.watching import equal, is_active, noted
 
-PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None}
+PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None, "reduce_range": False}
 
 
 @pytest.mark.parametrize("settings", [{"weights": 3}, {"method": "stochastic"}, {"weights": "ternary"}], ids=str)
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_other_arguments_is_refused_with_both(make_module, make_
     trainer.fit(make_module(), loader)
     trainer.save_checkpoint(tmp_path / "eight.ckpt")
     four = QuantizationAwareTraining(begin=2, weights=4, first="same", last="same")
-    with pytest.raises(ValueError, match="'net.0' was quantized with weights='8'.*now weights='4'"):
+    with pytest.raises(ValueError, match="'net.0' was quantized with weights='7'.*now weights='4'.*reduce_range=False"):
         make_trainer([four], max_epochs=2).fit(make_module(), loader, ckpt_path=tmp_path / "eight.ckpt")
 
 

@@ -127,7 +127,7 @@ def report(folder: Path) -> list[Any]:
 
 
 def int8() -> list[Any]:
-    return [QuantizationAwareTraining(begin=2, freeze_ranges=15, freeze_bn=15)]
+    return [QuantizationAwareTraining(begin=2, freeze_ranges=15, freeze_bn=15, reduce_range=False)]
 
 
 def int4() -> list[Any]:
@@ -164,7 +164,7 @@ SCENARIOS: dict[str, Callable[[Path], list[Any]]] = {
     "together": lambda folder: [
         ChannelPruning(sparsity=0.25, begin=1, end=7, every=3),
         Pruning(0.5, begin=9, end=14, every=2),
-        QuantizationAwareTraining(begin=16, freeze_bn="90%"),
+        QuantizationAwareTraining(begin=16, freeze_bn="90%", reduce_range=False),
         Distillation(teacher(), alpha=0.5),
         *report(folder),
     ],
@@ -172,7 +172,8 @@ SCENARIOS: dict[str, Callable[[Path], list[Any]]] = {
 
 
 EVERYWHERE = {"first": "same", "last": "same"}
-# Of `quantize`: quantizers, bits and granularities, each of which is lowered in its own way.
+# Of `quantize`: quantizers, bits and granularities, each of which is lowered in its own way; with all codes of 8 bits,
+# unless said.
 LOWERED: dict[str, dict[str, Any]] = {
     "int8": {},
     "int8_tensor": {"granularity": "tensor"},
@@ -312,7 +313,9 @@ def numbers_lowered(name: str, folder: Path) -> dict[str, Tensor]:
     """What a model that `quantize` made computes, what it computes when lowered, and what is stored of it."""
     with reproducible(EXPORTED[0]):
         model = Classifier().eval().net
-        quantized = quantize(model, [images for images, _ in loader()][:2], progress=False, **LOWERED[name])
+        quantized = quantize(
+            model, [images for images, _ in loader()][:2], progress=False, **{"reduce_range": False} | LOWERED[name]
+        )
         export(quantized, folder / "model.pt2", example())
         export(quantized, folder / "model.safetensors")
         found = {"quantized": output(quantized)} | numbers_exported(name, ".pt2", folder / "model.pt2")

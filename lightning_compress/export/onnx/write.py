@@ -44,7 +44,7 @@ def write_onnx(
         dynamic_batch: whether the file takes batches of any size; else those of the example.
         weight_type: in integer kernels. "auto" takes int8, but uint8 for layers whose int8 weights may saturate, so
             that the file computes the same on every CPU; with "int8" there is a warning if they may here. Weights of
-            7 bits, trained with `reduce_range=True`, never do.
+            7 bits, which `reduce_range=True` makes of 8, never do.
         tolerance: how many steps of its grid, beyond rounding, a quantized value may differ from what torch computes of
             the same inputs. Measured, kernels of layers stay below 0.01, and a softmax between two quantizers, which
             is cut off rather than rounded, reaches 0.5; saturation costs whole steps.
@@ -100,7 +100,7 @@ def _warn_of_saturation(made: "BuiltModel") -> None:
     if made.written.saturating and may_saturate():
         warnings.warn(
             f"This CPU has no VNNI instructions: sums of 8-bit products may saturate in "
-            f"{', '.join(made.names(made.written.saturating))}. Train with reduce_range=True (weights of 7 bits), or "
+            f"{', '.join(made.names(made.written.saturating))}. Train with reduce_range=True, the default, or "
             f"write weight_type='auto'.",
             stacklevel=3,
         )

@@ -4,7 +4,8 @@ A track is a value for each call, in their order. A network that is called once 
 that is called for each of two views, or a head for each of five levels, has tracks of two or five.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -58,10 +59,19 @@ class AlignedCalls:
 
     def boundary(self, track: Track) -> str | None:
         """The innermost module that returned this, at each of its calls, and does not use it itself."""
-        name = self.flow.boundaries.get(track[0])
-        if not name or self.outputs(name) != track:
-            return None
-        return None if any(is_submodule(user, name) for user in self.consumers(track)) else name
+        returned = [name for name in self.flow.boundaries.get(track[0], ()) if name and self.outputs(name) == track]
+        users = self.consumers(track)
+        return next((name for name in returned if not any(is_submodule(user, name) for user in users)), None)
+
+    def descendants(self, tracks: Iterable[Track]) -> Iterator[AlignedOperation]:
+        """The operations that took these tracks, or what was made of them, as far as all calls have the same."""
+        waiting, seen = deque(tracks), set[Track]()
+        while waiting:
+            for use in self.consumers_of(waiting.popleft()) or ():
+                if use.outputs and use.outputs[0] not in seen:
+                    yield use
+                    seen.update(use.outputs)
+                    waiting.extend(use.outputs)
 
     def argument_positions(self, track: Track) -> list[tuple[str, int]]:
         """The modules that were given this as an argument, at each of their calls, and the position; not the whole."""

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from lightning_compress.nn.dataflow import Dataflow, Operation
 from lightning_compress.quantization.layers import Layer
-from lightning_compress.quantization.placement.sites import MOVES
+from lightning_compress.quantization.placement.operations import MOVES
 
 TURNS = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, Tensor.detach}  # type: ignore[attr-defined]
 # To compute with a weight is to use it; to take its norm for a penalty is not.

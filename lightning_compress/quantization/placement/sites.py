@@ -5,51 +5,30 @@ and the activation function that follow them, which a runtime folds into the ker
 value, so it lies where the value is made, if a module's end is there, else at a door that all who take it lie behind.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from lightning_compress.nn.dataflow import Dataflow, Operation, is_plain_norm
+from lightning_compress.nn.dataflow import Dataflow, is_plain_norm
 from lightning_compress.quantization.layers import CONVOLUTIONS
 from lightning_compress.quantization.placement.call_alignment import AlignedCalls, AlignedOperation, Track, is_submodule
+from lightning_compress.quantization.placement.operations import (
+    CLIPS,
+    DROPOUTS,
+    JOINS,
+    MOVES,
+    PRODUCTS,
+    SUMS,
+)
+from lightning_compress.quantization.placement.signs import is_non_negative
 
 Kind: TypeAlias = tuple[Any, ...]
 EDGE_BITS = 8
-
-DROPOUTS = {functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, torch.dropout}
-# These move numbers about and make no new ones, so what lay on a grid lies on it still.
-MOVES = {
-    *DROPOUTS, functional.max_pool1d, functional.max_pool2d, functional.max_pool3d, torch.max_pool1d, torch.max_pool2d,
-    torch.max_pool3d, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze,
-    torch.chunk, torch.split, torch.unbind, functional.pad, functional.pixel_shuffle, Tensor.view, Tensor.reshape,
-    Tensor.flatten, Tensor.unflatten, Tensor.transpose, Tensor.permute, Tensor.squeeze, Tensor.unsqueeze,
-    Tensor.contiguous, Tensor.chunk, Tensor.split, Tensor.unbind, Tensor.expand, Tensor.__getitem__, Tensor.to,
-    Tensor.movedim,
-}  # fmt: skip
-# Runtimes have integer kernels for these, or compute them after the input was dequantized at no harm.
-JOINS = {
-    torch.add, torch.cat, torch.concat, torch.concatenate, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__,
-    Tensor.__radd__, torch.mean, Tensor.mean, functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d,
-    functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d,
-}  # fmt: skip
-SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
-PAD_VALUE = (3, "value")  # position and name of that argument
-# With the position and the name of their lower limit.
-CLAMPS: dict[Any, tuple[int, str]] = {
-    **dict.fromkeys((functional.hardtanh, functional.hardtanh_), (1, "min_val")),
-    **dict.fromkeys((torch.clamp, torch.clamp_, torch.clip, Tensor.clamp, Tensor.clamp_, Tensor.clip), (1, "min")),
-    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), (1, "min")),
-}
-# Kernels take these along: a clip is what a grid with its zero at one end does anyway.
-RELUS = {functional.relu, functional.relu_, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-CLIPS = RELUS | set(CLAMPS)
-NON_NEGATIVE = RELUS | {functional.softmax, torch.softmax, Tensor.softmax, torch.sigmoid, Tensor.sigmoid}
-# What is made of non-negative numbers alone by these is not negative.
-KEEP_SIGN = MOVES | JOINS
+TAKEN_ALONG = ({functional.batch_norm}, CLIPS)
+FEATURE_MAP_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -148,6 +127,7 @@ class _Planner:
         # What has more bits comes first: fewer may be made of those behind the shared place, but not more of fewer.
         self.layers = sorted(kinds, key=lambda name: -kinds[name][0])
         self.leading = flow.ancestors(value for name in kinds for call in flow.inputs[name] for value in call)
+        self.parameters = set(flow.parameters.values())
         self.sites: dict[str, ActivationSite] = {}
         self.site_of: dict[tuple[Track, Kind], ActivationSite] = {}
         self.floating: dict[str, str] = {}
@@ -157,6 +137,8 @@ class _Planner:
         for layer in self.layers:
             if isinstance(self.modules[layer], CONVOLUTIONS):
                 self.close(layer)
+        if self.joins:
+            self.close_joins()
         inputs = {}
         for layer in self.layers:
             width = 3 if isinstance(self.modules[layer], nn.MultiheadAttention) else 1
@@ -212,18 +194,55 @@ class _Planner:
         return (module, f"input {position}") if module else None
 
     def put(self, track: Track, module: str, port: str, kind: Kind, shared: bool = True) -> ActivationSite:
-        site = ActivationSite(module, port, all(map(self.is_non_negative, track)))
+        site = ActivationSite(module, port, all(is_non_negative(self.flow, value) for value in track))
         site = self.sites.setdefault(site.name, site)
         if shared:
             self.site_of[track, kind] = site
         return site
 
     def suits(self, use: AlignedOperation) -> bool:
-        return use.module in self.layers or (self.joins and use.function in JOINS)
+        return use.module in self.layers or (self.joins and use.function in JOINS | PRODUCTS)
 
-    def after_the_kernel(self, track: Track) -> Track:
+    def close_joins(self) -> None:
+        """See to it that sums, products and pools of feature maps take and make grids, where only kernels follow.
+
+        Residual sums before a LayerNorm are none of them: on a grid they would lose accuracy, and gain no time.
+        """
+        convolutions = [layer for layer in self.layers if isinstance(self.modules[layer], CONVOLUTIONS)]
+        ends = [track for layer in convolutions if (track := self.tracks.outputs(layer)) is not None]
+        for use in self.tracks.descendants(ends):
+            if len(use.outputs) == 1 and self.joins_feature_maps(use):
+                self.close_join(use, self.kinds[convolutions[0]])
+
+    def close_join(self, join: AlignedOperation, kind: Kind) -> None:
+        """Put grids on what such an operation takes and makes, or on nothing of it."""
+        end = self.after_the_kernel(join.outputs[0], (CLIPS,))
+        followers = self.leaf_uses(end)
+        if not followers or self.leading.isdisjoint(end) or not all(map(self.suits, followers)):
+            return
+        seen_to = all(use.module in self.layers for use in followers)
+        places = {}
+        for track in (*join.inputs, *(() if seen_to else (end,))):
+            if any((one, kind) in self.site_of for one in self.way_up(track)):
+                continue
+            place, uses = self.place_of(track), self.leaf_uses(track)
+            free = place is not None and " ".join(place) not in self.sites
+            if place is None or not free or uses is None or not all(map(self.suits, uses)):
+                return
+            places[track] = place
+        for track, place in places.items():
+            self.put(track, *place, kind)
+
+    def joins_feature_maps(self, use: AlignedOperation) -> bool:
+        """Whether an operation adds, multiplies or pools what convolutions of images make, and nothing else."""
+        values = [value for track in use.inputs for value in track]
+        maps = all(self.flow.dimensions[value] >= FEATURE_MAP_DIMENSIONS for value in values)
+        enough = len(use.inputs) > 1 or use.function not in SUMS | PRODUCTS
+        return use.function in JOINS | PRODUCTS and enough and maps and self.parameters.isdisjoint(values)
+
+    def after_the_kernel(self, track: Track, taken_along: Sequence[Collection[Any]] = TAKEN_ALONG) -> Track:
         """The value behind the BatchNorm and the clip that a kernel takes along."""
-        for functions in ({functional.batch_norm}, CLIPS):
+        for functions in taken_along:
             uses = self.tracks.consumers_of(track) or []
             if len(uses) == 1 and uses[0].function in functions and len(uses[0].outputs) == 1:
                 track = uses[0].outputs[0]
@@ -256,26 +275,6 @@ class _Planner:
                 return None
             found += [one for several in behind for one in several or ()]
         return None if uses is None else found
-
-    def is_non_negative(self, value: int, depth: int = 64) -> bool:
-        made = self.flow.producer.get(value)
-        if made is None or not depth:
-            return False
-        if made.function in NON_NEGATIVE or _clamps_at_zero(made):
-            return True
-        keeps = made.function in KEEP_SIGN and bool(made.inputs) and not _brings_negative(made)
-        return keeps and all(self.is_non_negative(one, depth - 1) for one in made.inputs)
-
-
-def _clamps_at_zero(made: Operation) -> bool:
-    """Whether there is a lower limit that is a number, and not below zero."""
-    return any(made.numbers.get(one, -1.0) >= 0 for one in CLAMPS.get(made.function, ()))
-
-
-def _brings_negative(made: Operation) -> bool:
-    """Whether a number among the arguments may be what is added or padded with, and is below zero."""
-    numbers = made.numbers.values() if made.function in SUMS else [made.numbers.get(one, 0.0) for one in PAD_VALUE]
-    return made.function in SUMS | {functional.pad} and min(numbers, default=0.0) < 0
 
 
 def _norm_after(flow: Dataflow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lightning_compress.nn.dataflow import Dataflow, Operation
 from lightning_compress.quantization.layers import CONVOLUTIONS, TRANSPOSED, Layer
-from lightning_compress.quantization.placement.sites import DROPOUTS
+from lightning_compress.quantization.placement.operations import DROPOUTS
 
 # f(s * x) = s * f(x) for s > 0, number by number.
 HOMOGENEOUS = {

@@ -47,7 +47,7 @@ def quantize(
     first: Bits = None,
     last: Bits = None,
     overrides: Mapping[str, Any] | None = None,
-    reduce_range: bool = False,
+    reduce_range: bool = True,
     targets: Patterns = None,
     ignore: Patterns = (),
     batches: int | None = None,

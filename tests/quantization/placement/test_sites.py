@@ -97,10 +97,66 @@ def test_a_residual_sum_has_both_parts_on_grids_and_what_comes_out_too():
         "block input 0": True,  # for the first convolution and the way around it
         "block.conv2 input 0": True,
         "block.norm2 output": False,  # what is added
+        "block output": True,  # the sum, of which the mean is taken
         "head input 0": True,
     }
     assert found.floating == {}
     assert found.norms == {"stem": "norm0", "block.conv1": "block.norm1", "block.conv2": "block.norm2"}
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excitation behind a SiLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.act, self.gate = nn.Conv2d(1, 4, 3), nn.SiLU(), Gate()
+        self.last, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.head(self.last(self.gate(self.act(self.stem(images)))).mean((2, 3)))
+
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.sigmoid = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Sigmoid()
+
+    def forward(self, images):
+        return images * self.sigmoid(self.up(self.down(images.mean((2, 3), keepdim=True)).relu()))
+
+
+def test_a_gate_and_what_it_is_multiplied_with_lie_on_grids():
+    assert places(layout(Gated(), torch.randn(2, 1, 6, 6))) == {
+        "stem input 0": False,
+        "stem output": False,
+        "act output": False,  # of which the mean is taken, and which is multiplied
+        "gate.down input 0": False,
+        "gate.up input 0": True,
+        "gate.up output": False,
+        "gate.sigmoid output": True,
+        "gate output": False,  # the product
+        "last output": False,
+        "head input 0": False,
+    }
+
+
+def test_sums_before_a_layer_norm_and_products_with_a_parameter_stay_in_floating_point():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm, self.inner = nn.Conv2d(1, 4, 1), nn.LayerNorm(6), nn.Conv2d(4, 4, 1)
+            self.scale, self.head = nn.Parameter(torch.ones(4, 1, 1)), nn.Linear(6, 2)
+
+        def forward(self, images):
+            images = self.stem(images)
+            return self.head(self.norm(images + self.scale * self.inner(images)))
+
+    assert places(layout(Scaled(), torch.randn(2, 1, 6, 6))).keys() == {
+        "stem input 0",
+        "stem output",  # for the next convolution and the sum
+        "inner output",  # which kernels of convolutions want
+        "norm output",
+    }
 
 
 def test_below_8_bits_the_sum_does_not_share_the_grid_of_the_layer():

@@ -39,7 +39,7 @@ def activations(model):
 
 def test_min_max_is_what_the_observers_of_torch_find():
     model, given = small(), batches()
-    found = quantize(model, given, method="min_max")
+    found = quantize(model, given, method="min_max", reduce_range=False)
     observers = {"0 input 0": MinMaxObserver(dtype=torch.quint8), "1 output": MinMaxObserver(dtype=torch.quint8)}
     for batch in given:
         observers["0 input 0"](batch), observers["1 output"](model[:2](batch).detach())
@@ -56,7 +56,7 @@ def test_min_max_is_what_the_observers_of_torch_find():
 
 def test_the_output_is_that_of_a_network_quantized_by_hand():
     model, given = small(), batches()
-    found = quantize(model, given, method="min_max", granularity="tensor")
+    found = quantize(model, given, method="min_max", granularity="tensor", reduce_range=False)
     seen = torch.cat(given)
     quant_min, quant_max = min(float(seen.min()), 0.0), float(seen.max())
     step = torch.tensor((quant_max - quant_min) / 255)

@@ -13,6 +13,7 @@ from lightning_compress.export.onnx.qdq.graph import Graph
 from lightning_compress.export.onnx.qdq.initializers import LocatedWeight, WeightLocator
 from lightning_compress.export.onnx.qdq.kernels import LAYERS, integer_kernels, still_dequantized
 from lightning_compress.export.onnx.qdq.padding import pad_integers
+from lightning_compress.export.onnx.qdq.pooling import pool_integers
 from lightning_compress.export.onnx.qdq.runtime import optimized_graph
 from lightning_compress.export.onnx.qdq.weights import WeightType, WrittenWeights, write_weights
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
@@ -58,6 +59,7 @@ def build_qdq_model(deployable: DeployedModel, exported: CapturedModel, weight_t
     start = Graph(exported.model)
     places = quantize_activations(start)
     pad_integers(start, [place.codes for place in places])
+    pool_integers(start)
     floating = start.model()
     constants = {name: start.constant(name) for name in start.constants if start.is_float(name)}
     located = WeightLocator(deployable.weights).locate(
