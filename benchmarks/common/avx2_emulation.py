@@ -2,8 +2,9 @@
 
 torch and oneDNN have environment variables for that. ONNX Runtime has none: it asks the CPU which registers are in use
 (instruction `xgetbv`) and decides about AVX-512 by the answer. So a temporary copy of its package is patched: `mov al,
-7`, the answer of a CPU without AVX-512, replaces that instruction. `saturates()` checks that the copy really computes
-as such a CPU does, with a sum of products that saturates there and nowhere else.
+7`, the answer of a CPU without AVX-512, replaces that instruction. AVX-VNNI, in CPUs since 2021, uses the registers of
+AVX2; the instruction `cpuid` tells of it in its leaf 7.1, and is patched there to tell of nothing. `saturates()` checks
+that the copy really computes as a CPU with AVX2 alone does, by a sum of products that saturates there and only there.
 """
 
 import os
@@ -18,18 +19,15 @@ import torch
 
 # `xor ecx, ecx` before both: so this is the instruction, and not a part of a longer one.
 ASKED, ANSWERED = bytes.fromhex("31c9 0f01d0"), bytes.fromhex("31c9 b00790")
+# `mov eax, 7; mov ecx, 1; cpuid; test al, 16`: the last asks for AVX-VNNI. All four registers are cleared instead.
+ASKED_VNNI = bytes.fromhex("b807000000 b901000000 0fa2 a810")
+ANSWERED_VNNI = bytes.fromhex("31c0 31db 31c9 31d2 90909090 a810")
 TORCHS_OWN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def is_wider() -> bool:
-    """Whether this is Linux on a CPU with AVX-512 VNNI, which this module can hide.
-
-    AVX-VNNI (`avx_vnni`, in CPUs since 2021) uses the registers of AVX2, so that no answer of `xgetbv` hides it.
-    """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    return torch.cpu.get_capabilities()["avx512_vnni"] and "avx_vnni" not in flags
+    """Whether this is Linux on a CPU with AVX-512 VNNI, which this module can hide."""
+    return sys.platform == "linux" and platform.machine() == "x86_64" and torch.cpu.get_capabilities()["avx512_vnni"]
 
 
 def environment_without_avx512(folder: Path) -> dict[str, str]:
@@ -46,7 +44,7 @@ def environment_without_avx512(folder: Path) -> dict[str, str]:
     for library in copy.glob("capi/*.so*"):
         content = library.read_bytes()
         asked += content.count(ASKED)
-        library.write_bytes(content.replace(ASKED, ANSWERED))
+        library.write_bytes(content.replace(ASKED, ANSWERED).replace(ASKED_VNNI, ANSWERED_VNNI))
     if not asked:
         raise RuntimeError("This build of ONNX Runtime does not ask for AVX-512 in the way that we know.")
     return {**os.environ, **TORCHS_OWN, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_compress import quantize
 from lightning_compress.quantization.integer_bias import finer_scale
 
-NARROW = {"first": "same", "last": "same", "method": "min_max", "progress": False}
+NARROW = {"reduce_range": False, "first": "same", "last": "same", "method": "min_max", "progress": False}
 
 
 def raw(model, layer, values):

@@ -94,26 +94,27 @@ def integers_in_onnx(module, ours, seen, folder):
     assert not report.float_layers
 
 
+# Weights of 8 bits beside activations of 8 bits take 7 of them.
 PROMISES = {
     "channels": [half_of_the_macs],
-    "channels_distill_int8": [half_of_the_macs, taught_by(12), packed(8), integers_in_onnx],
+    "channels_distill_int8": [half_of_the_macs, taught_by(12), packed(7), integers_in_onnx],
     "distill": [taught_by(None)],
     "lottery_ticket": [zeros(0.8)],
     "prune": [zeros(0.9)],
     "prune_2_4": [zeros(0.5), two_of_every_four],
     "prune_distill": [zeros(0.9), taught_by(8)],
     "prune_mnist": [zeros(0.95)],
-    "prune_qat": [zeros(0.8), packed(8), integers_in_onnx],
+    "prune_qat": [zeros(0.8), packed(7), integers_in_onnx],
     "prune_restart": [zeros(0.9)],
-    "qat_int4": [packed(4, net_0=8, net_8=8), integers_in_onnx],
-    "qat_int8": [packed(8), integers_in_onnx],
-    "qat_ternary": [packed(2, net_0=8, net_8=8), integers_in_onnx],
-    "tabular": [widths(categories=(5, 4), hidden=(16, 12), rest_2=(8, 16)), packed(8)],
-    "time_series": [zeros(0.75), packed(8)],
+    "qat_int4": [packed(4, net_0=7, net_8=7), integers_in_onnx],
+    "qat_int8": [packed(7), integers_in_onnx],
+    "qat_ternary": [packed(2, net_0=7, net_8=7), integers_in_onnx],
+    "tabular": [widths(categories=(5, 4), hidden=(16, 12), rest_2=(8, 16)), packed(7)],
+    "time_series": [zeros(0.75), packed(7)],
     "transformer": [
         # Heads are 4 wide, and have queries, keys and values: 3 of 4 are left.
         widths(tokens=(12, 16), blocks_0_inputs=(36, 16), blocks_1_output=(16, 12), blocks_1_wide_0=(48, 16)),
-        packed(8),
+        packed(7),
     ],
 }
 

@@ -91,8 +91,9 @@ def _noted(quantized: QuantizedModel, names: dict[str, str], made: Made) -> Iter
 
 
 def _note(made: list[Tensor], original: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    made.append(original(values))
-    return made[-1]
+    found = original(values)
+    made.append(found.clone())  # what follows may write into it
+    return found
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def _force(made: Iterator[Tensor], words: str, original: Callable[[Tensor], Tens
     on_grid = next(made, None)
     if on_grid is None or not _between(original, values, on_grid):
         raise ValueError(words)
-    return on_grid
+    return on_grid.clone()
 
 
 def _between(quantizer: Callable[[Tensor], Tensor], values: Tensor, on_grid: Tensor) -> bool:

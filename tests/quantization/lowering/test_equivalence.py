@@ -207,3 +207,28 @@ def test_a_trained_module_is_compared_with_its_quantizers_in_it_and_left_without
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert not any("forward" in vars(one) for one in quantized_of(module).quantizers())
+
+
+def test_code_that_writes_into_its_activations_is_compared_with_what_it_computed(tmp_path):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.act, self.head = nn.Hardswish(inplace=True), nn.Linear(8, 4)
+
+        def forward(self, values):
+            values = self.stem(values)
+            inner = self.act(self.inner(values))
+            inner += values
+            return self.head(nn.functional.relu_(inner).mean((2, 3)))
+
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = quantize(InPlace().eval(), [images(16)], progress=False)
+    with torch.no_grad():
+        wanted = model(images(4))
+    assert export(model, tmp_path / "model.onnx", images(4)).integer_kernels["QLinearConv"] == 2
+    from lightning_compress.export.onnx.qdq.runtime import make_session, run_session
+
+    (found,) = run_session(make_session(tmp_path / "model.onnx"), images(4)).values()
+    assert numpy.abs(found - wanted.numpy()).max() <= 0.05 * wanted.abs().max()

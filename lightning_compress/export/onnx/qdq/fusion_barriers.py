@@ -3,7 +3,8 @@
 Where an input is dequantized and the output quantized, it takes float weights for an oversight, and rounds them to int8
 with one scale for the whole tensor. Of two grids one behind the other it makes one, which is neither. And a `Relu` that
 it takes along with a `Gemm` keeps that from its integer kernel. It looks no farther than clips, so another operator in
-the way keeps it off: a `Max`, which changes nothing or does what the `Relu` did.
+the way keeps it off: a `Max`, which changes nothing or does what the `Relu` did. Of a SiLU it makes one kernel only if
+such a node is before it.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def add_barriers(graph: Graph) -> None:
     _beside_float_weights(graph)
     _between_grids(graph)
     _instead_of_relus(graph)
+    _before_sigmoid_gates(graph)
 
 
 def _beside_float_weights(graph: Graph) -> None:
@@ -57,6 +59,25 @@ def _instead_of_relus(graph: Graph) -> None:
             zero = graph.constant("zero_float")
             name = graph.add_constant("zero_float", numpy.float32(0)) if zero is None else "zero_float"
             graph.replace(node, [helper.make_node("Max", [node.input[0], name], list(node.output))])
+
+
+def _before_sigmoid_gates(graph: Graph) -> None:
+    """Between a `DequantizeLinear` and the SiLU that takes it.
+
+    ONNX Runtime dequantizes a value anew for each node that takes it, before it looks for `x * sigmoid(x)`, which it
+    then does not find any more and computes in three passes over the floats where one would do.
+    """
+    makers, takers = graph.producers(), graph.consumers()
+    for sigmoid in [node for node in graph.nodes if node.op_type == "Sigmoid"]:
+        value, users = sigmoid.input[0], takers.get(sigmoid.input[0], [])
+        maker, following = makers.get(value), takers.get(sigmoid.output[0], [])
+        gate = following[0] if len(following) == 1 and following[0].op_type == "Mul" else None
+        if maker is None or maker.op_type != "DequantizeLinear" or gate is None or value not in gate.input:
+            continue
+        if len(users) > 2 or value in graph.outputs:
+            continue
+        maker.output[0] = graph.new_name(f"{value}.once")
+        graph.replace(maker, [maker, helper.make_node("Max", [maker.output[0], _lowest(graph)], [value])])
 
 
 def _grid_of(graph: Graph, node: NodeProto) -> list[bytes]:
