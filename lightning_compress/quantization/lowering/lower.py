@@ -13,7 +13,13 @@ from lightning_compress.nn.forward_capture import display_name, ordered_argument
 from lightning_compress.quantization.description import ActivationSpec, QuantizationDescription, WeightSpec
 from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
-from lightning_compress.quantization.lowering.modules import Chain, FakeQuantizeSteps, FixedFakeQuantize, RoundToDtype
+from lightning_compress.quantization.lowering.modules import (
+    Chain,
+    FakeQuantizeSteps,
+    FixedFakeQuantize,
+    RoundToDtype,
+    without_norm,
+)
 from lightning_compress.quantization.quantized_model import QuantizedModel, is_quantization_pending, quantized_of
 
 
@@ -142,7 +148,7 @@ def _fold(
     bias = torch.zeros_like(offset) if module.bias is None else module.bias
     module.bias = nn.Parameter(bias * factor + offset, requires_grad=False)  # type: ignore[operator]
     parent, _, leaf = norm.rpartition(".")
-    modules[norm] = nn.Identity()
+    modules[norm] = without_norm(batch_norm)
     setattr(modules[parent], leaf, modules[norm])
 
 

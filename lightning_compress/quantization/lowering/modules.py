@@ -4,6 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from lightning_compress.nn.dataflow import is_plain_norm
 
 # A power of two, and far below what numbers in a network are.
 NEXT_TO_NOTHING = 2.0**-40
@@ -60,3 +64,33 @@ class RoundToDtype(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         largest = torch.finfo(self.dtype).max
         return values.clamp(-largest, largest).to(self.dtype).to(values.dtype)
+
+
+class _NormLeftOut(TorchFunctionMode):
+    """Lets `batch_norm` return what it is given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.batch_norm:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **(kwargs or {}))
+
+
+def without_norm(norm: nn.Module) -> nn.Module:
+    """What is left of a BatchNorm when the layer before it does what it did.
+
+    Args:
+        norm: `nn.BatchNorm2d` and the like, of which nothing is left, or a subclass whose forward does more, such as an
+            activation function; that one is changed.
+    """
+    if is_plain_norm(norm):
+        return nn.Identity()
+    own = type(norm)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _NormLeftOut():
+            return own.forward(self, *args, **kwargs)
+
+    norm.__class__ = type(own.__name__, (own,), {"forward": forward})
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        setattr(norm, name, None)
+    return norm

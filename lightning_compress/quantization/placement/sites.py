@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.nn.dataflow import Dataflow, is_plain_norm
 from lightning_compress.quantization.layers import CONVOLUTIONS
@@ -289,7 +290,10 @@ def _norm_after(flow: Dataflow, layer: str, modules: Mapping[str, nn.Module]) ->
     dimensions = {flow.dimensions[value] for value in returned}
     module = modules[layer]
     by_channel = dimensions == {2} if isinstance(module, nn.Linear) else dimensions == {_dimensions(module)}
-    return norm if is_plain_norm(modules[norm]) and by_channel else None
+    own = {flow.parameters.get(f"{norm}.{leaf}") for leaf in ("weight", "bias")} - {None}
+    # A subclass may do more behind it, such as an activation function, if it normalizes with its own numbers.
+    normalizes = isinstance(modules[norm], _BatchNorm) and own <= {value for one in uses[0].inputs for value in one}
+    return norm if by_channel and (normalizes or is_plain_norm(modules[norm])) else None
 
 
 def _dimensions(module: nn.Module) -> int | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress import QuantizationAwareTraining, quantize
+from lightning_compress import QuantizationAwareTraining, export, quantize
 from lightning_compress.quantization.lowering.lower import lower, quantized_tensors
 from lightning_compress.quantization.lowering.modules import FixedFakeQuantize
 from lightning_compress.quantization.quantized_model import quantized_of
@@ -112,3 +112,39 @@ def test_a_training_that_did_not_reach_its_quantized_phase_is_refused(make_modul
     stopping.fit(module, loader)
     with pytest.raises(ValueError, match="quantized phase of this Classifier was not reached"):
         lower(module)
+
+
+class NormAndAct(nn.BatchNorm2d):
+    """A norm with a forward of its own, as several packages have it."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, values):
+        return self.act(
+            nn.functional.batch_norm(
+                values, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps
+            )
+        )
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_norm_with_more_in_its_forward_is_folded_and_the_rest_of_it_stays(suffix, tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    pairs = [nn.Sequential(nn.Conv2d(2, 32, 3), norm) for norm in (NormAndAct(32), nn.BatchNorm2d(32))]
+    pairs[1].append(nn.SiLU())
+    for norm in (pairs[0][1], pairs[1][1]):
+        norm.running_mean.fill_(0.2), norm.running_var.fill_(0.4), nn.init.constant_(norm.weight, 1.5)
+    pairs[1][0].load_state_dict(pairs[0][0].state_dict())
+    head = nn.Conv2d(32, 32, 1)
+    given = torch.randn(4, 2, 8, 8)
+    found = [quantize(nn.Sequential(pair, head).eval(), [given], progress=False) for pair in pairs]
+    assert torch.equal(found[0](given), found[1](given))
+    made = [lower(one) for one in found]
+    assert [dict(one.module.named_modules())["0.1"].state_dict().get("weight") for one in made] == [None, None]
+    assert torch.equal(made[0].module(given), made[1].module(given))
+    reports = [export(one, tmp_path / f"{place}{suffix}", given) for place, one in enumerate(found)]
+    assert getattr(reports[0], "integer_kernels", None) == getattr(reports[1], "integer_kernels", None)
+    assert reports[0].size_bytes <= 1.05 * reports[1].size_bytes

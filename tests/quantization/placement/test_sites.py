@@ -334,13 +334,22 @@ def test_a_norm_over_several_processes_is_folded_too(norm):
     assert layout(model, torch.randn(2, 1, 6, 6)).norms == {"0": "1"}
 
 
-def test_a_norm_that_does_more_is_not_folded():
+def test_a_norm_that_does_more_behind_it_is_folded_and_one_that_does_other_things_is_not():
     class NormAndReLU(nn.BatchNorm2d):
         def forward(self, images):
             return super().forward(images).relu()
 
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), NormAndReLU(2), nn.Conv2d(2, 1, 3))
-    assert layout(model, torch.randn(2, 1, 6, 6)).norms == {}
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, images):
+            return super().forward(2 * images)
+
+    class OtherWeight(nn.BatchNorm2d):
+        def forward(self, images):
+            return functional.batch_norm(images, self.running_mean, self.running_var, self.weight + 1, self.bias)
+
+    for norm, expected in ((NormAndReLU, {"0": "1"}), (Doubled, {}), (OtherWeight, {})):
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), norm(2), nn.Conv2d(2, 1, 3))
+        assert layout(model, torch.randn(2, 1, 6, 6)).norms == expected
 
 
 @pytest.mark.parametrize(("shape", "norms"), [((5, 4), {"0": "1"}), ((5, 3, 4), {}), ((5, 4, 4), {})])
