@@ -74,6 +74,8 @@ class QuantizationAwareTraining(CompressionCallback):
         overrides: for single layers by pattern, such as {"*.head": {"weights": 4, "activations": 8}}.
         reduce_range: whether weights of 8 bits beside activations of 8 bits take the codes -63 to 63 alone, on which no
             integer kernel of any CPU saturates; False: -127 to 127, which may be slower to run.
+        quantize_output: whether a convolution whose output leaves the network gets a grid of 8 bits there. Integer
+            kernels of convolutions need one; those of linear layers do not.
         initial_bits: bits at `begin`, which fall to those asked for at `end`; None: all is quantized at `begin`.
         schedule: how they fall, as in `Pruning`.
         damping: strength by which weights are drawn to the middle of their steps, against oscillation at 2 to 4 bits.
@@ -114,6 +116,7 @@ class QuantizationAwareTraining(CompressionCallback):
         last: Bits = None,
         overrides: Mapping[str, Any] | None = None,
         reduce_range: bool = True,
+        quantize_output: bool = False,
         initial_bits: int | None = None,
         schedule: str | Callable[[float], float] = "linear",
         damping: float = 0.0,
@@ -134,9 +137,10 @@ class QuantizationAwareTraining(CompressionCallback):
         self.weight_grad_bits, self.activation_grad_bits = weight_grad_bits, activation_grad_bits
         self.method, self.granularity, self.symmetric = method, granularity, symmetric
         self.first, self.last, self.overrides, self.reduce_range = first, last, dict(overrides or {}), reduce_range
+        self.quantize_output = quantize_output
         self.config = QuantizationConfig(
             weights, activations, method, granularity, symmetric, first, last, self.overrides, reduce_range,
-            weight_grad_bits, activation_grad_bits,
+            weight_grad_bits, activation_grad_bits, quantize_output,
         )  # fmt: skip
         self.initial_bits, self.schedule = initial_bits, as_schedule(schedule)
         self.bit_schedule = None if initial_bits is None else BitWidthSchedule(initial_bits, self.schedule, self.config)

@@ -33,6 +33,8 @@ class QuantizationConfig:
         reduce_range: whether weights of 8 bits beside activations of 8 bits take the codes -63 to 63 alone, on which no
             integer kernel of any CPU saturates; False: -127 to 127, which may be slower to run.
         weight_grad_bits, activation_grad_bits: bits of the gradients of weights and of activations; None: float.
+        quantize_output: whether a convolution whose output leaves the network gets a grid of 8 bits there. Integer
+            kernels of convolutions need one; those of linear layers do not.
 
     Raises:
         ValueError: if any of these cannot be.
@@ -49,6 +51,7 @@ class QuantizationConfig:
     reduce_range: bool = True
     weight_grad_bits: int | None = None
     activation_grad_bits: int | None = None
+    quantize_output: bool = False
 
     def __post_init__(self) -> None:
         if self.weights is None and self.activations is None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+MOST_NAMED = 4
+
 
 @dataclass(frozen=True)
 class OnnxReport:
@@ -18,6 +20,9 @@ class OnnxReport:
         output_difference: of the whole model from torch, as a share of the largest output.
         opset: version of the operators.
         unsigned_layers: weights stored as uint8, because int8 could saturate on CPUs without VNNI.
+        float_macs: by layer, the share of the model's multiply-accumulates that are computed in floating point.
+            Products of activations stand under the module that computes them, those of `nn.MultiheadAttention` under
+            its projections.
         bias_errors: largest rounding error of an int32 bias by weight, in units of the bias.
     """
 
@@ -30,6 +35,7 @@ class OnnxReport:
     opset: int
     unsigned_layers: list[str] = field(default_factory=list)
     bias_errors: Mapping[str, float] = field(default_factory=dict)
+    float_macs: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items()) or "none"
@@ -37,12 +43,20 @@ class OnnxReport:
         lines = [
             f"{self.size_bytes} bytes, {100 * share:.1f} % of {self.float_size_bytes} in float32; opset {self.opset}",
             f"integer kernels: {kernels}",
-            f"in floating point: {', '.join(self.float_layers) or 'no quantized layer'}",
+            f"in floating point: {', '.join(self.float_layers) or 'no quantized layer'}{self._float_share()}",
             f"output differs by {100 * self.output_difference:.3g} % at most{self._farthest()}",
         ]
         if self.unsigned_layers:
             lines.append(f"uint8 weights, as int8 may saturate without VNNI: {', '.join(self.unsigned_layers)}")
         return "\n".join(lines)
+
+    def _float_share(self) -> str:
+        if not self.float_macs:
+            return ""
+        most = list(self.float_macs.items())[:MOST_NAMED]
+        named = ", ".join(f"'{layer}' {100 * share:.1f} %" for layer, share in most)
+        more = ", ..." if len(self.float_macs) > len(most) else ""
+        return f"; {100 * sum(self.float_macs.values()):.1f} % of the multiply-accumulates: {named}{more}"
 
     def _farthest(self) -> str:
         if not self.largest_difference:

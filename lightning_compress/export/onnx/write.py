@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.export.atomic_write import replace_on_success
+from lightning_compress.export.onnx.float_macs import float_macs
 from lightning_compress.export.onnx.report import OnnxReport
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
@@ -82,6 +83,7 @@ def write_onnx(
         opset=opset,
         unsigned_layers=made.names(made.written.unsigned),
         bias_errors={made.located[name].title: error for name, error in made.written.bias_errors.items()},
+        float_macs=float_macs(deployable, example_input, made.names(made.written.integer.values())),
     )
 
 

@@ -24,4 +24,5 @@ def place_activations(
     modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     # Below 8 bits papers, and no integer kernel gains, leave what is added up in floating point.
     joins = min((kind[0] for kind in kinds.values()), default=8) >= 8
-    return place_fake_quantizers(flow, [layer.name for layer in layers], kinds, modules, joins)
+    names = [layer.name for layer in layers]
+    return place_fake_quantizers(flow, names, kinds, modules, joins, request.quantize_output)

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 from torch import nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_compress.nn.dataflow import Dataflow, is_plain_norm
+from lightning_compress.nn.dataflow import Dataflow
 from lightning_compress.quantization.layers import CONVOLUTIONS
 from lightning_compress.quantization.placement.call_alignment import AlignedCalls, AlignedOperation, Track, is_submodule
+from lightning_compress.quantization.placement.norms import norm_after
 from lightning_compress.quantization.placement.operations import (
     CLIPS,
     DROPOUTS,
@@ -92,6 +92,7 @@ def place_fake_quantizers(
     computing: Iterable[str] | Mapping[str, Kind],
     modules: Mapping[str, nn.Module],
     joins: bool = True,
+    outputs: bool = False,
 ) -> ActivationPlacement:
     """Find the places for grids.
 
@@ -102,6 +103,7 @@ def place_fake_quantizers(
             not all have one kind.
         modules: the modules by name.
         joins: whether what is added up or pooled may lie on the grid of a layer's input too.
+        outputs: whether what convolutions make may lie on a grid if it leaves the network.
 
     Raises:
         ValueError: if a layer was not called.
@@ -112,9 +114,9 @@ def place_fake_quantizers(
             f"The first step did not call {', '.join(map(repr, missed))}: a layer that only some steps reach is not "
             f"trained for its grid, and gets no range for its activations. Leave such layers out: ignore={missed}."
         )
-    norms = {layer: norm for layer in layers if (norm := _norm_after(flow, layer, modules)) is not None}
+    norms = {layer: norm for layer in layers if (norm := norm_after(flow, layer, modules)) is not None}
     kinds = computing if isinstance(computing, Mapping) else dict.fromkeys(computing, (EDGE_BITS,))
-    planner = _Planner(flow, kinds, modules, joins)
+    planner = _Planner(flow, kinds, modules, joins, outputs)
     inputs = planner.place()
     order = tuple(name for name in flow.inputs if name in layers)
     return ActivationPlacement(tuple(planner.sites.values()), order, inputs, norms, planner.floating)
@@ -122,9 +124,10 @@ def place_fake_quantizers(
 
 class _Planner:
     def __init__(
-        self, flow: Dataflow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool
+        self, flow: Dataflow, kinds: Mapping[str, Kind], modules: Mapping[str, nn.Module], joins: bool, outputs: bool
     ) -> None:
-        self.flow, self.tracks, self.kinds, self.modules, self.joins = flow, AlignedCalls(flow), kinds, modules, joins
+        self.flow, self.tracks, self.kinds, self.modules = flow, AlignedCalls(flow), kinds, modules
+        self.joins, self.outputs = joins, outputs
         # What has more bits comes first: fewer may be made of those behind the shared place, but not more of fewer.
         self.layers = sorted(kinds, key=lambda name: -kinds[name][0])
         self.leading = flow.ancestors(value for name in kinds for call in flow.inputs[name] for value in call)
@@ -172,16 +175,20 @@ class _Planner:
         uses, place = self.leaf_uses(end), self.place_of(end)
         if uses is None:
             self.floating[layer] = "what follows differs from call to call"
-        elif self.leading.isdisjoint(end) or any(use.module is None for use in uses):
+        elif not self.outputs and self.leaves(end, uses):
             # A grid on what leaves the network would cost accuracy to save time in one layer.
             self.floating[layer] = "its output leaves the network"
-        elif all(use.module in self.layers for use in uses):
+        elif uses and all(use.module in self.layers for use in uses):
             return  # those who take it see to it
         elif place is None:
             self.floating[layer] = "its output is used in the middle of a forward, where no module begins or ends"
         else:
             # Of 8 bits; where the layers that take it have fewer, those have a coarser grid of their own.
             self.put(end, *place, self.kinds[layer], shared=self.joins)
+
+    def leaves(self, end: Track, uses: Sequence[AlignedOperation]) -> bool:
+        """Whether the network returns a value, rather than to let a quantized layer take what is made of it."""
+        return self.leading.isdisjoint(end) or any(use.module is None for use in uses)
 
     def place_of(self, track: Track) -> tuple[str, str] | None:
         """The module's end or door from which on all who use a value see it; never that of the whole model."""
@@ -276,26 +283,3 @@ class _Planner:
                 return None
             found += [one for several in behind for one in several or ()]
         return None if uses is None else found
-
-
-def _norm_after(flow: Dataflow, layer: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The BatchNorm that alone takes the layer's output, at each of its calls, channel by channel."""
-    tracks = AlignedCalls(flow)
-    returned = tracks.outputs(layer)
-    uses = (tracks.consumers_of(returned) if returned else None) or []
-    norm = uses[0].module if len(uses) == 1 and uses[0].function is functional.batch_norm else None
-    if returned is None or norm is None or len(flow.inputs[norm]) != len(returned) or norm not in modules:
-        return None
-    # BatchNorm's channels come second: a linear layer's too if there is nothing but samples before them.
-    dimensions = {flow.dimensions[value] for value in returned}
-    module = modules[layer]
-    by_channel = dimensions == {2} if isinstance(module, nn.Linear) else dimensions == {_dimensions(module)}
-    own = {flow.parameters.get(f"{norm}.{leaf}") for leaf in ("weight", "bias")} - {None}
-    # A subclass may do more behind it, such as an activation function, if it normalizes with its own numbers.
-    normalizes = isinstance(modules[norm], _BatchNorm) and own <= {value for one in uses[0].inputs for value in one}
-    return norm if by_channel and (normalizes or is_plain_norm(modules[norm])) else None
-
-
-def _dimensions(module: nn.Module) -> int | None:
-    """Those of what a convolution gives for a batch."""
-    return len(module.kernel_size) + 2 if isinstance(module, CONVOLUTIONS) else None

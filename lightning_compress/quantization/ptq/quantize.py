@@ -48,6 +48,7 @@ def quantize(
     last: Bits = None,
     overrides: Mapping[str, Any] | None = None,
     reduce_range: bool = True,
+    quantize_output: bool = False,
     targets: Patterns = None,
     ignore: Patterns = (),
     batches: int | None = None,
@@ -64,8 +65,8 @@ def quantize(
         model: any module; stays as it is.
         loader: batches like those of training: tensors, dicts of keywords, or tuples whose first part is the input. A
             few hundred samples are enough. None if only weights are quantized, and by themselves.
-        weights, activations, granularity, symmetric, first, last, overrides, reduce_range, targets, ignore: as in
-            `QuantizationAwareTraining`.
+        weights, activations, granularity, symmetric, first, last, overrides, reduce_range, quantize_output, targets,
+            ignore: as in `QuantizationAwareTraining`.
         method: as there; "moving_average" is the mean over the batches here. None: "mse" up to 4 bits, since nothing
             learns a step here, and for the rest what suits the bits.
         batches: how many of them to watch; None: all.
@@ -93,8 +94,9 @@ def quantize(
     Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
     """
     request = FixedConfig(
-        weights, activations, method, granularity, symmetric, first, last, dict(overrides or {}), reduce_range
-    )
+        weights, activations, method, granularity, symmetric, first, last, dict(overrides or {}), reduce_range,
+        quantize_output=quantize_output,
+    )  # fmt: skip
     if isinstance(adaround, bool) or not isinstance(adaround, int) or adaround < 0:
         raise ValueError(f"adaround is a number of steps, such as 1000, or 0 for none, but is {adaround!r}.")
     copy = copy_uncompiled(copy_without_hooks(model)).eval()

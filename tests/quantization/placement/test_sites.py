@@ -9,7 +9,7 @@ from lightning_compress.nn.dataflow import trace_dataflow
 from lightning_compress.quantization.placement.sites import ActivationPlacement, place_fake_quantizers
 
 
-def layout(model, *inputs, computing=None, joins=True):
+def layout(model, *inputs, computing=None, joins=True, outputs=False):
     layers = [
         name for name, one in model.named_modules() if isinstance(one, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
     ]
@@ -18,7 +18,7 @@ def layout(model, *inputs, computing=None, joins=True):
         output = model(*inputs)
         (output[0] if isinstance(output, tuple) else output).square().mean()
     return place_fake_quantizers(
-        flow, layers, layers if computing is None else computing, dict(model.named_modules()), joins
+        flow, layers, layers if computing is None else computing, dict(model.named_modules()), joins, outputs
     )
 
 
@@ -194,6 +194,13 @@ def test_the_grid_lies_before_a_dropout_that_scales():
 def test_a_last_convolution_stays_in_floating_point_and_says_why():
     found = layout(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3)), torch.randn(1, 1, 6, 6))
     assert found.floating == {"2": "its output leaves the network"}
+
+
+def test_a_last_convolution_has_a_grid_at_its_end_if_that_is_asked_for():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    found = layout(model, torch.randn(1, 1, 6, 6), outputs=True)
+    assert places(found) == {"0 input 0": False, "1 output": True, "2 output": False}
+    assert not found.floating
 
 
 def test_a_convolution_before_a_function_that_no_kernel_takes_along_has_a_grid_at_its_own_end():
