@@ -62,7 +62,8 @@ def write_weights(
         takers = graph.consumers().get(name, [])
         kernels = [] if name in in_float else _kernels(graph, name, one, takers, places)
         if kernels:
-            _for_kernels(graph, store, name, one, kernels, weight_type, written)
+            shared = sum(numpy.array_equal(one.codes, other.codes) for other in located.values()) > 1
+            _for_kernels(graph, store, name, one, kernels, weight_type, written, shared)
         taken = [kernel.node for kernel in kernels]
         others = [node for node in takers if not any(node is other for other in taken)]
         for node in [node for node in others if _looks_up(node, name, one)]:
@@ -101,14 +102,13 @@ def _for_kernels(
     kernels: Sequence[IntegerKernel],
     weight_type: WeightType,
     written: WrittenWeights,
+    shared: bool,
 ) -> None:
     codes, scales, zeros = scales_with_bias_room(graph, kernels, one.codes, *one.row_steps())
     saturating = any(kernel.may_saturate(codes) for kernel in kernels)
     unsigned = weight_type == "uint8" or (saturating and weight_type == "auto")
     (written.unsigned if unsigned else written.saturating).update([name] if saturating else [])
-    stored = store.integer((codes + MIDDLE if unsigned else codes).reshape(one.shape), one.title, unsigned)
-    if one.order is not None:
-        stored = store.add("Transpose", [stored], f"{one.title}.ordered", perm=one.order)
+    stored = _in_order(store, one, (codes + MIDDLE if unsigned else codes).reshape(one.shape), unsigned, shared)
     written.integer[stored] = name
     # ONNX Runtime fuses Gemm only if the zero point is written down, even where it is zero.
     zero_point = (zeros + MIDDLE).astype(numpy.uint8) if unsigned else zeros.astype(numpy.int8)
@@ -122,6 +122,18 @@ def _for_kernels(
         kernel.node.input[1] = value
         error = add_integer_bias(graph, store, kernel, scales, one.title)
         written.bias_errors[name] = max(error, written.bias_errors.get(name, 0.0))
+
+
+def _in_order(store: InitializerStore, one: LocatedWeight, codes: Array, unsigned: bool, shared: bool) -> str:
+    """The name of the whole numbers with their axes as the constant had them.
+
+    They are stored so: OpenVINO finds no integer weight behind a `Transpose`. What others take too, such as an
+    embedding, is stored once, as that takes it.
+    """
+    if one.order is None or not shared:
+        return store.integer(codes if one.order is None else codes.transpose(one.order), one.title, unsigned)
+    stored = store.integer(codes, one.title, unsigned)
+    return store.add("Transpose", [stored], f"{one.title}.ordered", perm=one.order)
 
 
 def _looks_up(node: NodeProto, name: str, one: LocatedWeight) -> bool:

@@ -2,7 +2,10 @@ import numpy
 import onnx
 import onnxruntime
 import pytest
+import torch
+from torch import nn
 
+from lightning_compress import export, quantize
 from lightning_compress.export.onnx.qdq.fusion_barriers import add_barriers
 from lightning_compress.export.onnx.qdq.graph import Graph
 from tests.export.qdq.graphs import model, node, session
@@ -146,3 +149,14 @@ def kernels_of(made, path):
     options.optimized_model_filepath = str(path)
     onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [one.op_type for one in onnx.load(path).graph.node]
+
+
+def test_a_silu_between_two_grids_is_one_kernel(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.SiLU(), nn.Conv2d(16, 16, 3), nn.SiLU(), nn.Conv2d(16, 8, 1))
+    images = torch.randn(4, 3, 8, 8)
+    export(quantize(net, [images], progress=False), tmp_path / "model.onnx", images)
+    operators = kernels_of(onnx.load(tmp_path / "model.onnx"), tmp_path / "optimized.onnx")
+    assert operators.count("QuickGelu") == 2
+    assert not {"Sigmoid", "Mul"} & set(operators)
+    assert operators.count("DequantizeLinear") == 2 + 1  # before each SiLU, and of the last layer, which stays in float
