@@ -18,11 +18,9 @@ that are too large saturate.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from common.avx2_emulation import environment_without_avx512, is_wider, saturates
+from common.inference_timing import LONG, SHORT, Effort, in_turns
 from common.networks import NETWORKS, QUICK, network
 from common.onnx_sessions import openvino_session, quantize_static, session, write_float
 from common.results_file import arguments, be_quiet, environment, write
@@ -41,10 +40,9 @@ from lightning_compress import export, quantize
 
 FLOAT, OURS, THEIRS, OPENVINO = "float32", "ours", "quantize_static", "ours in OpenVINO"
 BATCHES, CALIBRATION = (1, 64), 32
-SECONDS, LEAST_RUNS, MOST_RUNS = 20.0, 5, 101
 
 
-def measured(name: str, folder: Path, size: int, emulated: dict[str, str] | None) -> dict[str, Any]:
+def measured(name: str, folder: Path, size: int, emulated: dict[str, str] | None, effort: Effort) -> dict[str, Any]:
     """Sizes, errors and latencies of one network, with what `export` said of it."""
     model, inputs = network(name, size, max(BATCHES))
     calibration, found = inputs[:CALIBRATION], {}
@@ -57,7 +55,7 @@ def measured(name: str, folder: Path, size: int, emulated: dict[str, str] | None
         found = {"refused": str(error)[:300]}
     torch.save((inputs, model(inputs[:CALIBRATION])), folder / "inputs.pt")
     found |= {"bytes": {path.stem: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}}
-    found |= latencies(folder, openvino=True)
+    found |= latencies(folder, effort, openvino=True)
     if emulated is not None:
         command = [sys.executable, __file__, "--files", str(folder)]
         done = subprocess.run(command, env=emulated, capture_output=True, text=True)
@@ -67,7 +65,7 @@ def measured(name: str, folder: Path, size: int, emulated: dict[str, str] | None
     return found
 
 
-def latencies(folder: Path, openvino: bool) -> dict[str, Any]:
+def latencies(folder: Path, effort: Effort, openvino: bool) -> dict[str, Any]:
     """Of the files in a folder: distance from torch, and milliseconds by batch, with ratios to float32."""
     inputs, wanted = torch.load(folder / "inputs.pt")
     names = [name for name in (FLOAT, OURS, THEIRS) if (folder / f"{name}.onnx").exists()]
@@ -80,31 +78,10 @@ def latencies(folder: Path, openvino: bool) -> dict[str, Any]:
     for name, make in made.items():
         output = torch.from_numpy(next(iter(make(inputs[: len(wanted)])())))
         errors[name] = float((output - wanted).norm() / wanted.norm())
-    by_batch = {batch: in_turns({name: make(inputs[:batch]) for name, make in made.items()}) for batch in BATCHES}
-    return {"error": errors, "latency": by_batch}
-
-
-def in_turns(called: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
-    """Milliseconds of each, and how many times as fast as float32 it is."""
-    seconds: dict[str, list[float]] = {name: [] for name in called}
-    for call in called.values():
-        call()
-    begin = time.perf_counter()
-    for number in range(MOST_RUNS):
-        for name, call in called.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-        if number + 1 >= LEAST_RUNS and time.perf_counter() - begin > SECONDS:
-            break
-    return {
-        name: {
-            "ms": 1000 * statistics.median(values),
-            "speedup": statistics.median(first / one for first, one in zip(seconds[FLOAT], values, strict=True)),
-            "runs": len(values),
-        }
-        for name, values in seconds.items()
+    by_batch = {
+        batch: in_turns({name: make(inputs[:batch]) for name, make in made.items()}, FLOAT, effort) for batch in BATCHES
     }
+    return {"error": errors, "latency": by_batch}
 
 
 def table_of(found: dict[str, Any], title: str) -> Table:
@@ -156,17 +133,14 @@ def main() -> None:
     if read.files:
         if not saturates():
             raise RuntimeError("ONNX Runtime still computes with VNNI.")
-        print(json.dumps(latencies(read.files, openvino=False)))
+        print(json.dumps(latencies(read.files, LONG, openvino=False)))
         return
     console, found = Console(), known(read.output) if read.only else {}
-    if read.quick:
-        global SECONDS, BATCHES, LEAST_RUNS, MOST_RUNS
-        SECONDS, BATCHES, LEAST_RUNS, MOST_RUNS = 0.0, (1, 2), 1, 1
     with tempfile.TemporaryDirectory() as folder:
         emulated = environment_without_avx512(Path(folder)) if is_wider() and not read.quick else None
         for name in read.only or (QUICK if read.quick else NETWORKS):
             (Path(folder) / name).mkdir()
-            found[name] = measured(name, Path(folder) / name, read.size, emulated)
+            found[name] = measured(name, Path(folder) / name, read.size, emulated, SHORT if read.quick else LONG)
             console.print(f"{name}: {found[name].get('refused', found[name]['error'])}", highlight=False)
             write(read.output, {"environment": environment(), "size": read.size, "networks": found})
     tell(console, found, "")

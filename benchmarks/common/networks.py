@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.models import Network, ResNet8
@@ -37,18 +38,68 @@ class Bert(nn.Module):
         return self.model(input_ids=words).logits
 
 
-class Gated(nn.Module):
-    """A small network with squeeze-and-excitation and SiLU, to see that all works."""
+class Inverted(nn.Module):
+    """A block of MobileNetV3: wide, depthwise, gated by squeeze-and-excitation, narrow."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * inputs
+        self.widen = nn.Sequential(nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.SiLU())
+        depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(wide), nn.SiLU())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, inputs, 1), nn.ReLU(), nn.Conv2d(inputs, wide, 1), nn.Sigmoid()
+        )
+        self.narrow = nn.Sequential(nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        changed = self.depthwise(self.widen(images))
+        changed = self.narrow(changed * self.gate(changed))
+        return images + changed if self.residual else changed
+
+
+class DepthwiseNet(nn.Module):
+    """A small MobileNetV3."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.act = nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.SiLU()
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1))
-        self.sigmoid, self.last, self.head = nn.Sigmoid(), nn.Conv2d(16, 32, 3), nn.Linear(32, CLASSES)
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.blocks = nn.Sequential(Inverted(16, 16, 1), Inverted(16, 32, 2), Inverted(32, 32, 1), Inverted(32, 64, 2))
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = self.act(self.norm(self.stem(images)))
-        return self.head(self.last(images * self.sigmoid(self.gate(images))).mean((2, 3)))
+        return self.head(self.pool(self.blocks(self.stem(images))).flatten(1))
+
+
+class Layer(nn.Module):
+    """A pre-norm layer of a transformer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.inputs, self.outputs = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        parts = self.inputs(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(*parts.unbind()).transpose(1, 2).flatten(2)
+        tokens = tokens + self.outputs(attended)
+        return tokens + self.down(self.act(self.up(self.norm2(tokens))))
+
+
+class Attention(nn.Module):
+    """A small vision transformer: 64 patches of 4 x 4 pixels."""
+
+    def __init__(self, width: int = 96, depth: int = 3) -> None:
+        super().__init__()
+        self.patches, self.places = nn.Conv2d(3, width, 4, 4), nn.Parameter(0.02 * torch.randn(64, width))
+        self.layers = nn.Sequential(*(Layer(width, 3) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.norm(self.layers(tokens)).mean(1))
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -67,7 +118,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 QUICK: dict[str, Callable[[int], nn.Module]] = {
     "resnet8": lambda _size: Network(ResNet8()),
-    "gated": lambda _size: Gated(),
+    "depthwise": lambda _size: DepthwiseNet(),
 }
 
 
