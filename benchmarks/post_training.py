@@ -105,13 +105,13 @@ def _torchao(model: nn.Module, given: Tensor, path: Path) -> tuple[Path, Run]:
         get_default_x86_inductor_quantization_config,
     )
 
-    dynamic = ({0: torch.export.Dim("batch")},)
-    graph = torch.export.export(copy.deepcopy(model), (given[:4],), dynamic_shapes=dynamic).module()
+    example, dynamic = given[:4].clone(), ({0: torch.export.Dim("batch")},)  # of a view all of the memory is saved
+    graph = torch.export.export(copy.deepcopy(model), (example,), dynamic_shapes=dynamic).module()
     prepared = prepare_pt2e(graph, X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()))
     for batch in given.split(BATCH):
         prepared(batch)
     converted = convert_pt2e(prepared)
-    torch.export.save(torch.export.export(converted, (given[:4],), dynamic_shapes=dynamic), path)
+    torch.export.save(torch.export.export(converted, (example,), dynamic_shapes=dynamic), path)
     torch._inductor.config.freezing = True
     compiled = torch.compile(converted)
     return path, lambda images: lambda: [compiled(images).numpy()]
@@ -165,7 +165,7 @@ def main() -> None:
         images, labels, test = images[:256], labels[:256], (test[0][:128], test[1][:128])
     found = {}
     for name, make in networks().items():
-        model = trained(make, images, labels, 1 if read.quick else 8)
+        model = trained(make, images, labels, 1 if read.quick else 15)
         with torch.no_grad():
             found[name] = measured(model, images[:CALIBRATION], test, read.quick)
         write(read.output, {"environment": environment(), "networks": found})
