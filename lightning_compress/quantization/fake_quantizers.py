@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.functional.formats import NumberFormat, Side, read_format
+from lightning_compress.quantization.functional.formats import NumberFormat, Side, activation_format, read_format
 from lightning_compress.quantization.functional.granularity import ChannelGroups
-from lightning_compress.quantization.functional.ranges import RangeEstimator, affine_qparams
+from lightning_compress.quantization.functional.quantizers.uniform import uniform
+from lightning_compress.quantization.functional.ranges import RangeEstimator, affine_qparams, min_max
 from lightning_compress.quantization.functional.rounding import Quantized
 
 
@@ -302,6 +303,21 @@ class ActivationFakeQuantize(FakeQuantize):
             self.quant_min, self.quant_max = 0, 2
         elif form.kind == "binary" and (self.non_negative or "quant_max" in self.named):
             self.quant_min = 0
+
+
+class GateFakeQuantize(ActivationFakeQuantize):
+    """Puts what a sigmoid makes on its grid, which is known: from 0 to 1."""
+
+    def __init__(self, mode: QuantState, device: torch.device | None = None) -> None:
+        form = activation_format(8)
+        super().__init__(uniform, form, mode, RangeEstimator(min_max), non_negative=True, device=device)
+        self.maximum.fill_(1.0)
+        self.compute_qparams()
+        self.calibrated = True
+
+    def observe(self, values: Tensor) -> None:
+        """Nothing that comes changes the grid."""
+        self.calibrated = True
 
 
 def _is_backward() -> bool:

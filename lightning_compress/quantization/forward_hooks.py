@@ -63,20 +63,53 @@ class WeightSwap:
             _flatten(module)
 
 
+class GateSwap:
+    """Computes an activation function as its input times a gate that lies on a grid.
+
+    Args:
+        function: makes the gate of the input.
+        quantizer: puts it on its grid.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], quantizer: ActivationFakeQuantize) -> None:
+        self.function, self.quantizer = function, quantizer
+        self.given: Tensor | None = None
+
+    def put(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Note what is given; what writes into it is given a copy."""
+        (self.given,) = ordered_arguments(module, args, kwargs)
+        return ((self.given.clone(),), {}) if getattr(module, "inplace", False) else (args, kwargs)
+
+    def take(self, output: Any) -> Any:
+        """What takes the place of the output, if an input was noted."""
+        given, self.given = self.given, None
+        return output if given is None else given * self.quantizer(self.function(given))
+
+
 class PreForwardHook:
     """Before a module's forward: its weights and what it is given go on their grids."""
 
     is_a_quantizers = True
 
-    def __init__(self, mode: QuantState, doors: dict[int, ActivationFakeQuantize], swap: WeightSwap | None) -> None:
-        self.mode, self.doors, self.swap = mode, doors, swap
+    def __init__(
+        self,
+        mode: QuantState,
+        doors: dict[int, ActivationFakeQuantize],
+        swap: WeightSwap | None,
+        gating: GateSwap | None = None,
+    ) -> None:
+        self.mode, self.doors, self.swap, self.gating = mode, doors, swap, gating
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self.mode.enabled:
             return None
         if self.swap is not None and self.mode.fake_quant_enabled:
             self.swap.put(module)
-        return _with_quantized(module, args, kwargs, self.doors) if self.doors else None
+        if self.doors:
+            args, kwargs = _with_quantized(module, args, kwargs, self.doors)
+        if self.gating is not None and self.mode.fake_quant_enabled:
+            args, kwargs = self.gating.put(module, args, kwargs)
+        return (args, kwargs) if self.doors or self.gating is not None else None
 
 
 class PostForwardHook:
@@ -90,12 +123,15 @@ class PostForwardHook:
         end: ActivationFakeQuantize | None,
         swap: WeightSwap | None,
         errors: "GradientQuantizer | None" = None,
+        gating: GateSwap | None = None,
     ) -> None:
-        self.mode, self.end, self.swap, self.errors = mode, end, swap, errors
+        self.mode, self.end, self.swap, self.errors, self.gating = mode, end, swap, errors, gating
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.swap is not None:
             self.swap.take(module)
+        if self.gating is not None:
+            output = self.gating.take(output)
         if not self.mode.enabled or not isinstance(output, Tensor):
             return None
         if self.errors is not None and self.mode.fake_quant_enabled and output.requires_grad:

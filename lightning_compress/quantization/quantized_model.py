@@ -14,13 +14,25 @@ from lightning_compress.nn.forward_capture import display_name, is_partly_compil
 from lightning_compress.quantization.config import LayerPlan, QuantizationConfig, check_same_plans
 from lightning_compress.quantization.describe import describe_activation, describe_weight
 from lightning_compress.quantization.description import QuantizationDescription, WeightSpec
-from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, QuantState, WeightFakeQuantize
-from lightning_compress.quantization.forward_hooks import GradientQuantizer, PostForwardHook, PreForwardHook, WeightSwap
+from lightning_compress.quantization.fake_quantizers import (
+    ActivationFakeQuantize,
+    GateFakeQuantize,
+    QuantState,
+    WeightFakeQuantize,
+)
+from lightning_compress.quantization.forward_hooks import (
+    GateSwap,
+    GradientQuantizer,
+    PostForwardHook,
+    PreForwardHook,
+    WeightSwap,
+)
 from lightning_compress.quantization.functional.formats import NumberFormat, parse_format
 from lightning_compress.quantization.functional.granularity import split_channels
 from lightning_compress.quantization.integer_bias import IntegerBias, integer_bias
 from lightning_compress.quantization.layers import Layer, WeightRef
 from lightning_compress.quantization.methods import ResolvedMethod, resolve_method
+from lightning_compress.quantization.placement.gates import GATE, GATES
 from lightning_compress.quantization.placement.sites import ActivationPlacement, ActivationSite
 
 _quantized: "WeakKeyDictionary[nn.Module, QuantizedModel]" = WeakKeyDictionary()
@@ -80,12 +92,13 @@ class QuantizedModel:
     def _install(self, name: str) -> list[RemovableHandle]:
         module = self.modules[name]
         doors = {site.port: self.activations[site.name] for site in self.placement.sites if site.module == name}
-        end = doors.pop("output", None)
+        end, gate = doors.pop("output", None), doors.pop(GATE, None)
+        gating = None if gate is None else GateSwap(GATES[type(module)], gate)
         swap = self._swap(name) if name in self.layers else None
         by_position = {int(port.split()[1]): quantizer for port, quantizer in doors.items()}
         entering, leaving = (
-            PreForwardHook(self.state, by_position, swap),
-            PostForwardHook(self.state, end, swap, self._errors(name)),
+            PreForwardHook(self.state, by_position, swap, gating),
+            PostForwardHook(self.state, end, swap, self._errors(name), gating),
         )
         return [
             module.register_forward_pre_hook(entering, with_kwargs=True),
@@ -314,11 +327,14 @@ class QuantizedModel:
         return max(plans, key=lambda plan: 32 if plan.weights is None else plan.weights.bits)
 
     def _make_site(self, site: ActivationSite) -> None:
+        device = next(iter(self.layers.values())).weights[0].parameter.device
+        if site.port == GATE:
+            self.activations[site.name] = GateFakeQuantize(self.state, device)
+            return
         plans = [self.plans[layer] for layer, name in self.placement.inputs.items() if name == site.name]
         takers = [(plan.activations, plan.method) for plan in plans if plan.activations is not None]
         # What only is added or pooled is no layer's input: 8 bits lose nothing there, and cost nothing.
         form, method = max(takers, key=lambda taker: taker[0].bits, default=_plain())
-        device = next(iter(self.layers.values())).weights[0].parameter.device
         if method.activations is None:
             raise ValueError(f"No quantizer is given for the activations at '{site.name}'.")
         self.activations[site.name] = ActivationFakeQuantize(

@@ -17,9 +17,11 @@ from lightning_compress.quantization.lowering.modules import (
     Chain,
     FakeQuantizeSteps,
     FixedFakeQuantize,
+    Gated,
     RoundToDtype,
     without_norm,
 )
+from lightning_compress.quantization.placement.gates import GATE
 from lightning_compress.quantization.quantized_model import QuantizedModel, is_quantization_pending, quantized_of
 
 
@@ -147,9 +149,14 @@ def _fold(
     grids[names[0]] = _scaled(grid, factor)
     bias = torch.zeros_like(offset) if module.bias is None else module.bias
     module.bias = nn.Parameter(bias * factor + offset, requires_grad=False)  # type: ignore[operator]
-    parent, _, leaf = norm.rpartition(".")
-    modules[norm] = without_norm(batch_norm)
-    setattr(modules[parent], leaf, modules[norm])
+    _replace(modules, norm, without_norm(batch_norm))
+
+
+def _replace(modules: dict[str, nn.Module], name: str, module: nn.Module) -> None:
+    """Put a module in the place of one of the copy."""
+    parent, _, leaf = name.rpartition(".")
+    modules[name] = module
+    setattr(modules[parent], leaf, module)
 
 
 def _as_line(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -187,10 +194,13 @@ def _add_sites(
     container = _free("quantizers", dir(copy))
     copy.add_module(container, steps)
     for name, spec in description.activations.items():
+        if spec.site.port == GATE:
+            _replace(modules, spec.site.module, Gated(modules[spec.site.module], steps[keys[name]]))
+    for name, spec in description.activations.items():
         step, site = steps[keys[name]], spec.site
         if site.port == "output":
             modules[site.module].register_forward_hook(lambda _module, _args, output, step=step: step(output))
-        else:
+        elif site.port != GATE:
             hook = _at_door(step, int(site.port.split()[1]))
             modules[site.module].register_forward_pre_hook(hook, with_kwargs=True)
     return container

@@ -8,6 +8,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_compress.nn.dataflow import is_plain_norm
+from lightning_compress.quantization.placement.gates import GATES
 
 # A power of two, and far below what numbers in a network are.
 NEXT_TO_NOTHING = 2.0**-40
@@ -64,6 +65,23 @@ class RoundToDtype(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         largest = torch.finfo(self.dtype).max
         return values.clamp(-largest, largest).to(self.dtype).to(values.dtype)
+
+
+class Gated(nn.Module):
+    """An activation function as its input times a gate on a grid.
+
+    Args:
+        original: one of `GATES`.
+        quantizer: of the gate, which the model holds among its quantizers.
+    """
+
+    def __init__(self, original: nn.Module, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.function, self.quantizer = GATES[type(original)], (quantizer,)  # in a tuple, it is no submodule
+
+    def forward(self, values: Tensor) -> Tensor:
+        gate: Tensor = self.quantizer[0](self.function(values))
+        return values * gate
 
 
 class _NormLeftOut(TorchFunctionMode):

@@ -15,6 +15,7 @@ from torch.nn import functional
 from lightning_compress.nn.dataflow import Dataflow
 from lightning_compress.quantization.layers import CONVOLUTIONS
 from lightning_compress.quantization.placement.call_alignment import AlignedCalls, AlignedOperation, Track, is_submodule
+from lightning_compress.quantization.placement.gates import GATE, gated_modules
 from lightning_compress.quantization.placement.norms import norm_after
 from lightning_compress.quantization.placement.operations import (
     CLIPS,
@@ -38,7 +39,8 @@ class ActivationSite:
 
     Attributes:
         module: its name.
-        port: "output", or "input 0", "input 1", ... for its tensors in the order of its arguments.
+        port: "output", or "input 0", "input 1", ... for its tensors in the order of its arguments; "gate" for what a
+            SiLU or a Hardswish multiplies its input with.
         non_negative: whether no negative number can come there.
     """
 
@@ -150,6 +152,8 @@ class _Planner:
             # Attention is often given one tensor three times.
             found = [self.open(layer, given.index(value), value) for value in dict.fromkeys(given)]
             inputs[layer] = found[0].name
+        if self.joins:
+            self.put_gates()
         return inputs
 
     def open(self, layer: str, port: int, track: Track) -> ActivationSite:
@@ -240,6 +244,16 @@ class _Planner:
             places[track] = place
         for track, place in places.items():
             self.put(track, *place, kind)
+
+    def put_gates(self) -> None:
+        """Put the gates of SiLU and Hardswish on grids, where feature maps come on a grid and leave on one."""
+        gridded = {track for track, _ in self.site_of}
+        for name in gated_modules(self.modules):
+            given = self.tracks.inputs(name)[:1] if name in self.flow.inputs else ()
+            maps = all(self.flow.dimensions[value] >= FEATURE_MAP_DIMENSIONS for one in given for value in one)
+            came_on_one = any(not gridded.isdisjoint(self.way_up(one)) for one in given)
+            if came_on_one and maps and self.tracks.outputs(name) in gridded:
+                self.sites[f"{name} {GATE}"] = ActivationSite(name, GATE, non_negative=True)
 
     def joins_feature_maps(self, use: AlignedOperation) -> bool:
         """Whether an operation adds, multiplies or pools what convolutions of images make, and nothing else."""

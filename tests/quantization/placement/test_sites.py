@@ -129,6 +129,7 @@ def test_a_gate_and_what_it_is_multiplied_with_lie_on_grids():
     assert places(layout(Gated(), torch.randn(2, 1, 6, 6))) == {
         "stem input 0": False,
         "stem output": False,
+        "act gate": True,  # sigmoid of what comes
         "act output": False,  # of which the mean is taken, and which is multiplied
         "gate.down input 0": False,
         "gate.up input 0": True,

@@ -9,6 +9,7 @@ from onnx import ModelProto
 from lightning_compress._version import __version__
 from lightning_compress.export.onnx.qdq.activations import ActivationGrid, quantize_activations
 from lightning_compress.export.onnx.qdq.capture import DOMAIN, CapturedModel
+from lightning_compress.export.onnx.qdq.gates import gate_integers
 from lightning_compress.export.onnx.qdq.graph import Graph
 from lightning_compress.export.onnx.qdq.initializers import LocatedWeight, WeightLocator
 from lightning_compress.export.onnx.qdq.kernels import LAYERS, integer_kernels, still_dequantized
@@ -60,6 +61,7 @@ def build_qdq_model(deployable: DeployedModel, exported: CapturedModel, weight_t
     places = quantize_activations(start)
     pad_integers(start, [place.codes for place in places])
     pool_integers(start)
+    gate_integers(start)
     floating = start.model()
     constants = {name: start.constant(name) for name in start.constants if start.is_float(name)}
     located = WeightLocator(deployable.weights).locate(
