@@ -9,8 +9,8 @@ Prints a table of latencies for batch 1 and 64 and writes `benchmarks/results/po
 Networks have random weights, and BatchNorm statistics of random images. Each is written as a float32 file; as the
 file that `export` makes of `quantize` with its defaults; and as that which `onnxruntime.quantization.quantize_static`
 makes of the float file (uint8 activations, int8 weights with a scale for each channel, every operator that it knows).
-Both are calibrated on the same inputs. All run on one thread in turns; figures are medians, and medians of the ratios
-of the same round. `error` is the distance of the outputs from those of torch in float32, as a share of their size.
+Both are calibrated on the same inputs. All run on one thread in turns; figures are medians of processor time, and of
+ratios in the same round. `error` is the distance of the outputs from torch's in float32, as a share of their size.
 
 On a CPU with VNNI all files are timed a second time with the AVX2 kernels (`common/avx2_emulation.py`), where codes
 that are too large saturate.

@@ -1,4 +1,8 @@
-"""Time ways of running a network in turns, so that other work of the machine slows all of them alike."""
+"""Time ways of running a network on one thread in turns, so that other work of the machine slows all of them alike.
+
+What is taken is the processor time of the process: of one thread that is the time that passes, less that in which the
+machine does something else.
+"""
 
 import statistics
 import time
@@ -16,7 +20,7 @@ class Effort:
     most: int
 
 
-LONG, SHORT = Effort(20.0, 5, 101), Effort(0.0, 1, 1)
+LONG, SHORT = Effort(15.0, 5, 1001), Effort(0.0, 1, 1)
 
 
 def in_turns(called: dict[str, Callable[[], Any]], first: str, effort: Effort) -> dict[str, dict[str, float]]:
@@ -27,9 +31,9 @@ def in_turns(called: dict[str, Callable[[], Any]], first: str, effort: Effort) -
     begin = time.perf_counter()
     for number in range(effort.most):
         for name, call in called.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
         if number + 1 >= effort.least and time.perf_counter() - begin > effort.seconds:
             break
     return {

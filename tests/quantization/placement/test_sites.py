@@ -207,7 +207,7 @@ def test_a_last_convolution_has_a_grid_at_its_end_if_that_is_asked_for():
 def test_a_convolution_before_a_function_that_no_kernel_takes_along_has_a_grid_at_its_own_end():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.SiLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
     assert places(layout(model, torch.randn(1, 1, 6, 6))) == {
-        "0 output": False, "0 input 0": False, "1 output": False, "4 output": True,
+        "0 output": False, "0 input 0": False, "1 gate": True, "1 output": False, "4 output": True,
     }  # fmt: skip
 
 
