@@ -21,7 +21,7 @@ MODULES = (
 )  # fmt: skip
 FOLDERS = ("functional", "measure")  # every public function and class in them
 # Subpackages whose examples are still to be written.
-NOT_YET = ("quantization", "export", "recipe")
+NOT_YET = ("quantization", "recipe")
 
 
 def public_names(modules, is_exported):

@@ -55,6 +55,15 @@ def export(
     Raises:
         ValueError: if the file cannot be as it should; the message names the layer. Nothing is written then.
         ModuleNotFoundError: if a package is missing: pip install 'lightning-compress[export]'.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import torch
+    >>> from lightning_compress import quantize
+    >>> model = quantize(nn.Linear(64, 32), [torch.randn(16, 64)], weights=4, progress=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     report = export(model, f"{folder}/model.safetensors")
+    >>> report.size_bytes < 64 * 32 * 4
+    True
     """
     path = Path(path)
     check_suffix(path)

@@ -30,6 +30,14 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds more than tensors and plain values, or does not fit the class.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> trained = nn.Linear(2, 1)
+    >>> with TemporaryDirectory() as folder:
+    ...     torch.save({"state_dict": trained.state_dict()}, f"{folder}/last.ckpt")
+    ...     loaded = load_compressed(nn.Linear, f"{folder}/last.ckpt", in_features=2, out_features=1)
+    >>> torch.equal(loaded.weight, trained.weight)
+    True
     """
     content = load_checkpoint(checkpoint)
     weights = state_dict_of(content, checkpoint)

@@ -123,11 +123,22 @@ def read_packed(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_packed(module: Model, path: str | Path) -> Model:
-    """Load what `read_packed` reads into a module of the same structure, and return it.
+    """Load a `.safetensors` file written by `export` into a module of the same structure, and return the module.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if names or shapes are not the module's, its dtypes would not hold the values, or it has no memory.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from lightning_compress import quantize
+    >>> from lightning_compress.export import export
+    >>> model = quantize(nn.Linear(64, 32), [torch.randn(16, 64)], weights=4, activations=None, progress=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     report = export(model, f"{folder}/model.safetensors")
+    ...     loaded = load_packed(nn.Linear(64, 32), f"{folder}/model.safetensors")
+    >>> inputs = torch.randn(8, 64)
+    >>> torch.allclose(loaded(inputs), model(inputs), atol=1e-6)
+    True
     """
     state, own = read_packed(path), module.state_dict()
     _check_names(state, own, module, path)
