@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.export.atomic_write import replace_on_success
 from lightning_compress.export.onnx.float_macs import float_macs
+from lightning_compress.export.onnx.qdq.output_agreement import OutputAgreement
 from lightning_compress.export.onnx.report import OnnxReport
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
@@ -71,7 +72,7 @@ def write_onnx(
         made = build_qdq_model(deployable, exported, weight_type)
         _warn_of_saturation(made)
         _refuse_without_gain(made)
-        largest, output = _compared(deployable, made, example_input, dynamic_batch, tolerance)
+        largest, output, agreement = _compared(deployable, made, example_input, dynamic_batch, tolerance)
         part.write_bytes(made.model.SerializeToString())
     return OnnxReport(
         size_bytes=Path(path).stat().st_size,
@@ -84,6 +85,7 @@ def write_onnx(
         unsigned_layers=made.names(made.written.unsigned),
         bias_errors={made.located[name].title: error for name, error in made.written.bias_errors.items()},
         float_macs=float_macs(deployable, example_input, made.names(made.written.integer.values())),
+        agreement=agreement,
     )
 
 
@@ -130,18 +132,19 @@ def _refuse_without_gain(made: "BuiltModel") -> None:
 
 def _compared(
     deployable: DeployedModel, made: "BuiltModel", example: Any, dynamic_batch: bool, tolerance: float
-) -> tuple[dict[str, float], float]:
-    """Largest differences by quantizer, and of the outputs, over the example and another batch size."""
+) -> tuple[dict[str, float], float, OutputAgreement | None]:
+    """Largest differences by quantizer and of the outputs over two batch sizes; agreement over the example alone."""
     from lightning_compress.export.onnx.qdq.checking import check_differences, measure_differences
     from lightning_compress.nn.example_inputs import batch_size, resize_batch
 
     hint = " Its weights may saturate on this CPU: weight_type='auto'." if made.written.saturating else ""
     largest: dict[str, float] = {}
-    output = 0.0
+    output, agreement = 0.0, None
     others = [resize_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
     for one in (example, *others):
         found = measure_differences(deployable, made.model, made.places, one)
         check_differences(found, tolerance, hint)
         largest = {name: max(steps, largest.get(name, 0.0)) for name, steps in found.steps.items()}
         output = max([output, *found.outputs])
-    return largest, output
+        agreement = agreement or found.agreement  # another batch size repeats samples of the example
+    return largest, output, agreement

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_compress.core.optional_dependencies import need
 from lightning_compress.export.atomic_write import replace_on_success
+from lightning_compress.export.onnx.qdq.output_agreement import OutputAgreement
 from lightning_compress.nn.copying import copy_without_hooks
 from lightning_compress.nn.example_inputs import batch_size, resize_batch
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
@@ -23,16 +24,18 @@ class FloatReport:
         size_bytes: of the file.
         output_difference: of the outputs in ONNX Runtime from those in torch, as a share of the largest.
         opset: version of the operators.
+        agreement: of the outputs with torch over the example input: difference by their range, equal classes.
     """
 
     size_bytes: int
     output_difference: float
     opset: int
+    agreement: OutputAgreement | None = None
 
     def __str__(self) -> str:
         return (
             f"{self.size_bytes} bytes in floating point, as this model was never quantized; opset {self.opset}\n"
-            f"output differs by {100 * self.output_difference:.3g} % at most"
+            f"{self.agreement or 'outputs were not compared'}"
         )
 
 
@@ -62,22 +65,26 @@ def write_float_onnx(
         exported = stamped_model(
             Graph(capture_model(plain, example_input, dynamic_batch=dynamic_batch, opset=OPSET).model)
         )
-        difference = _difference(plain, exported, example_input, dynamic_batch)
+        difference, agreement = _difference(plain, exported, example_input, dynamic_batch)
         part.write_bytes(exported.SerializeToString())
-    return FloatReport(Path(path).stat().st_size, difference, OPSET)
+    return FloatReport(Path(path).stat().st_size, difference, OPSET, agreement)
 
 
-def _difference(plain: DeployedModel, exported: Any, example: Any, dynamic_batch: bool) -> float:
-    """The largest difference over the example and another batch size."""
+def _difference(
+    plain: DeployedModel, exported: Any, example: Any, dynamic_batch: bool
+) -> tuple[float, OutputAgreement | None]:
+    """The largest difference over the example and another batch size; agreement over the example alone."""
     from lightning_compress.export.onnx.qdq.checking import LARGEST_OUTPUT_DIFFERENCE, measure_differences
 
     others = [resize_batch(example, (batch_size(example) or 0) + 1)] if dynamic_batch else []
-    largest = 0.0
+    largest, agreement = 0.0, None
     for one in (example, *others):
-        largest = max([largest, *measure_differences(plain, exported, [], one).outputs])
+        found = measure_differences(plain, exported, [], one)
+        largest = max([largest, *found.outputs])
+        agreement = agreement or found.agreement
     if not largest <= LARGEST_OUTPUT_DIFFERENCE:
         raise ValueError(
             f"ONNX Runtime disagrees with {type(plain.module).__name__} by {100 * largest:.3g} % of the largest "
             f"output. In eval mode a forward must not draw by chance, nor keep anything from one call to the next."
         )
-    return largest
+    return largest, agreement

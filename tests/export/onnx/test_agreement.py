@@ -1,9 +1,11 @@
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from lightning_compress import export, quantize
 from lightning_compress.export.onnx.agreement import output_agreement
+from lightning_compress.export.onnx.qdq.output_agreement import OutputAgreement, compare_outputs
 from lightning_compress.export.onnx.write import write_onnx
 from tests.export import handmade
 
@@ -52,6 +54,28 @@ def test_nothing_to_compare_is_refused(written):
         output_agreement(path, made, [])
     with pytest.raises(ValueError, match="no tensor of scores"):
         output_agreement(path, nn.Sequential(made.module, nn.Flatten(0)), [torch.randn(2, 32)])
+
+
+def test_outputs_are_compared_by_their_range_and_by_their_classes():
+    expected = numpy.array([[10.0, 12.0], [11.0, 14.0], [13.0, 12.5], [10.5, 10.0]], numpy.float32)
+    found = expected.copy()
+    found[2] = [12.0, 12.5]  # by 1 of the range 14 - 10, and the other class
+    assert compare_outputs([found], [expected], 4) == OutputAgreement(4, 0.25, equal_top1=3)
+    # No classes: feature maps, one column, and rows that are not samples.
+    assert compare_outputs([found.reshape(4, 2, 1)], [expected.reshape(4, 2, 1)], 4) == OutputAgreement(4, 0.25)
+    assert compare_outputs([found[:, :1]], [expected[:, :1]], 4).equal_top1 is None
+    assert compare_outputs([found], [expected], 2).equal_top1 is None
+    assert compare_outputs([numpy.float32([3.0])], [numpy.float32([2.0])], None) == OutputAgreement(1, 0.5)
+
+
+def test_a_report_says_how_the_example_agrees(tmp_path):
+    torch.manual_seed(0)
+    report = write_onnx(handmade.deployable(handmade.Perceptron()), tmp_path / "model.onnx", torch.randn(8, 32))
+    assert report.agreement.samples == report.agreement.equal_top1 == 8
+    assert 0 <= report.agreement.range_difference < 1e-3
+    report = export(nn.Linear(32, 3), tmp_path / "float.onnx", torch.randn(5, 32))
+    assert "over the 5 samples of the example input" in str(report)
+    assert "5 of 5 top-1 are equal" in str(report)
 
 
 def deep():

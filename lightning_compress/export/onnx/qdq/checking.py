@@ -21,6 +21,7 @@ from lightning_compress.export.onnx.qdq.fake_quantize_calls import (
     replaced_fake_quantize,
 )
 from lightning_compress.export.onnx.qdq.graph import Array
+from lightning_compress.export.onnx.qdq.output_agreement import OutputAgreement, compare_outputs
 from lightning_compress.export.onnx.qdq.runtime import (
     as_arrays,
     call_for_outputs,
@@ -28,7 +29,7 @@ from lightning_compress.export.onnx.qdq.runtime import (
     relative_difference,
     run_session,
 )
-from lightning_compress.nn.example_inputs import call_model, copy_example
+from lightning_compress.nn.example_inputs import batch_size, call_model, copy_example
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 
 # Sums in another order, and biases that were not rounded to steps of a product before.
@@ -43,11 +44,13 @@ class Differences:
         steps: beyond rounding, by quantizer in the order of their calls.
         local: of each output from what torch makes of the same whole numbers.
         outputs: of each output from what torch makes of the input.
+        agreement: of the outputs with what torch makes of the input, in terms of their range and classes.
     """
 
     steps: dict[str, float] = field(default_factory=dict)
     local: list[float] = field(default_factory=list)
     outputs: list[float] = field(default_factory=list)
+    agreement: OutputAgreement | None = None
 
 
 def measure_differences(
@@ -78,6 +81,8 @@ def measure_differences(
         raise ValueError(f"The module returns {len(free)} tensors, but the graph {len(names)}: {', '.join(names)}.")
     found.local = [relative_difference(shown[name], one) for name, one in zip(names, local, strict=True)]
     found.outputs = [relative_difference(alone[name], one) for name, one in zip(names, free, strict=True)]
+    if numpy.isfinite(found.outputs).all():
+        found.agreement = compare_outputs([alone[name] for name in names], free, batch_size(example))
     return found
 
 
