@@ -1,4 +1,4 @@
-"""How much of a model's work an ONNX file leaves in floating point."""
+"""The share of multiply-accumulates that an ONNX file computes in floating point."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What was found out about an ONNX file before it was written."""
+"""The report of an ONNX file: sizes, kernels and differences measured before it was written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

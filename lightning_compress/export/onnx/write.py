@@ -1,4 +1,4 @@
-"""A quantized model as an ONNX file of integers, which is checked in ONNX Runtime before it is there."""
+"""Write a quantized model as an ONNX file of integers, after a check in ONNX Runtime."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The steps from a deployable to an ONNX graph of integers; `onnx_file` puts them together.
+"""The steps from a `DeployedModel` to an ONNX graph of integers; `build.py` calls them in order.
 
-These files import onnx, onnxruntime and onnxscript, and so are imported where a file is written, by nobody before.
+Most of these files import onnx, onnxruntime or onnxscript, so they are imported inside the functions that write a file.
 """

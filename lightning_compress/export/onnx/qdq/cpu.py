@@ -1,4 +1,4 @@
-"""What the CPU at hand does with sums of 8-bit products."""
+"""Whether this CPU may saturate sums of 8-bit products."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""Reach into the quantizers of a deployable while it runs, without changing them."""
+"""Replace the fake-quantize calls of a `DeployedModel` while it runs; the modules stay as they are."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
