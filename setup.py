@@ -33,6 +33,7 @@ EXTRAS = {
     "cli": ["jsonargparse[signatures]>=4.39,<5"],
     "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<1"],
     "recipes": ["mlxtend>=0.23,<1"],
+    "search": ["optuna>=4.2,<5"],
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [

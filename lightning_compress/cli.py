@@ -118,8 +118,9 @@ def _add_sweep(commands: Commands) -> None:
     parser.usage = "%(prog)s SWEEP --recipe RECIPE [options] -- PROGRAM [ARGUMENT ...]"
     parser.add_argument("sweep", metavar="SWEEP", help="a YAML file in W&B's format, or the name of a ready sweep")
     _add_recipe(parser, "--recipe", required=True)
-    parser.add_argument("--count", type=_count, metavar="N", help="how many random draws")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random draws (0)")
+    parser.add_argument("--count", type=_count, metavar="N", help="how many runs, for random and bayes")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+    parser.add_argument("--resume", action="store_true", help="go on with a sweep that was stopped")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where each run's report and output go")
     _finish(parser, _sweep)
 
@@ -221,7 +222,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from lightning_compress.recipe.builtin import find_recipe
-    from lightning_compress.recipe.run_sweep import make_jobs, print_outcomes, run_jobs
+    from lightning_compress.recipe.run_sweep import print_outcomes, run_sweep
     from lightning_compress.recipe.sweep import read_sweep
 
     _look_where_the_command_is_typed(arguments)
@@ -229,9 +230,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if sweep.unused:
         print(f"Left to W&B, and not done here: {', '.join(sweep.unused)}.")
     folder = arguments.output_dir or Path(f"sweep_{sweep.path.stem}")
-    runs = sweep.settings(arguments.count, arguments.seed)
-    made = make_jobs(sweep, arguments.recipe, runs, folder, overrides=arguments.set, allow=arguments.allow)
-    outcomes = run_jobs(made, arguments.program)
+    outcomes = run_sweep(
+        sweep, arguments.recipe, folder, arguments.program, count=arguments.count, seed=arguments.seed,
+        resume=arguments.resume, overrides=arguments.set, allow=arguments.allow,
+    )  # fmt: skip
     print_outcomes(outcomes, sweep, folder)
     return int(any(outcome.code for outcome in outcomes))
 

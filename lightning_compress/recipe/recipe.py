@@ -40,6 +40,14 @@ class Recipe:
         root: its sections, each object written out with class_path and init_args.
         classes: which classes it may name.
         left_out: the sections of the file that `load` was told not to keep.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "prune.yaml"
+    ...     written = file.write_text("callbacks: [{Pruning: {final_sparsity: 0.9, end: 50%}}]")
+    ...     recipe = Recipe.load(file, overrides=["pruning.final_sparsity=0.95"])
+    >>> [(type(one).__name__, one.final_sparsity, one.end) for one in recipe.callbacks()]
+    [('Pruning', 0.95, '50%')]
     """
 
     path: Path

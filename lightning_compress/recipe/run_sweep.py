@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lightning_compress.recipe.builtin import find_recipe
 from lightning_compress.recipe.recipe import Recipe
 from lightning_compress.recipe.sections import JOINING
+from lightning_compress.recipe.study import JOURNAL, SweepStudy, drawn_settings
 from lightning_compress.recipe.subprocess_env import subprocess_environment
 from lightning_compress.recipe.sweep import Sweep, as_yaml
 from lightning_compress.reporting.compare import compare
@@ -50,10 +52,11 @@ def make_jobs(
     runs: Sequence[Sequence[str]],
     folder: Path,
     *,
+    first: int = 1,
     overrides: Sequence[str] = (),
     allow: Sequence[str] = (),
 ) -> list[SweepJob]:
-    """The runs of a sweep, each checked by making its callbacks, before any of them starts.
+    """Runs of a sweep, each checked by making its callbacks, before any of them starts.
 
     `CompressionReport`, if the recipe has it, writes into a folder of the run, whatever its `dirpath` says.
 
@@ -61,19 +64,18 @@ def make_jobs(
         sweep: whose name the runs share as their group in W&B, which is offline unless `WANDB_MODE` says otherwise.
         recipe: a path, or the name of a ready recipe.
         runs: the settings of each.
-        folder: for all of them; each gets a folder in it, numbered from 1.
+        folder: for all of them; each gets a folder in it, by its number.
+        first: number of the first of these runs.
         overrides: of every run.
         allow: dotted paths that the recipe may name, as in `Recipe.load`.
 
     Raises:
         FileNotFoundError: if there is no such recipe.
-        ValueError: if a setting leads nowhere or is refused, or `folder` has something in it.
+        ValueError: if a setting leads nowhere or is refused.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} has something in it already. Name another folder by --output-dir.")
     shared = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": sweep.path.stem, **os.environ}
     made = []
-    for number, settings in enumerate(runs, 1):
+    for number, settings in enumerate(runs, first):
         own, full = folder / str(number), [*overrides, *settings]
         places = _reporting(Recipe.load(find_recipe(recipe), overrides=full, allow=allow, sections=JOINING))
         full += [f"{place}.dirpath={as_yaml(str(own.absolute()))}" for place in places]
@@ -83,31 +85,71 @@ def make_jobs(
     return made
 
 
-def run_jobs(jobs: Sequence[SweepJob], command: Sequence[str], console: Console | None = None) -> list[SweepOutcome]:
-    """Start the command for each job, one after the other; what fails is told, and the next one starts.
+def run_sweep(
+    sweep: Sweep,
+    recipe: str | Path,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[SweepOutcome]:
+    """Start the command for each run of a sweep, one after the other; what fails is told, and the next one starts.
+
+    Args:
+        sweep, recipe, folder, overrides, allow: as for `make_jobs`.
+        command: the program and its arguments.
+        count, seed: as for `SweepStudy`.
+        resume: go on with a sweep that was stopped: runs that are over keep their reports, others begin again.
 
     Raises:
-        ValueError: if there is no such command.
+        FileNotFoundError: if there is no such recipe.
+        ModuleNotFoundError: if Optuna is missing: pip install 'lightning-compress[search]'.
+        ValueError: if there is no such command, a setting is refused, or `folder` does not fit `resume`.
     """
     console = console or Console()
     if not command or shutil.which(command[0]) is None:
         raise ValueError(f"There is no command {' '.join(command)!r} to start. Write it after --: -- python train.py.")
+    _check_folder(folder, resume)
+    asked: dict[str, Any] = {"overrides": overrides, "allow": allow}
+    make_jobs(sweep, recipe, drawn_settings(sweep, count, seed), folder, **asked)  # refused now, or never
+    study = SweepStudy(sweep, count, seed, folder)
+    found: dict[Sequence[str], SweepOutcome] = {}
+    for trial in study.finished():
+        name = ", ".join(trial.settings)
+        found[trial.settings] = SweepOutcome(name, 0, _report(folder / str(trial.number + 1)))
     bar = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    outcomes = []
     with Progress(*bar, console=console) as progress:
-        task = progress.add_task("", total=len(jobs))
-        for number, job in enumerate(jobs, 1):
-            progress.update(task, description=job.name)
-            begin = time.monotonic()
-            outcome = _run(job, command)
-            outcomes.append(outcome)
-            title = (
-                f"Run {number} of {len(jobs)}, {job.name}, {_ended(outcome, job)} ({time.monotonic() - begin:.0f} s)"
-            )
-            for line in (title, *_outcome_lines(outcome, job)):
-                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        task = progress.add_task("", total=study.count, completed=len(study.finished()))
+        for trial in study.remaining():
+            if trial.settings not in found:
+                (job,) = make_jobs(sweep, recipe, [trial.settings], folder, first=trial.number + 1, **asked)
+                progress.update(task, description=job.name)
+                begin = time.monotonic()
+                outcome = found[trial.settings] = _run(job, command)
+                seconds = time.monotonic() - begin
+                title = f"Run {trial.number + 1} of {study.count}, {job.name}, {_ended(outcome, job)} ({seconds:.0f} s)"
+                for line in (title, *_outcome_lines(outcome, job)):
+                    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            report = found[trial.settings].report
+            study.tell(trial, report.metrics.get(sweep.metric) if report is not None and sweep.metric else None)
             progress.advance(task)
-    return outcomes
+    return list(found.values())
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    has_study = (folder / JOURNAL).is_file()
+    if resume and not has_study:
+        raise ValueError(
+            f"{folder} has no sweep to go on with. Leave --resume out, or name its folder by --output-dir."
+        )
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        mend = " Go on with its sweep by --resume, or name" if has_study else " Name"
+        raise ValueError(f"{folder} has something in it already.{mend} another folder by --output-dir.")
 
 
 def print_outcomes(
@@ -134,13 +176,19 @@ def _reporting(recipe: Recipe) -> list[str]:
 
 
 def _run(job: SweepJob, command: Sequence[str]) -> SweepOutcome:
+    if job.folder.exists():  # of a run that was stopped
+        shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True)
     with (job.folder / "output.txt").open("wb") as output:
         done = subprocess.run(
             command, env=job.variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
         )
-    path = job.folder / REPORT_FILE
-    return SweepOutcome(job.name, done.returncode, Report.load(path) if path.exists() else None)
+    return SweepOutcome(job.name, done.returncode, _report(job.folder))
+
+
+def _report(folder: Path) -> Report | None:
+    path = folder / REPORT_FILE
+    return Report.load(path) if path.exists() else None
 
 
 def _ended(outcome: SweepOutcome, job: SweepJob) -> str:

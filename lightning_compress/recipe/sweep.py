@@ -1,6 +1,6 @@
 """A sweep file, in W&B's own format: parameters by the dotted names of overrides, and the runs that these make.
 
-    {method: grid,                          # or random; bayes is left to W&B, which learns from run to run
+    {method: grid,                          # or random; or bayes, which chooses each run by the metric of those before
      metric: {name: val_loss, goal: minimize},
      parameters: {pruning.final_sparsity: {values: [0.8, 0.9]}, finetuning.learning_rate: {value: restart}}}
 
@@ -17,13 +17,11 @@ A script that reads such arguments itself hands them to `Recipe.load(..., overri
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import exp, log
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_compress.recipe.objects import check_keys
 from lightning_compress.recipe.safe_yaml import SourceValue, parse_yaml, read_yaml
@@ -35,12 +33,9 @@ KEYS = (
 LEFT_TO_WANDB = ("early_terminate", "run_cap")
 GOALS = ("minimize", "maximize")
 
-Draw = Callable[[Random, Any, Any], Any]
-DISTRIBUTIONS: dict[str, Draw] = {
-    "uniform": lambda random, low, high: random.uniform(low, high),
-    "int_uniform": lambda random, low, high: random.randint(low, high),
-    "log_uniform_values": lambda random, low, high: exp(random.uniform(log(low), log(high))),
-}
+METHODS = ("grid", "random", "bayes")
+DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values")
+Settings: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Sweep:
 
     Attributes:
         path: where it was read.
-        method: "grid" or "random".
+        method: "grid", "random" or "bayes".
         parameters: what each may be: a list of values, or a range.
         metric, goal: by which runs are compared; None if the file has none.
         unused: its keys that only W&B acts on.
@@ -71,34 +66,14 @@ class Sweep:
     goal: str = "minimize"
     unused: tuple[str, ...] = ()
 
-    def settings(self, count: int | None = None, seed: int = 0) -> list[tuple[str, ...]]:
-        """The overrides of each run, such as `("pruning.final_sparsity=0.8",)`; equal ones stand there once.
-
-        Args:
-            count: of random draws.
-            seed: of these.
-
-        Raises:
-            ValueError: if `count` is missing for random draws, or given for a grid.
-        """
-        if (self.method == "random") != (count is not None):
-            needed = "give --count N" if count is None else "leave --count out: a grid has a run for each combination"
-            raise ValueError(f"{self.path}: the method is {self.method}, so {needed}.")
-        if count is None:
-            choices = [values for values in self.parameters.values() if not isinstance(values, ParameterRange)]
-            found = [_written(self.parameters, chosen) for chosen in product(*choices)]
-        else:
-            random = Random(seed)
-            found = [_written(self.parameters, self._drawn(random)) for _ in range(count)]
-        return list(dict.fromkeys(found))
-
-    def _drawn(self, random: Random) -> list[Any]:
-        return [
-            DISTRIBUTIONS[one.distribution](random, one.low, one.high)
-            if isinstance(one, ParameterRange)
-            else random.choice(one)
-            for one in self.parameters.values()
-        ]
+    def grid(self) -> list[dict[str, str]]:
+        """Each combination of the values once, as text of YAML; ranges are left out."""
+        choices = {
+            name: list(dict.fromkeys(map(as_yaml, values)))
+            for name, values in self.parameters.items()
+            if not isinstance(values, ParameterRange)
+        }
+        return [dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -113,14 +88,16 @@ def read_sweep(path: str | Path) -> Sweep:
         raise ValueError(f"{root.where}: a sweep is a mapping with `method:` and `parameters:`.")
     check_keys(root.value, KEYS, "sweep", "key")
     method = root.value.get("method", SourceValue(None, root.where))
-    if method.value not in ("grid", "random"):
-        raise ValueError(
-            f"{method.where}: method is grid or random here, not {method.plain()!r}. Start others by `wandb sweep`."
-        )
+    if method.value not in METHODS:
+        raise ValueError(f"{method.where}: method is one of {', '.join(METHODS)}, not {method.plain()!r}.")
     parameters = root.value["parameters"]
     if not isinstance(parameters.value, dict) or not parameters.value:
         raise ValueError(f"{parameters.where}: parameters is a mapping of dotted names, such as pruning.begin.")
     metric, goal = _metric(root.value.get("metric"))
+    if method.value == "bayes" and metric is None:
+        raise ValueError(
+            f"{method.where}: bayes chooses runs by `metric: {{name: val_loss, goal: minimize}}`: add one."
+        )
     return Sweep(
         path=Path(path),
         method=method.value,
@@ -162,7 +139,7 @@ def _parameter(name: object, node: SourceValue, method: str) -> Sequence[Any] | 
 
 def _range(place: str, written: dict[str, Any], method: str) -> ParameterRange:
     if method == "grid":
-        raise ValueError(f"{place}: a grid needs values: [...]. A range is drawn from by method: random.")
+        raise ValueError(f"{place}: a grid needs values: [...]. A range is drawn from by method: random or bayes.")
     low, high = written.get("min"), written.get("max")
     if not all(isinstance(one, int | float) for one in (low, high)) or low > high:  # type: ignore[operator]
         raise ValueError(f"{place}: min and max are numbers in this order, not {low!r} and {high!r}.")
@@ -175,10 +152,6 @@ def _range(place: str, written: dict[str, Any], method: str) -> ParameterRange:
     if distribution == "log_uniform_values" and low <= 0:  # type: ignore[operator]
         raise ValueError(f"{place}: log_uniform_values begins above 0, not at {low}.")
     return ParameterRange(low, high, distribution)  # type: ignore[arg-type]
-
-
-def _written(names: Mapping[str, object], values: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(f"{name}={as_yaml(value)}" for name, value in zip(names, values, strict=True))
 
 
 def as_yaml(value: Any) -> str:

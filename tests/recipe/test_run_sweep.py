@@ -1,5 +1,6 @@
 """A sweep here: each run has its settings and a folder, a failing one is told, and the rest are compared."""
 
+import json
 import os
 import sys
 
@@ -57,7 +58,20 @@ def test_runs_come_one_after_the_other_and_a_failing_one_does_not_end_the_sweep(
     _, _, *rows = (folder / "table.md").read_text().splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| pruning.final_sparsity=0.5", "| pruning.final_sparsity=0.9"]
     assert main(["sweep", "s.yaml", "--recipe", "r.yaml", *program]) == 2
-    assert "has something in it already" in capsys.readouterr().err
+    assert "has something in it already. Go on with its sweep by --resume" in capsys.readouterr().err
+    # The journal of a sweep that was killed in its second run.
+    journal = folder / "study.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    told = [index for index, line in enumerate(lines) if json.loads(line).get("state") in (1, 3)]  # complete, failed
+    journal.write_text("".join(lines[: told[1]]))
+    before = (folder / "1" / "output.txt").stat().st_mtime_ns
+    assert main(["sweep", "s.yaml", "--recipe", "r.yaml", "--resume", *program]) == 1
+    printed = capsys.readouterr().out
+    assert "Run 1 of 3" not in printed
+    assert "Run 2 of 3, pruning.final_sparsity=0.75, failed with exit code 1" in printed
+    assert "Run 3 of 3, pruning.final_sparsity=0.9, is done" in printed
+    assert (folder / "1" / "output.txt").stat().st_mtime_ns == before
+    assert len((folder / "table.md").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize(
@@ -67,6 +81,7 @@ def test_runs_come_one_after_the_other_and_a_failing_one_does_not_end_the_sweep(
         (["s.yaml", "--recipe", "r.yaml"], "Write it after --"),
         (["s.yaml", "--recipe", "qat_int8", "--", sys.executable], "nothing is named 'pruning'"),
         (["s.yaml", "--recipe", "r.yaml", "--set", "pruning.begin=60%", "--", sys.executable], "begin"),
+        (["s.yaml", "--recipe", "r.yaml", "--resume", "--", sys.executable], "has no sweep to go on with"),
         (["qat_bit", "--recipe", "r.yaml", "--", sys.executable], "Did you mean 'qat_bits'?"),
     ],
 )
