@@ -20,8 +20,6 @@ MODULES = (
     "training.callback", "training.structural_callback", "training.initialize_from",
 )  # fmt: skip
 FOLDERS = ("functional", "measure")  # every public function and class in them
-# Subpackages whose examples are still to be written.
-NOT_YET = ("quantization", "recipe")
 
 
 def public_names(modules, is_exported):
@@ -60,14 +58,10 @@ def has_example(member):
     return any(test.examples for test in DocTestFinder(recurse=False).find(member, name=member.__name__))
 
 
-def subpackage(name):
-    return name.split(".")[1]
-
-
 REQUIRED = required()
 
 
-@pytest.mark.parametrize("name", sorted(name for name in REQUIRED if subpackage(name) not in NOT_YET))
+@pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_a_public_name_has_an_example(name):
     assert has_example(REQUIRED[name]), f"{name}: write an example, `>>> ...`, with its result into its docstring."
 

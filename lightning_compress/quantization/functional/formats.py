@@ -34,6 +34,9 @@ class NumberFormat:
         bits: of one number.
         quant_min, quant_max: smallest and largest whole number of the grid; both 0 in floating point.
         dtype: in floating point that of torch, else None.
+
+    >>> parse_format("fp8").kind, parse_format(8).kind
+    ('float', 'integer')
     """
 
     name: str
@@ -74,7 +77,11 @@ def parse_format(bits: Bits, what: Side = "weights") -> NumberFormat | None:
 
 
 def read_format(name: str, what: Side = "weights") -> NumberFormat | None:
-    """The format of a `Format.name`, as it stands in a checkpoint."""
+    """The format of a `Format.name`, as it stands in a checkpoint.
+
+    >>> read_format("4").bits, read_format("ternary").bits
+    (4, 2)
+    """
     return parse_format(int(name) if name.isdecimal() else name, what)
 
 
@@ -83,6 +90,10 @@ def weight_format(bits: int | str) -> NumberFormat:
 
     Raises:
         ValueError: if there is none of that name, or number of bits.
+
+    >>> form = weight_format(8)
+    >>> form.quant_min, form.quant_max
+    (-127, 127)
     """
     if isinstance(bits, str) and bits in NAMES:
         return _named(bits)
@@ -94,6 +105,10 @@ def activation_format(bits: int | str) -> NumberFormat:
 
     Raises:
         ValueError: if there is none of that name, or number of bits.
+
+    >>> form = activation_format(8)
+    >>> form.quant_min, form.quant_max
+    (0, 255)
     """
     if isinstance(bits, str) and bits in NAMES:
         return _named(bits)

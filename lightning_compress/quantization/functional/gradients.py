@@ -16,6 +16,12 @@ def quantize_gradient(values: Tensor, quantizer: Callable[[Tensor], Tensor]) -> 
     Args:
         values: of any shape.
         quantizer: of the gradient, same shape in and out.
+
+    >>> values = torch.zeros(3, requires_grad=True)
+    >>> loss = (quantize_gradient(values, torch.round) * torch.tensor([0.2, 1.7, -3.1])).sum()
+    >>> loss.backward()
+    >>> values.grad
+    tensor([ 0.,  2., -3.])
     """
     same: Tensor = _QuantizedGradient.apply(values, quantizer)  # type: ignore[no-untyped-call]
     return same
@@ -35,6 +41,10 @@ def dorefa(gradient: Tensor, bits: int, generator: torch.Generator) -> Tensor:
         ValueError: if the bits are no whole number from 1 to 16.
 
     Reference: Zhou et al., 2016, section 2.5, https://arxiv.org/abs/1606.06160
+
+    >>> gradient = torch.tensor([[1.0, 0.5, 0.0, -1.0]])
+    >>> dorefa(gradient, bits=8, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 4])
     """
     steps = _levels(bits, smallest=1) - 1
     largest = _largest_of_samples(gradient)
@@ -57,6 +67,9 @@ def wage_errors(error: Tensor, bits: int) -> Tensor:
         ValueError: if the bits are no whole number from 2 to 16.
 
     Reference: Wu et al., 2018, section 3.3.3, https://arxiv.org/abs/1802.04680
+
+    >>> wage_errors(torch.tensor([1.0, 0.3, -0.001]), bits=4)
+    tensor([0.8750, 0.2500, -0.0000])
     """
     half = _levels(bits, smallest=2) // 2
     return ((_shifted(error) * half).round().clamp(1 - half, half - 1) / half).to(error.dtype)
@@ -76,6 +89,9 @@ def wage_gradients(gradient: Tensor, bits: int, generator: torch.Generator, lear
         ValueError: if the bits are no whole number from 2 to 16, or the learning rate is not above 0.
 
     Reference: Wu et al., 2018, section 3.3.4, https://arxiv.org/abs/1802.04680
+
+    >>> wage_gradients(torch.tensor([1.0, -0.5]), bits=8, generator=torch.Generator().manual_seed(0))
+    tensor([0.0078, -0.0000])
     """
     half = _levels(bits, smallest=2) // 2
     if not learning_rate > 0:

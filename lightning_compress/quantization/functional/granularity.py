@@ -53,6 +53,9 @@ def check_granularity(granularity: str) -> int:
 
     Raises:
         ValueError: if it is none of these.
+
+    >>> [check_granularity(name) for name in ("tensor", "channel", "group 32")]
+    [-1, 0, 32]
     """
     known = {"tensor": -1, "channel": 0}
     if granularity in known:
@@ -70,6 +73,9 @@ def split_channels(name: str, shape: tuple[int, ...], granularity: str, axis: in
 
     Raises:
         ValueError: if its channels do not divide into groups of the wanted size.
+
+    >>> split_channels("fc.weight", (4, 6), "group 3")
+    ChannelGroups(shape=(4, 6), axis=0, group=3)
     """
     group = check_granularity(granularity)
     inputs = 1

@@ -27,6 +27,11 @@ def min_max(values: Tensor, dim: int | None = None) -> Interval:
 
     Raises:
         ValueError: if there are no values.
+
+    >>> min_max(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), dim=1)
+    (tensor([[-2.],
+            [ 3.]]), tensor([[1.],
+            [4.]]))
     """
     rows = _rows(values, dim)
     # `torch.aminmax` along a dimension takes twenty times as long as these two, and without one half as long.
@@ -44,6 +49,9 @@ def percentile(values: Tensor, dim: int | None = None, share: float = 0.9999) ->
 
     Raises:
         ValueError: if the share is not in (0.5, 1], or there are no values.
+
+    >>> percentile(torch.arange(101.0), share=0.9)
+    (tensor(10.), tensor(90.))
     """
     if not 0.5 < share <= 1:
         raise ValueError(
@@ -67,6 +75,10 @@ def mse(values: Tensor, dim: int | None, quant_min: int, quant_max: int) -> Inte
 
     Raises:
         ValueError: if there are no values, or one is not finite.
+
+    >>> lowest, highest = mse(torch.tensor([0.1, -0.2, 0.3, 100.0]), None, -7, 7)
+    >>> bool(highest <= 100)
+    True
     """
     interval = min_max(values, dim)
     rows = _rows(values, dim)
@@ -91,6 +103,9 @@ def affine_range(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: in
 
     Raises:
         ValueError: if an end is not finite, the ends are the wrong way round, or the grid cannot be symmetric.
+
+    >>> affine_range(torch.tensor(-1.0), torch.tensor(3.0), -127, 127, symmetric=True)
+    (tensor(0.0236), tensor(0, dtype=torch.int32))
     """
     _check_grid(quant_min, quant_max, symmetric)
     _check_ends(minimum, maximum)
@@ -98,7 +113,11 @@ def affine_range(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: in
 
 
 def affine_qparams(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> Interval:
-    """What `affine_range` returns, without its checks: to look at a number on an accelerator is to wait for it."""
+    """What `affine_range` returns, without its checks: to look at a number on an accelerator is to wait for it.
+
+    >>> affine_qparams(torch.tensor(-1.0), torch.tensor(4.1), 0, 255, symmetric=False)
+    (tensor(0.0200), tensor(50, dtype=torch.int32))
+    """
     below, above = minimum.float().clamp(max=0), maximum.float().clamp(min=0)
     if symmetric:
         scale = _positive(torch.maximum(-below, above) / quant_max)
@@ -109,12 +128,21 @@ def affine_qparams(minimum: Tensor, maximum: Tensor, quant_min: int, quant_max: 
 
 
 def union(old: Interval, new: Interval) -> Interval:
-    """The interval that holds both."""
+    """The interval that holds both.
+
+    >>> union((torch.tensor(0.0), torch.tensor(2.0)), (torch.tensor(-1.0), torch.tensor(1.0)))
+    (tensor(-1.), tensor(2.))
+    """
     return torch.minimum(old[0], new[0]), torch.maximum(old[1], new[1])
 
 
 def exponential_average(old: Interval, new: Interval, momentum: float = 0.01) -> Interval:
-    """The old interval, moved to the new one by a share of their distance."""
+    """The old interval, moved to the new one by a share of their distance.
+
+    >>> old, new = (torch.tensor(0.0), torch.tensor(2.0)), (torch.tensor(-1.0), torch.tensor(1.0))
+    >>> exponential_average(old, new, momentum=0.5)
+    (tensor(-0.5000), tensor(1.5000))
+    """
     return torch.lerp(old[0], new[0], momentum), torch.lerp(old[1], new[1], momentum)
 
 
@@ -127,6 +155,12 @@ class RangeEstimator:
         momentum: the share of a new interval in a running average; None: the interval only widens.
 
     Reference: Jacob et al., 2018, section 3.1, https://arxiv.org/abs/1712.05877
+
+    >>> estimator = RangeEstimator(min_max, momentum=0.5)
+    >>> old = estimator.estimate(torch.tensor([0.0, 4.0]), dim=None, quant_min=0, quant_max=255)
+    >>> new = estimator.estimate(torch.tensor([-1.0, 2.0]), dim=None, quant_min=0, quant_max=255)
+    >>> estimator.join(old, new)
+    (tensor(-0.5000), tensor(3.))
     """
 
     estimator: Callable[..., Interval] = min_max

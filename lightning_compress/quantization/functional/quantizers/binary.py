@@ -33,6 +33,9 @@ def binary_connect(values: Tensor) -> Quantized:
         Values -1 and +1, scale 1.
 
     Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
+
+    >>> binary_connect(torch.tensor([[0.3, -2.0]])).values
+    tensor([[ 1., -1.]])
     """
     scale = scale_of_rows(values, 1.0)
     return Quantized(straight_through(values, sign(values), values.abs() <= 1), scale, symmetric_zero_point(scale))
@@ -46,6 +49,9 @@ def stochastic_binary(values: Tensor, generator: torch.Generator | None) -> Quan
     Without a generator it is `binary_connect`.
 
     Reference: Courbariaux et al., 2015, section 2.2, https://arxiv.org/abs/1511.00363
+
+    >>> stochastic_binary(torch.tensor([[2.0, -2.0]]), torch.Generator().manual_seed(0)).values
+    tensor([[ 1., -1.]])
     """
     if generator is None:
         return binary_connect(values)
@@ -68,6 +74,9 @@ def xnor(values: Tensor) -> Quantized:
         Values, scale: the mean size of the row.
 
     Reference: Rastegari et al., 2016, section 3.1, https://arxiv.org/abs/1603.05279
+
+    >>> xnor(torch.tensor([[0.5, -1.5]])).values
+    tensor([[ 1., -1.]])
     """
     wide_values = to_float32(values)
     mean = wide_values.abs().mean(1, keepdim=True)
@@ -90,6 +99,11 @@ def bnn(values: Tensor, quant_min: int = -1) -> Quantized:
         Values `quant_min` and 1, scale 1.
 
     Reference: Hubara et al., 2016, section 1, https://arxiv.org/abs/1602.02830
+
+    >>> bnn(torch.tensor([0.5, -1.5])).values
+    tensor([ 1., -1.])
+    >>> bnn(torch.tensor([0.5, 0.0]), quant_min=0).values
+    tensor([1., 0.])
     """
     scale = torch.ones((), device=values.device)
     return Quantized(
@@ -117,6 +131,10 @@ def xnor_activations(values: Tensor, quant_min: int = -1, window: int = 1) -> Qu
         ValueError: if the window is no odd number above 0.
 
     Reference: Rastegari et al., 2016, section 3.2, https://arxiv.org/abs/1603.05279
+
+    >>> xnor_activations(torch.tensor([[1.0, -3.0], [0.5, 0.5]])).values
+    tensor([[ 2.0000, -2.0000],
+            [ 0.5000,  0.5000]])
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is an odd number of places from 1 on, but is {window}. For 3 x 3 kernels write 3.")

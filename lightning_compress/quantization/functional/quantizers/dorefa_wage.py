@@ -32,6 +32,9 @@ def dorefa_weights(values: Tensor, quant_max: int) -> Quantized:
         Values in [-1, 1], scale `1 / quant_max`.
 
     Reference: Zhou et al., 2016, section 2.3, https://arxiv.org/abs/1606.06160
+
+    >>> dorefa_weights(torch.tensor([[9.0, 0.0, -0.5]]), quant_max=7).values
+    tensor([[ 1.0000,  0.0000, -0.4286]])
     """
     squashed = to_float32(values).tanh()
     shares = squashed / one_where_zero(squashed.abs().amax(1, keepdim=True))
@@ -54,6 +57,9 @@ def dorefa_activations(values: Tensor, quant_max: int, quant_min: int = 0) -> Qu
         Values in [0, 1], or [-1, 1], scale `1 / quant_max`.
 
     Reference: Zhou et al., 2016, section 2.4, https://arxiv.org/abs/1606.06160
+
+    >>> dorefa_activations(torch.tensor([-1.0, 0.2, 0.9, 2.0]), quant_max=3).values
+    tensor([0.0000, 0.3333, 1.0000, 1.0000])
     """
     bounded = to_float32(values).clamp(-1.0 if quant_min < 0 else 0.0, 1.0)
     scale = torch.tensor(1 / quant_max, device=values.device)
@@ -77,6 +83,9 @@ def wage_weights(values: Tensor, quant_max: int) -> Quantized:
         Values, scale `1 / (quant_max + 1)`.
 
     Reference: Wu et al., 2018, section 3.3, https://arxiv.org/abs/1802.04680
+
+    >>> wage_weights(torch.tensor([[0.3, -2.0]]), quant_max=7).values
+    tensor([[ 0.2500, -0.8750]])
     """
     scale = scale_of_rows(values, 1 / (quant_max + 1))
     places = (to_float32(values) * (quant_max + 1)).round_().clamp_(-quant_max, quant_max)
@@ -96,6 +105,9 @@ def wage_activations(values: Tensor, quant_max: int) -> Quantized:
         Values, scale `2 / (quant_max + 1)`, zero point `(quant_max + 1) / 2`.
 
     Reference: Wu et al., 2018, section 3.3.2, https://arxiv.org/abs/1802.04680
+
+    >>> wage_activations(torch.tensor([0.3, -2.0]), quant_max=15).values
+    tensor([ 0.2500, -0.8750])
     """
     middle = (quant_max + 1) // 2
     scale = torch.tensor(1 / middle, device=values.device)

@@ -46,6 +46,9 @@ def lsq(values: Tensor, quant_min: int, quant_max: int, step: Tensor) -> Quantiz
         step: learned, shape `(rows, 1)`, or 0-d for activations; at first `2 * mean|v| / sqrt(quant_max)`.
 
     Reference: Esser et al., 2020, section 2, https://arxiv.org/abs/1902.08153
+
+    >>> lsq(torch.tensor([[0.26, -9.0]]), -7, 7, step=torch.tensor([[0.5]])).values
+    tensor([[ 0.5000, -3.5000]])
     """
     positive = step.abs().clamp(min=SMALLEST_STEP)
     features = values.shape[1:].numel() if values.ndim > 1 else values.numel()
@@ -70,6 +73,9 @@ def pact(values: Tensor, quant_max: int, clip: Tensor, quant_min: int = 0) -> Qu
         quant_min: where it is 0, negative values become 0, as in the paper; below 0 they are clipped at `-clip`.
 
     Reference: Choi et al., 2018, section 3, https://arxiv.org/abs/1805.06085
+
+    >>> pact(torch.tensor([-1.0, 1.2, 9.0]), quant_max=3, clip=torch.tensor(6.0)).values
+    tensor([0., 2., 6.])
     """
     wide_values, bound = to_float32(values), clip.abs().clamp(min=SMALLEST_STEP)
     below = torch.where(wide_values < bound, wide_values, bound)

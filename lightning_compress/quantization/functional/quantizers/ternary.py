@@ -28,6 +28,9 @@ def twn(values: Tensor) -> Quantized:
         Values, scale: the mean size of the row's large weights.
 
     Reference: Li and Liu, 2016, section 2, https://arxiv.org/abs/1605.04711
+
+    >>> twn(torch.tensor([[0.1, 1.0, -3.0]])).values
+    tensor([[ 0.,  2., -2.]])
     """
     sizes = to_float32(values.detach()).abs()
     large = sizes > 0.7 * sizes.mean(1, keepdim=True)
@@ -70,6 +73,10 @@ def ttq(values: Tensor, positive: Tensor, negative: Tensor) -> Quantized:
         Values, and no scale: the two levels differ in size.
 
     Reference: Zhu et al., 2017, section 3, https://arxiv.org/abs/1612.01064
+
+    >>> values, levels = torch.tensor([[0.01, 1.0, -3.0]]), torch.tensor([[2.0]])
+    >>> ttq(values, positive=levels, negative=levels / 4).values
+    tensor([[ 0.0000,  2.0000, -0.5000]])
     """
     threshold = _threshold(to_float32(values.detach()))
     above, below = values > threshold, values < -threshold

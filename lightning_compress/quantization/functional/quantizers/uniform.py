@@ -31,6 +31,10 @@ def uniform(values: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, q
         quant_min, quant_max: limits of the whole numbers.
 
     Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
+
+    >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0, dtype=torch.int32)
+    >>> uniform(torch.tensor([0.6, -9.0, 9.0]), scale, zero_point, -8, 7).values
+    tensor([ 0.5000, -4.0000,  3.5000])
     """
     return Quantized(_on_grid(values, scale, zero_point, quant_min, quant_max), scale, zero_point)
 
@@ -44,6 +48,10 @@ def stochastic(
     On average nothing is lost; what lies on the grid stays where it is. Without a generator it is `uniform`.
 
     Reference: Gupta et al., 2015, section 3.1, https://arxiv.org/abs/1502.02551
+
+    >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0, dtype=torch.int32)
+    >>> stochastic(torch.tensor([0.6, -9.0]), scale, zero_point, -8, 7, generator=None).values
+    tensor([ 0.5000, -4.0000])
     """
     chances = None if generator is None else uniform_noise(values, generator)
     return Quantized(_on_grid(values, scale, zero_point, quant_min, quant_max, chances), scale, zero_point)
@@ -64,6 +72,9 @@ def floating(values: Tensor, dtype: torch.dtype) -> Quantized:
         Values in the precision that was given, scale None.
 
     Reference: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740, and 2022, https://arxiv.org/abs/2209.05433
+
+    >>> floating(torch.tensor([1.06, 1e9]), torch.float8_e4m3fn).values
+    tensor([  1., 448.])
     """
     largest = torch.finfo(dtype).max
     bounded = to_float32(values).clamp(-largest, largest)
