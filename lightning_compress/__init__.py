@@ -10,6 +10,7 @@ from lightning_compress.export import export, load_compressed, load_packed
 from lightning_compress.finetuning.callback import FineTuning
 from lightning_compress.pruning.callback import Pruning
 from lightning_compress.quantization.callback import QuantizationAwareTraining
+from lightning_compress.quantization.lookup import remove_quantizers
 from lightning_compress.quantization.ptq.quantize import quantize
 from lightning_compress.recipe import Recipe
 from lightning_compress.reporting import Report, report
@@ -32,5 +33,6 @@ __all__ = [
     "load_compressed",
     "load_packed",
     "quantize",
+    "remove_quantizers",
     "report",
 ]

@@ -49,6 +49,9 @@ def test_a_checkpoint_loads_to_the_same_outputs(name):
 def test_a_checkpoint_written_today_has_the_same_content(name, tmp_path):
     golden.fit(name, tmp_path, save=tmp_path / "new.ckpt")
     old, new = (torch.load(path, weights_only=True) for path in (golden.checkpoint(name), tmp_path / "new.ckpt"))
+    # Weights that lie on grids are saved so since; what the earlier code saved in their place is beside them.
+    for entry in new["callbacks"].values():
+        new["state_dict"].update(entry.pop("latents", {}))
     assert_same_content(new, old)
 
 

@@ -11,11 +11,8 @@ from lightning_compress.export.onnx.write import OnnxReport, write_onnx
 from lightning_compress.export.onnx.write_float import FloatReport, write_float_onnx
 from lightning_compress.export.packed.write import PackedReport, write_packed
 from lightning_compress.export.pt2.write import Pt2Report, write_pt2
-from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
 from lightning_compress.quantization.lowering.equivalence import check_equivalence
-from lightning_compress.quantization.lowering.lower import is_float, lower, quantized_tensors, require_quantized
-from lightning_compress.quantization.quantized_model import is_quantization_pending, quantized_of, quantized_owner
-from lightning_compress.quantization.restore import restore_quantization, restrict_state
+from lightning_compress.quantization.lowering.lower import is_float, lower, quantized_tensors
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
@@ -40,8 +37,7 @@ def export(
 
     Args:
         model: trained, or made by `quantize` or `load_compressed`, or a part of such a model that holds all of its
-            quantized layers; it stays as it is. A copy of a model that was trained with `QuantizationAwareTraining`
-            does not know its grids, and is one that was never quantized.
+            quantized layers, or a copy; it stays as it is.
         path: of the file; its suffix says which kind.
         example_input: what the model is called with: a tensor, a tuple of arguments, or a dict of keywords; not needed
             for packed weights.
@@ -67,7 +63,7 @@ def export(
     """
     path = Path(path)
     check_suffix(path)
-    model = _as_known(model)
+    model = getattr(model, "_orig_mod", model)
     in_integers = path.suffix == ".onnx" and not is_float(model)
     if weight_type != "auto" and not in_integers:
         raise ValueError(
@@ -86,25 +82,6 @@ def export(
     if path.suffix == ".pt2":
         return write_pt2(made, path, example_input, dynamic_batch=dynamic_batch)
     return write_onnx(made, path, example_input, dynamic_batch=dynamic_batch, weight_type=weight_type)
-
-
-def _as_known(model: nn.Module) -> nn.Module:
-    """The module whose grids are known: what was compiled, or a copy of a part of what was quantized, with its grids.
-
-    Raises:
-        ValueError: if it is a part whose grids are not there yet, or that holds some of the quantized layers only.
-    """
-    model = getattr(model, "_orig_mod", model)
-    owner = None if quantized_of(model) is not None or is_quantization_pending(model) else quantized_owner(model)
-    if owner is None:
-        return model
-    owner_model, prefix = owner
-    quantized = require_quantized(owner_model)
-    if not any(f"{layer}.".startswith(prefix) for layer in quantized.layers):
-        return model  # such as a teacher beside what is quantized
-    part = unwrap_compiled(copy_without_hooks(model))
-    restore_quantization(part, restrict_state(prefix, quantized.state_dict()))
-    return part
 
 
 def check_suffix(path: Path) -> None:

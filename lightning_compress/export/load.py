@@ -11,7 +11,7 @@ from lightning_compress.core.checkpoint import load_checkpoint, saved_entries, s
 from lightning_compress.nn.selection import canonical_name
 from lightning_compress.nn.structure import rebuild, saved_structure, structure_prefix
 from lightning_compress.pruning.masks import MaskedParameters
-from lightning_compress.quantization.quantized_model import mark_quantization_pending
+from lightning_compress.quantization.lookup import mark_quantization_pending
 from lightning_compress.quantization.restore import restore_quantization, restrict_state
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs: Any) -> Model:
     """Build a module and give it the compressed weights of a checkpoint; what is pruned is exactly zero.
 
-    A quantized module has its float weights under their own names, and computes on the grids of the checkpoint.
+    A quantized module computes on the grids of the checkpoint; its weights lie on theirs, under their own names.
 
     Args:
         module_class: the LightningModule of the run, or the class of the one submodule that is wanted.
@@ -40,7 +40,7 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
     True
     """
     content = load_checkpoint(checkpoint)
-    weights = state_dict_of(content, checkpoint)
+    weights = _with_latents(state_dict_of(content, checkpoint), content)
     module = _built(module_class, content, kwargs)
     _restructure(module, content, weights, checkpoint)
     prefix = _fitting_prefix(module, weights, checkpoint)
@@ -52,6 +52,15 @@ def load_compressed(module_class: type[Model], checkpoint: str | Path, **kwargs:
         elif "model" in entry:
             mark_quantization_pending(module)
     return module
+
+
+def _with_latents(weights: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that training went on with, in place of those that lie on grids: they are put there again."""
+    found = dict(weights)
+    for entry in saved_entries(content):
+        latents = entry.get("latents", {})
+        found |= {name: value for name, value in latents.items() if name in found and value.shape == found[name].shape}
+    return found
 
 
 def _built(module_class: type[Model], content: Mapping[str, Any], kwargs: dict[str, Any]) -> Model:

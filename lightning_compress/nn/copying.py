@@ -1,6 +1,6 @@
 """Copies of a module that carry none of our hooks and none of Lightning's Trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -15,9 +15,15 @@ def copy_without_hooks(model: Model) -> Model:
     """A copy in the same modes, without quantizers' hooks, wrapped methods and Trainer."""
     with _alone(model):
         copy = deepcopy(model)
-    for module in copy.modules():
+    drop_forward_hooks(copy, lambda hook: getattr(hook, "is_a_quantizers", False))
+    return copy
+
+
+def drop_forward_hooks(model: nn.Module, unwanted: Callable[[Any], bool]) -> None:
+    """Take hooks off a module and its submodules without the handles that registering them returned."""
+    for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "is_a_quantizers", False)]:
+            for key in [key for key, hook in hooks.items() if unwanted(hook)]:
                 del hooks[key]
                 for marks in (
                     module._forward_pre_hooks_with_kwargs,
@@ -25,7 +31,6 @@ def copy_without_hooks(model: Model) -> Model:
                     module._forward_hooks_always_called,
                 ):
                     marks.pop(key, None)
-    return copy
 
 
 def unwrap_compiled(model: nn.Module) -> nn.Module:

@@ -40,15 +40,17 @@ from lightning_compress.quantization.distributed import (
     broadcast_learned,
     check_equal_placements,
 )
+from lightning_compress.quantization.forward_hooks import quantizer_hooks
 from lightning_compress.quantization.functional.formats import Bits
 from lightning_compress.quantization.layers import Layer, quantizable_layers
 from lightning_compress.quantization.learned_parameters import add_damping, attached_to_optimizers, quantize_gradients
+from lightning_compress.quantization.lookup import mark_quantization_pending, quantized_of
 from lightning_compress.quantization.methods import MethodLike
 from lightning_compress.quantization.optimizer_support import check_optimizers_supported
 from lightning_compress.quantization.placement.layout import place_activations
 from lightning_compress.quantization.placement.sites import ActivationPlacement
 from lightning_compress.quantization.placement.unused_frozen_layers import frozen_warning, unused_frozen_layers
-from lightning_compress.quantization.quantized_model import QuantizedModel, mark_quantization_pending
+from lightning_compress.quantization.quantized_model import QuantizedModel
 from lightning_compress.training.callback import CompressionCallback
 from lightning_compress.training.clock import describe_run, step_after
 
@@ -56,10 +58,12 @@ from lightning_compress.training.clock import describe_run, step_after
 class QuantizationAwareTraining(CompressionCallback):
     """From `begin` on, train with weights and activations on the grids that the deployed model will compute with.
 
-    The model keeps its classes, its float weights and its `state_dict` keys; quantizers live in the callback and in its
-    part of a checkpoint. They act in training, and in validation, tests and predictions of a Trainer that has the
-    callback; there biases are rounded too, as integer kernels add them. Afterwards
-    `export(model, path, example_input)` writes the integer model.
+    The model keeps its classes and its `state_dict` keys; quantizers act by hooks. In evaluation biases are rounded
+    too, as integer kernels add them. In checkpoints, and in the model after `fit`, weights lie on their grids; what a
+    resumed run goes on with is in the callback's part of a checkpoint. After `fit` the model, and a copy, a pickled one
+    or a part of it, computes as it was trained: `export(model, path, example_input)` writes it,
+    `remove_quantizers(model)` takes the hooks off. A checkpoint has the grids of activations in the callback's part
+    alone: `load_compressed` reads them, `load_from_checkpoint` does not.
 
     Args:
         weights, activations: bits (2 to 16), "ternary", "binary", "fp16", "bf16", "fp8", "fp8_e5m2", or None: float.
@@ -95,6 +99,10 @@ class QuantizationAwareTraining(CompressionCallback):
         ValueError: at construction, before training, or in the first quantized step at the latest.
 
     Reference: Jacob et al., 2018, https://arxiv.org/abs/1712.05877
+
+    >>> qat = QuantizationAwareTraining(weights=4, activations=8, begin="50%", ignore="*.head")
+    >>> qat.timeline(Run(epochs=None, max_steps=100))
+    [(50, 'quantizes')]
     """
 
     progress_metric = "bits"
@@ -163,6 +171,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.batchnorm_freezer, self._shared = BatchNormFreezer(()), set[str]()
         self._freezes: dict[str, PhaseWindow] = {}
         self._loaded: dict[str, Any] | None = None
+        self._installed = False
 
     @property
     def reached(self) -> bool:
@@ -190,6 +199,7 @@ class QuantizationAwareTraining(CompressionCallback):
             state = self.saved["model"]
         else:
             state = carried.state_dict() if carried is not None and not self.restored else None
+        self._forget_quantizers(pl_module)
         if state is not None and (quantized := self._take(pl_module, state)) and state["trained"]:
             # What was saved after a fit has no place for what is learned in its optimizers' states.
             late = partial(self._train_along, trainer, quantized)
@@ -212,7 +222,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.undo.callback(self.batchnorm_freezer.stand_still, False)
         if self.quantized is not None:
             self.undo.enter_context(attached_to_optimizers(self.quantized, trainer))
-            self.undo.enter_context(self.quantized.installed())
+            self._install(self.quantized)
         mark_quantization_pending(pl_module)
 
     def claims(self, trainer: Trainer, pl_module: LightningModule) -> list[ExclusiveClaim]:
@@ -288,34 +298,85 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._loaded = None
         if stage != "fit":
             self.undo.close()
-            self._loaded = None
-            self.undo.enter_context(wrapped_method(pl_module, "on_load_checkpoint", self._look_in))
+        else:
+            # Also of checkpoints with weights alone, which callbacks do not hear of; averages are in their places then.
+            self.undo.enter_context(wrapped_method(pl_module, "on_save_checkpoint", self._save_on_grids))
+        self.undo.enter_context(wrapped_method(pl_module, "on_load_checkpoint", self._look_in))
 
     def _look_in(self, original: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
         self._loaded = checkpoint.get("callbacks", {}).get(self.state_key, {"model": None})
+        checkpoint["state_dict"].update(self._loaded.get("latents", {}))
         return original(checkpoint)
 
+    def _save_on_grids(self, original: Callable[..., Any], checkpoint: dict[str, Any]) -> Any:
+        result = original(checkpoint)
+        if self._acts is not None:
+            weights = checkpoint["state_dict"]
+            keys = {key: name for key, name in self._acts.state_dict_keys().items() if key in weights}
+            latents = {key: weights[key] for key in keys}
+            weights.update({key: self._acts.on_grid(name, weights[key]) for key, name in keys.items()})
+            if (entry := checkpoint.get("callbacks", {}).get(self.state_key)) is not None:
+                entry["latents"] = latents
+        return result
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the model compute as it was quantized."""
-        if trainer.state.fn == "fit":
+        """Let the model compute as the checkpoint that was loaded says."""
+        if trainer.state.fn == "fit" or (self._loaded is None and quantized_of(pl_module) is not None):
             return
-        known = self.quantized if self.quantized is not None and self.quantized.is_of(pl_module) else None
-        state = self._loaded["model"] if self._loaded is not None else known.state_dict() if known is not None else None
+        state = None if self._loaded is None else self._loaded["model"]
+        self._build_model(pl_module)
+        self._forget_quantizers(pl_module)
         if state is None or not state["active"]:
             rank_zero_warn(f"'{self.name}' knows no grids for this model, so it is evaluated in floating point.")
             return
         with torch.inference_mode(False):  # what is made for an evaluation is also exported, or trained on, after it
-            self._build_model(pl_module)
-            self.undo.enter_context(self._take(pl_module, state).installed())
+            quantized = self._take(pl_module, state)
+            self._install(quantized)
+            quantized.convert()
 
     on_test_start = on_predict_start = on_validation_start
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._acts is not None and self._installed:
+            self._installed = False  # what acts now stays: the model in hand is the one that was trained
+            self._acts.convert()
+            if stage == "fit" and self._acts.activations:
+                rank_zero_info(
+                    f"'{self.name}': the model computes as it was quantized until remove_quantizers(model) is called. "
+                    f"Weights in checkpoints lie on their grids; those of activations come with load_compressed, and "
+                    f"do not with load_from_checkpoint."
+                )
+        super().teardown(trainer, pl_module, stage)
+
+    def _install(self, quantized: QuantizedModel) -> None:
+        quantized.install()
+        self._installed = True
+        self.undo.callback(self._uninstall, quantized)
+
+    def _uninstall(self, quantized: QuantizedModel) -> None:
+        if self._installed:
+            quantized.remove()
+        self._installed = False
+
+    def _forget_quantizers(self, pl_module: LightningModule) -> None:
+        """Take off what an earlier run or `quantize` has put into our layers; weights go on from what they were."""
+        ours = {layer.module for layer in self.layers}
+        for owner in {hook.owner for _, module, hook in quantizer_hooks(pl_module) if module in ours}:
+            owner.restore_latents(self._loaded is None)
+            owner.remove(pl_module)
 
     # What is kept -----------------------------------------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return {"model": None if self.quantized is None else self.quantized.state_dict()}
+        if self.quantized is None:
+            return {"model": None}
+        keys, latents = self.quantized.state_dict_keys(), self.quantized.latents
+        # While it trains, what is saved is put on grids, and this filled, when averages are in their places.
+        after = {key: latents[name] for key, name in keys.items() if name in latents}
+        return {"model": self.quantized.state_dict(), "latents": after}
 
     def _build_model(self, pl_module: LightningModule) -> None:
         self.selection, self.layers = quantizable_layers(pl_module, self.targets, self.ignore)
@@ -358,7 +419,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.quantized.unused = left_out
         self._advance(trainer)
         self.undo.enter_context(attached_to_optimizers(self.quantized, trainer))
-        self.undo.enter_context(self.quantized.installed())
+        self._install(self.quantized)
         return result
 
     def _advance(self, trainer: Trainer) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.precision import to_float32
 from lightning_compress.quantization.functional.formats import NumberFormat, Side, activation_format, read_format
 from lightning_compress.quantization.functional.granularity import ChannelGroups
 from lightning_compress.quantization.functional.quantizers.uniform import uniform
@@ -95,6 +96,51 @@ class FakeQuantize(nn.Module):
         return found
 
 
+class ConvertedWeight:
+    """The grid of a weight that was put on it for good, so that it is not rounded a second time.
+
+    Some quantizers would make other values of what they made themselves: DoReFa squashes weights by tanh, TTQ's
+    threshold follows the largest weight.
+
+    Args:
+        rows: which weights share a scale.
+        scale: of each row, `(rows, 1)`; None if there is no one grid.
+        levels: the values that the weight has, where there is no scale; None in short floating point.
+        dtype: of short floating point.
+    """
+
+    def __init__(
+        self, rows: ChannelGroups, scale: Tensor | None, levels: Tensor | None, dtype: torch.dtype | None
+    ) -> None:
+        self.rows, self.scale, self.levels, self.dtype = rows, scale, levels, dtype
+        self._seen: tuple[Any, ...] | None = None
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether the weight still lies on this grid: training, or loading, may have moved it."""
+        if torch.compiler.is_compiling():
+            return True
+        seen = None if weight.is_inference() else (weight._version, weight.data_ptr(), weight.dtype)
+        if seen is None or seen != self._seen:
+            if not self._lies_there(weight.detach()):
+                return False
+            self._seen = seen
+        return True
+
+    def scale_on(self, device: torch.device) -> Tensor | None:
+        """The scale, where the weight is now."""
+        if self.scale is not None and self.scale.device != device:
+            self.scale = self.scale.to(device)
+        return self.scale
+
+    def _lies_there(self, weight: Tensor) -> bool:
+        if self.dtype is not None:
+            return torch.equal(weight.to(self.dtype).to(weight.dtype), weight)
+        if self.scale is None:
+            return self.levels is not None and bool(torch.isin(weight, self.levels.to(weight)).all())
+        matrix, scale = self.rows.split(weight), self.scale.to(weight.device)
+        return torch.equal(((to_float32(matrix) / scale).round() * scale).to(weight.dtype), matrix)
+
+
 class WeightFakeQuantize(FakeQuantize):
     """Puts a weight on its grid: each of its rows has a scale."""
 
@@ -119,6 +165,7 @@ class WeightFakeQuantize(FakeQuantize):
         self.register_buffer("zero_point", torch.zeros(count, 1, dtype=torch.int32, device=weight.device))
         for name in self.learned:
             self.register_parameter(name, nn.Parameter(torch.ones(count, 1, dtype=torch.float32, device=weight.device)))
+        self.converted: ConvertedWeight | None = None
         self.begin(weight)
 
     @torch.no_grad()
@@ -135,11 +182,21 @@ class WeightFakeQuantize(FakeQuantize):
     def on_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight on its grid, and the scale of each row, if there is one grid."""
         self.move_qparams_to(weight.device)
+        if self.converted is not None and self.converted.holds(weight):
+            return weight, self.converted.scale_on(weight.device)
         matrix = self.channel_groups.split(weight)
         if self.uses_observer and not self.mode.observers_frozen:
             self.observe(matrix)
         values, scale, _ = self.quantized(matrix, scale=self.scale, zero_point=self.zero_point)
         return self.channel_groups.join(values), scale
+
+    @torch.no_grad()
+    def convert(self, weight: Tensor) -> None:
+        """Put the weight itself on its grid; it is taken as it is for as long as it stays there."""
+        values, scale = self.on_grid(weight)
+        weight.copy_(values)
+        levels = None if scale is not None or self.fmt.dtype is not None else torch.unique(weight)
+        self.converted = ConvertedWeight(self.channel_groups, scale, levels, self.fmt.dtype)
 
     @torch.no_grad()
     def observe(self, matrix: Tensor) -> None:

@@ -1,13 +1,13 @@
 """How quantizers act while a module runs: by hooks, which a copy of the module takes along with copies of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.registry import call_with_supported_args
-from lightning_compress.nn.forward_capture import ordered_arguments
+from lightning_compress.nn.forward_capture import display_name, ordered_arguments
 from lightning_compress.quantization.fake_quantizers import ActivationFakeQuantize, QuantState, WeightFakeQuantize
 from lightning_compress.quantization.functional.gradients import quantize_gradient
 from lightning_compress.quantization.functional.rounding import straight_through
@@ -15,12 +15,12 @@ from lightning_compress.quantization.integer_bias import IntegerBias
 from lightning_compress.quantization.layers import Layer, WeightRef
 
 
-def has_quantizer_hooks(model: nn.Module) -> bool:
-    """Whether hooks of quantizers are in a module, or in a copy of one."""
-    hooks = (
-        hook for one in model.modules() for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
-    )
-    return any(getattr(hook, "is_a_quantizers", False) for hook in hooks)
+def quantizer_hooks(model: nn.Module) -> Iterator[tuple[str, nn.Module, "PreForwardHook"]]:
+    """The names of the modules in which quantizers act, the modules, and the hooks at their beginning."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, PreForwardHook):
+                yield display_name(name), module, hook
 
 
 class WeightSwap:
@@ -87,7 +87,15 @@ class GateSwap:
 
 
 class PreForwardHook:
-    """Before a module's forward: its weights and what it is given go on their grids."""
+    """Before a module's forward: its weights and what it is given go on their grids.
+
+    Args:
+        mode: shared by all quantizers of a model.
+        doors: quantizers of what the module is given, by position.
+        swap: of its weights.
+        owner: all quantizers of the model, so that whoever has the module, or a copy, finds them.
+        name: of the module in the owner's model.
+    """
 
     is_a_quantizers = True
 
@@ -97,8 +105,10 @@ class PreForwardHook:
         doors: dict[int, ActivationFakeQuantize],
         swap: WeightSwap | None,
         gating: GateSwap | None = None,
+        owner: Any = None,
+        name: str = "",
     ) -> None:
-        self.mode, self.doors, self.swap, self.gating = mode, doors, swap, gating
+        self.mode, self.doors, self.swap, self.gating, self.owner, self.name = mode, doors, swap, gating, owner, name
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self.mode.enabled:
@@ -124,8 +134,9 @@ class PostForwardHook:
         swap: WeightSwap | None,
         errors: "GradientQuantizer | None" = None,
         gating: GateSwap | None = None,
+        owner: Any = None,
     ) -> None:
-        self.mode, self.end, self.swap, self.errors, self.gating = mode, end, swap, errors, gating
+        self.mode, self.end, self.swap, self.errors, self.gating, self.owner = mode, end, swap, errors, gating, owner
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.swap is not None:

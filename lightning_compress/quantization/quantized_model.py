@@ -1,15 +1,16 @@
 """A model whose weights and activations lie on grids while it runs, although nothing in it was replaced."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.nn.copying import drop_forward_hooks
 from lightning_compress.nn.forward_capture import display_name, is_partly_compiled
 from lightning_compress.quantization.config import LayerPlan, QuantizationConfig, check_same_plans
 from lightning_compress.quantization.describe import describe_activation, describe_weight
@@ -35,14 +36,15 @@ from lightning_compress.quantization.methods import ResolvedMethod, resolve_meth
 from lightning_compress.quantization.placement.gates import GATE, GATES
 from lightning_compress.quantization.placement.sites import ActivationPlacement, ActivationSite
 
-_quantized: "WeakKeyDictionary[nn.Module, QuantizedModel]" = WeakKeyDictionary()
-_awaited: "WeakSet[nn.Module]" = WeakSet()
+# What a copy of the quantizers finds anew in the copy of the model.
+_OF_THE_MODEL = frozenset({"_model", "modules", "layers", "latents"})
 
 
 class QuantizedModel:
     """Quantizers beside a model, and the hooks by which they act in its forward.
 
-    The model keeps its classes, parameters and `state_dict`.
+    The model keeps its classes, parameters and `state_dict`. The hooks know this object, so that a copy of the model,
+    deep or pickled, computes on copies of its quantizers: `quantized_of(copy)` finds them.
 
     Args:
         model: whose layers they are.
@@ -54,74 +56,135 @@ class QuantizedModel:
         trained: whether optimizers train what is learned at the moment.
         attached: learned parameters by name: the weight whose settings they take, and the index of their group.
         unused: layers that were to be quantized and are not, because they have no part in the training.
+        latents: what weights were before `convert` put them on their grids, by name; copies have none.
     """
+
+    modules: dict[str, nn.Module]
+    layers: dict[str, Layer]
+    latents: dict[str, Tensor]
+    _model: Callable[[], nn.Module | None]
 
     def __init__(
         self,
         model: nn.Module,
         layers: list[Layer],
-        request: QuantizationConfig,
-        layout: ActivationPlacement,
+        config: QuantizationConfig,
+        placement: ActivationPlacement,
         seed: int = 0,
     ) -> None:
-        self.layers = {layer.name: layer for layer in layers}
-        self.config, self.placement, self.state, self.seed = request, layout, QuantState(), seed
-        self._model, self.trained = ref(model), False
+        self.config, self.placement, self.state, self.seed = config, placement, QuantState(), seed
+        self.trained, self.latents = False, {}
         self.attached: dict[str, tuple[str, int]] = {}
         self.unused: list[str] = []
-        self.plans = request.plan_layers(layers, layout.order)
-        modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
+        self.plans = config.plan_layers(layers, placement.order)
+        self._places = {layer.name: tuple(_place_of(one, layer.module) for one in layer.weights) for layer in layers}
+        modules = self._bind(model)
         self.weights: dict[str, WeightFakeQuantize] = {}
         self.activations: dict[str, ActivationFakeQuantize] = {}
         for layer in layers:
             self._make_weights(layer)
-        for site in layout.sites:
+        for site in placement.sites:
             self._make_site(site)
         self.biases = {layer.name: one for layer in layers if (one := self._integer_bias(layer, modules)) is not None}
-        self.modules = {
-            name: modules[name] for name in dict.fromkeys([*self.layers, *(site.module for site in layout.sites)])
+
+    def _bind(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Find the layers and modules in a model that has them under their names; returns all its modules."""
+        modules = {display_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
+        hooked = dict.fromkeys([*self._places, *(site.module for site in self.placement.sites)])
+        if missing := [name for name in hooked if name not in modules]:
+            raise ValueError(
+                f"'{missing[0]}' is quantized too, but it lies outside of this {type(model).__name__}: take the whole "
+                f"model."
+            )
+        self._model = ref(model)
+        self.layers = {
+            name: Layer(name, modules[name], tuple(place.find(modules[name]) for place in places))
+            for name, places in self._places.items()
         }
-        _quantized[model] = self
+        self.modules = {name: modules[name] for name in hooked}
+        return modules
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model: whoever copies a part of it would copy all of it."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THE_MODEL}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._model, self.modules, self.layers, self.latents = _no_model, {}, {}, {}
+
+    def seen_from(self, model: nn.Module, rename: Callable[[str], str]) -> "QuantizedModel":
+        """These quantizers under the names that layers have in `model`: one that holds this one, a part, or a copy.
+
+        Raises:
+            ValueError: if something is quantized outside of it.
+        """
+        found = copy(self)
+        found.latents = {}
+        found.placement = self.placement.renamed(rename)
+        found._places = {
+            rename(name): tuple(replace(place, name=rename(place.name)) for place in places)
+            for name, places in self._places.items()
+        }
+        sites = {old.name: new.name for old, new in zip(self.placement.sites, found.placement.sites, strict=True)}
+        found.activations = {sites[name]: one for name, one in self.activations.items()}
+        found.weights = {rename(name): one for name, one in self.weights.items()}
+        found.plans = {rename(name): one for name, one in self.plans.items()}
+        found.biases = {rename(name): one for name, one in self.biases.items()}
+        found._bind(model)
+        return found
 
     # What acts --------------------------------------------------------------------------------------------------
 
-    def install(self) -> list[RemovableHandle]:
-        """Hook the quantizers into the model; they act while `mode.active`."""
-        return [handle for name in self.modules for handle in self._install(name)]
+    def install(self) -> None:
+        """Hook the quantizers into the model; they act while `state.enabled`."""
+        for name, module in self.modules.items():
+            doors = {site.port: self.activations[site.name] for site in self.placement.sites if site.module == name}
+            end, gate = doors.pop("output", None), doors.pop(GATE, None)
+            gating = None if gate is None else GateSwap(GATES[type(module)], gate)
+            swap = self._swap(name) if name in self.layers else None
+            by_position = {int(port.split()[1]): quantizer for port, quantizer in doors.items()}
+            entering = PreForwardHook(self.state, by_position, swap, gating, self, name)
+            leaving = PostForwardHook(self.state, end, swap, self._errors(name), gating, self)
+            module.register_forward_pre_hook(entering, with_kwargs=True)
+            module.register_forward_hook(leaving, with_kwargs=True, always_call=True)
+        self._forget_compiled()
 
-    def _install(self, name: str) -> list[RemovableHandle]:
-        module = self.modules[name]
-        doors = {site.port: self.activations[site.name] for site in self.placement.sites if site.module == name}
-        end, gate = doors.pop("output", None), doors.pop(GATE, None)
-        gating = None if gate is None else GateSwap(GATES[type(module)], gate)
-        swap = self._swap(name) if name in self.layers else None
-        by_position = {int(port.split()[1]): quantizer for port, quantizer in doors.items()}
-        entering, leaving = (
-            PreForwardHook(self.state, by_position, swap, gating),
-            PostForwardHook(self.state, end, swap, self._errors(name), gating),
-        )
-        return [
-            module.register_forward_pre_hook(entering, with_kwargs=True),
-            module.register_forward_hook(leaving, with_kwargs=True, always_call=True),
-        ]
+    def remove(self, model: nn.Module | None = None) -> None:
+        """Leave nothing of the quantizers in the model, or in a part or copy of it.
+
+        Weights that `convert` has put on their grids stay there.
+        """
+        for module in self.modules.values() if model is None else [model]:
+            drop_forward_hooks(module, lambda hook: getattr(hook, "owner", None) is self)
+        for name in self.layers:
+            # A forward that was interrupted by a key press has left without its hooks.
+            self._swap(name).take(self.modules[name])
+        self._forget_compiled()
+
+    @torch.no_grad()
+    def convert(self) -> None:
+        """Put the weights themselves on their grids, so that they are what the model computes with."""
+        for name, weight_ref in self.quantized_weights().items():
+            if self.weights[name].converted is None:
+                self.latents[name] = weight_ref.parameter.detach().clone()
+                self.weights[name].convert(weight_ref.parameter)
+        self._forget_compiled()
+
+    @torch.no_grad()
+    def restore_latents(self, unless_loaded: bool = True) -> None:
+        """Let weights be put on their grids at each call again, beginning with the values that training goes on with.
+
+        Args:
+            unless_loaded: whether the weights are still those of `convert`; what was loaded since stays as it is.
+        """
+        for name, weight_ref in self.quantized_weights().items():
+            quantizer, latent = self.weights[name], self.latents.pop(name, None)
+            converted, quantizer.converted = quantizer.converted, None
+            if unless_loaded and latent is not None and converted and converted.holds(weight_ref.parameter):
+                weight_ref.parameter.copy_(latent)
 
     def _swap(self, name: str) -> WeightSwap:
         return WeightSwap(self.layers[name], self.weights, self.biases.get(name))
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Within the context the quantizers are hooked into the model; afterwards nothing of them is left in it."""
-        handles = self.install()
-        self._forget_compiled()
-        try:
-            yield
-        finally:
-            self._forget_compiled()
-            for handle in handles:
-                handle.remove()
-            for name in self.layers:
-                # A forward that was interrupted by a key press has left without its hooks.
-                self._swap(name).take(self.modules[name])
 
     def begin(self) -> None:
         """Let the quantized phase begin: what is learned of weights begins with the weights as they are now."""
@@ -168,6 +231,21 @@ class QuantizedModel:
             for leaf, parameter in quantizer.named_parameters()
         }
 
+    @torch.no_grad()
+    def on_grid(self, name: str, weight: Tensor) -> Tensor:
+        """Other values of a quantized weight, such as its average, on the grid that suits them; nothing is kept."""
+        quantizer = self.weights[name]
+        kept = {key: value.clone() for key, value in quantizer.state_dict().items()}
+        values: Tensor = quantizer(weight).detach().clone()
+        quantizer.load_state_dict(kept)
+        return values
+
+    def state_dict_keys(self) -> dict[str, str]:
+        """The names of quantized weights by their keys in the model's `state_dict`; tied ones have several."""
+        model, names = self._model(), {id(one.parameter): name for name, one in self.quantized_weights().items()}
+        named = () if model is None else model.named_parameters(remove_duplicate=False)
+        return {key: names[id(parameter)] for key, parameter in named if id(parameter) in names}
+
     def is_of(self, model: nn.Module) -> bool:
         """Whether these are the quantizers of this very module."""
         return self._model() is model
@@ -181,11 +259,12 @@ class QuantizedModel:
         """What the model computes with, as plain data.
 
         >>> from lightning_compress import quantize
+        >>> from lightning_compress.quantization.lookup import quantized_of
         >>> model = quantize(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)])
         >>> description = quantized_of(model).describe()
         >>> spec = description.weights["0.weight"]
         >>> spec.bits, spec.quant_min, spec.quant_max, tuple(spec.codes.shape), description.inputs
-        (8, -127, 127, (2, 4), {'0': '0 input 0'})
+        (7, -63, 63, (2, 4), {'0': '0 input 0'})
         """
         found = {
             name: describe_weight(self.weights[name], weight_ref.parameter.detach())
@@ -359,32 +438,31 @@ class QuantizedModel:
         )
 
 
+@dataclass(frozen=True)
+class _WeightPlace:
+    """Where in its layer a weight is: plain data, so that a copy of the model can be looked through for it."""
+
+    name: str
+    path: str
+    leaf: str
+    axis: int
+
+    def find(self, layer: nn.Module) -> WeightRef:
+        owner = layer.get_submodule(self.path)
+        return WeightRef(self.name, owner._parameters[self.leaf], owner, self.leaf, self.axis)  # type: ignore[arg-type]
+
+
+def _place_of(weight_ref: WeightRef, layer: nn.Module) -> _WeightPlace:
+    path = next(name for name, module in layer.named_modules() if module is weight_ref.owner)
+    return _WeightPlace(weight_ref.name, path, weight_ref.leaf, weight_ref.axis)
+
+
+def _no_model() -> None:
+    """The model of quantizers that were copied, until somebody asks for them with the copy at hand."""
+
+
 def _count(quantizer: WeightFakeQuantize) -> int:
     return math.prod(quantizer.channel_groups.shape)
-
-
-def quantized_of(model: nn.Module) -> QuantizedModel | None:
-    """The quantizers that were made for this very module, if any."""
-    return _quantized.get(model)
-
-
-def mark_quantization_pending(model: nn.Module) -> None:
-    """From now on this model is one that is to be quantized, and is not yet."""
-    _awaited.add(model)
-
-
-def is_quantization_pending(model: nn.Module) -> bool:
-    """Whether a model was to be quantized, and its quantized phase was not reached."""
-    return model in _awaited and quantized_of(model) is None
-
-
-def quantized_owner(part: nn.Module) -> tuple[nn.Module, str] | None:
-    """The model that is quantized, or was to be, of which a module is a part, and its name there with a dot behind."""
-    for model in [*_quantized, *_awaited]:
-        for name, module in model.named_modules() if model is not part else ():
-            if module is part:
-                return model, f"{display_name(name)}."
-    return None
 
 
 def _plain() -> tuple[NumberFormat, ResolvedMethod]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,7 +16,7 @@ def restore_quantization(model: nn.Module, state: Mapping[str, Any]) -> Quantize
     """Quantize a module as the state of a `QuantizedModel` says; its hooks are installed for good.
 
     Args:
-        model: with the weights of the same checkpoint.
+        model: with the weights of the same checkpoint, as training goes on with them; they are put on their grids.
         state: what `QuantizedModel.state` gave.
 
     Raises:
@@ -29,8 +28,11 @@ def restore_quantization(model: nn.Module, state: Mapping[str, Any]) -> Quantize
     request = QuantizationConfig(overrides=overrides, symmetric=symmetric, reduce_range=False)
     quantized = QuantizedModel(model, _layers(model, state), request, layout)
     quantized.load_state_dict(state)
-    quantized.state.observers_frozen = quantized.state.enabled
     quantized.install()
+    if quantized.state.enabled:
+        quantized.freeze_observers()
+        quantized.convert()
+        quantized.latents.clear()
     return quantized
 
 
@@ -46,21 +48,15 @@ def restrict_state(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"'{name}' is quantized outside of '{prefix.removesuffix('.')}': take the whole module.")
         return name[len(prefix) :]
 
-    layout = ActivationPlacement.from_state_dict(state["layout"])
-    sites = {site.name: replace(site, module=own(site.module)) for site in layout.sites}
-    moved = ActivationPlacement(
-        tuple(sites.values()),
-        tuple(map(own, layout.order)),
-        {own(layer): sites[site].name for layer, site in layout.inputs.items()},
-        {own(layer): own(norm) for layer, norm in layout.norms.items()},
-        {own(layer): why for layer, why in layout.floating.items()},
-    )
+    placement = ActivationPlacement.from_state_dict(state["layout"])
+    moved = placement.renamed(own)
+    sites = {old.name: new.name for old, new in zip(placement.sites, moved.sites, strict=True)}
     return {
         **state,
         "layout": moved.state_dict(),
         "plans": {own(name): plan for name, plan in state["plans"].items()},
         "weights": {own(name): weight for name, weight in state["weights"].items()},
-        "activations": {sites[name].name: one for name, one in state["activations"].items()},
+        "activations": {sites[name]: one for name, one in state["activations"].items()},
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from lightning_compress.quantization.description import QuantizationDescription
-from lightning_compress.quantization.quantized_model import quantized_of
+from lightning_compress.quantization.lookup import quantized_of
 
 # A float32 scale and a zero point of one byte.
 SITE_BYTES = 5

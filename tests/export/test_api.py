@@ -98,8 +98,9 @@ def test_a_part_that_holds_all_quantized_layers_is_exported_on_its_grids(trained
     export(trained.net, tmp_path / "part.pt2", numbers)
     programs = [torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("whole", "part")]
     assert torch.equal(*(program(numbers) for program in programs))
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in trained.modules())
-    with pytest.raises(ValueError, match=r"'net.head' is quantized outside of 'net.hidden': take the whole module"):
+    with pytest.raises(
+        ValueError, match="'net.head' is quantized too, but it lies outside of 'net.hidden': take the whole"
+    ):
         export(trained.net.hidden, tmp_path / "part.pt2", numbers)
 
 
@@ -138,7 +139,7 @@ def test_a_model_whose_quantized_phase_was_not_reached_is_refused(suffix, make_m
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again = load_compressed(type(module), tmp_path / "last.ckpt", net=Wide)
     for one in (module, module.net, again):
-        with pytest.raises(ValueError, match="quantized phase of this Classifier was not reached"):
+        with pytest.raises(ValueError, match=r"quantized phase of this (Classifier|Wide) was not reached"):
             export(one, tmp_path / f"model{suffix}", torch.zeros(2, 8))
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, export, load_packed
-from tests.quantization.watching import equal, is_active, noted
+from tests.quantization.watching import as_trained, equal, is_active, noted
 
 PLAIN = {"begin": 2, "freeze_bn": None, "freeze_ranges": None, "reduce_range": False}
 
 
 @pytest.mark.parametrize("settings", [{"weights": 3}, {"method": "stochastic"}, {"weights": "ternary"}], ids=str)
-def test_the_same_callback_evaluates_quantized_and_without_it_the_model_is_a_float_one(
+def test_it_is_evaluated_as_it_was_trained_with_and_without_the_callback_until_the_quantizers_are_taken_off(
     settings, make_module, make_trainer, loader
 ):
     quantization, module = QuantizationAwareTraining(begin=2, **settings), make_module()
@@ -22,6 +22,8 @@ def test_the_same_callback_evaluates_quantized_and_without_it_the_model_is_a_flo
     in_training = float(trainer.callback_metrics["val_loss"])
     assert trainer.validate(module, loader, verbose=False)[0]["val_loss"] == in_training
     assert make_trainer([quantization]).test(module, loader, verbose=False)[0]["val_loss"] == in_training
+    assert make_trainer().validate(module, loader, verbose=False)[0]["val_loss"] == in_training
+    as_trained(module)
     floating = make_trainer().validate(module, loader, verbose=False)[0]["val_loss"]
     assert floating != in_training
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_compress import QuantizationAwareTraining, export, load_compressed, quantize
+from lightning_compress.quantization.lookup import quantized_of
 from lightning_compress.quantization.lowering.lower import lower
-from lightning_compress.quantization.quantized_model import quantized_of
 
 FUNCTIONS = {
     "silu": (nn.SiLU, torch.sigmoid),

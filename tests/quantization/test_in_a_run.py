@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress import Distillation, Pruning, QuantizationAwareTraining, quantize
-from lightning_compress.quantization.quantized_model import quantized_of
+from lightning_compress import Distillation, Pruning, QuantizationAwareTraining, quantize, remove_quantizers
+from lightning_compress.quantization.lookup import quantized_of
+from tests.quantization.watching import as_trained, equal
 
 
 def rounded(values, axis=0, bits=8):
@@ -76,7 +77,7 @@ def test_the_forward_uses_the_weights_on_their_grids_and_keeps_its_own(name, tra
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(quantized(inputs), by_hand(inputs), rtol=1e-5, atol=1e-6)
     assert (quantized(inputs) - model(inputs)).abs().max() > 1e-4
-    assert all(torch.equal(one, other) for one, other in zip(quantized.parameters(), model.parameters(), strict=True))
+    assert all(map(torch.allclose, quantized.parameters(), by_hand.parameters()))
     assert not any("weight" in vars(module) for module in quantized.modules())
 
 
@@ -107,13 +108,17 @@ def fit(make_trainer, loader, module, *callbacks, **arguments):
     return trainer
 
 
-def test_afterwards_nothing_of_ours_is_left(make_module, make_trainer, loader):
+def test_afterwards_only_the_quantizers_are_left_until_they_are_taken_off(make_module, make_trainer, loader):
     module = make_module()
     trainer = fit(
         make_trainer, loader, module, QuantizationAwareTraining(weights=4, activations=4, begin=2, first="same")
     )
+    assert any(one._forward_hooks for one in module.modules())
+    remove_quantizers(module)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
-    assert "training_step" not in vars(module)
+    plain = make_module()
+    make_trainer(max_epochs=1).fit(plain, loader)
+    assert vars(module).keys() == vars(plain).keys()
     assert [len(group["params"]) for group in trainer.optimizers[0].param_groups] == [4]
     assert module.state_dict().keys() == make_module().state_dict().keys()
 
@@ -177,8 +182,8 @@ def test_to_calibrate_only_leaves_the_training_as_it_is(make_module, make_traine
     plain, calibrated = make_module(), make_module()
     fit(make_trainer, loader, plain)
     fit(make_trainer, loader, calibrated, QuantizationAwareTraining(calibrate_only=True, begin=2))
-    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), calibrated.parameters(), strict=True))
     assert not quantized_of(calibrated).uncalibrated()
+    assert equal(as_trained(calibrated), plain)
 
 
 def test_ranges_and_norms_stay_when_they_are_frozen(make_module, make_trainer, loader, pl):

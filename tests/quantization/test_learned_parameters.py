@@ -9,7 +9,7 @@ from lightning_compress import QuantizationAwareTraining
 from lightning_compress.quantization.learned_parameters import add_damping, attachments, quantize_gradients
 from tests.conftest import adamw, sgd
 from tests.quantization.by_hand import Perceptron, quantized, randn, seeded
-from tests.quantization.watching import noted
+from tests.quantization.watching import as_trained, noted
 
 LSQ = {"weights": 4, "activations": 4, "first": "same", "last": "same"}
 
@@ -74,6 +74,7 @@ def test_steps_are_learned_as_by_hand(optimizer, arguments, lsq_by_hand, make_mo
         theirs.batches = 1  # the first of the two batches of step 1 is watched
     make_trainer([quantization], max_epochs=2, **arguments).fit(ours, loader)
     make_trainer(max_epochs=2, **arguments).fit(theirs, loader)
+    as_trained(ours)
     for one, other in zip(ours.parameters(), theirs.net.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-5)
     learned = list(quantization.quantized.learned().values())

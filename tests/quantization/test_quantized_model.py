@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_compress.nn.forward_capture import tensors_in
 from lightning_compress.quantization.layers import quantizable_layers
-from lightning_compress.quantization.quantized_model import QuantizedModel, quantized_of
+from lightning_compress.quantization.lookup import quantized_of
+from lightning_compress.quantization.quantized_model import QuantizedModel
 from tests.quantization.by_hand import (
     Convolutional,
     Perceptron,
@@ -296,8 +297,9 @@ def test_the_hooks_leave_the_model_as_it_was():
         module._forward_hooks.clear(), module._forward_pre_hooks.clear()
     found.begin()
     found.state.fake_quant_enabled = True
-    with found.installed():
-        assert not torch.equal(model(randn(5, 6)), wanted)
+    found.install()
+    assert not torch.equal(model(randn(5, 6)), wanted)
+    found.remove()
     assert torch.equal(model(randn(5, 6)), wanted)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -326,8 +328,10 @@ def test_after_an_error_in_a_forward_the_weights_are_the_users_again(error):
     found = quantized(model, randn(5, 6))
     for module in model.modules():
         module._forward_hooks.clear(), module._forward_pre_hooks.clear()
-    with pytest.raises(error), found.installed():
+    found.install()
+    with pytest.raises(error):
         model(torch.full((5, 6), 1000.0))
+    found.remove()
     assert "weight" not in vars(model.layer)
     assert isinstance(model.layer.weight, nn.Parameter)
 
@@ -357,7 +361,8 @@ def test_a_copy_computes_the_same_and_neither_disturbs_the_other():
     assert str(found.state_dict()["activations"]) == str({**found.state_dict(), "frozen": False}["activations"])
     assert state == str(found.state_dict())
     assert torch.equal(model(randn(5, 6, seed=1)), wanted)
-    assert quantized_of(other) is None
+    assert quantized_of(other) is not found
+    assert quantized_of(other).state_dict().keys() == found.state_dict().keys()
 
 
 def test_a_copy_goes_on_with_the_grids_that_it_was_copied_with():

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, load_compressed, quantize
+from lightning_compress.quantization.lookup import quantized_of
 from lightning_compress.quantization.lowering.lower import lower
-from lightning_compress.quantization.quantized_model import quantized_of
 from tests.quantization.by_hand import randn
 
 

@@ -3,10 +3,20 @@
 import torch
 from torch import nn
 
+from lightning_compress import remove_quantizers
+from lightning_compress.quantization.lookup import quantized_of
+
 
 def equal(one, other):
     """Whether two modules hold the same values, bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def as_trained(module):
+    """The module as the optimizer knew it: with the float weights behind those on grids, and without quantizers."""
+    quantized_of(module).restore_latents()
+    remove_quantizers(module)
+    return module
 
 
 def noted(pl, quantization, what):

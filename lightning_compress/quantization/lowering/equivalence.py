@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.core.patching import wrapped_method
 from lightning_compress.nn.example_inputs import call_model, check_example, copy_example, describe_shapes
 from lightning_compress.nn.isolation import isolated_eval
-from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 from lightning_compress.quantization.lowering.lower import require_quantized, site_keys
 from lightning_compress.quantization.quantized_model import QuantizedModel
@@ -45,7 +44,7 @@ def check_equivalence(model: nn.Module, deployable: DeployedModel, example: Any)
     quantized = require_quantized(model)
     names = {key: site for site, key in site_keys(quantized.describe()).items()}
     made: Made = defaultdict(list)
-    with isolated_eval(model), _acting(model, quantized), _noted(quantized, names, made):
+    with isolated_eval(model), _noted(quantized, names, made):
         try:
             wanted = _tensors(call_model(model, copy_example(example)))
         except Exception as error:
@@ -70,16 +69,6 @@ def _check_dtypes(model: nn.Module, deployable: DeployedModel) -> None:
             f"{type(model).__name__} is {', '.join(map(str, own))}, but parts of what is deployed are {new.pop()}: "
             f".float() the module first."
         )
-
-
-@contextmanager
-def _acting(model: nn.Module, quantized: QuantizedModel) -> Iterator[None]:
-    """Within the context the quantizers are hooked into the model, as they are for good in what `quantize` made."""
-    if has_quantizer_hooks(model):
-        yield
-    else:
-        with quantized.installed():
-            yield
 
 
 @contextmanager

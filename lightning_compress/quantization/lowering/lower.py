@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_compress.nn.copying import copy_without_hooks, unwrap_compiled
 from lightning_compress.nn.forward_capture import display_name, ordered_arguments
 from lightning_compress.quantization.description import ActivationSpec, QuantizationDescription, WeightSpec
-from lightning_compress.quantization.forward_hooks import has_quantizer_hooks
+from lightning_compress.quantization.forward_hooks import quantizer_hooks
+from lightning_compress.quantization.lookup import REMOVED, quantized_of, unquantized_reason
 from lightning_compress.quantization.lowering.deployed_model import DeployedModel
 from lightning_compress.quantization.lowering.modules import (
     Chain,
@@ -22,7 +23,7 @@ from lightning_compress.quantization.lowering.modules import (
     without_norm,
 )
 from lightning_compress.quantization.placement.gates import GATE
-from lightning_compress.quantization.quantized_model import QuantizedModel, is_quantization_pending, quantized_of
+from lightning_compress.quantization.quantized_model import QuantizedModel
 
 
 def lower(model: nn.Module) -> DeployedModel:
@@ -102,27 +103,32 @@ def _free(name: str, taken: Collection[str]) -> str:
 
 def is_float(model: nn.Module) -> bool:
     """Whether nothing in the model computes on grids, or was to, as far as can be seen."""
-    # Copies of what `quantize` made have hooks and are not known.
-    return quantized_of(model) is None and not is_quantization_pending(model) and not has_quantizer_hooks(model)
+    return next(quantizer_hooks(model), None) is None and unquantized_reason(model) is None
 
 
 def require_quantized(model: nn.Module) -> QuantizedModel:
     """The quantizers of a model that is ready to be deployed.
 
     Raises:
-        ValueError: if it was not quantized, its quantized phase was not reached, or a place has seen nothing.
+        ValueError: if it was not quantized, its quantized phase was not reached, its quantizers were taken off, or a
+            place has seen nothing.
     """
     quantized = quantized_of(model)
-    if is_quantization_pending(model) or (quantized is not None and not quantized.state.enabled):
+    if quantized is None and unquantized_reason(model) == REMOVED:
+        raise ValueError(
+            f"The quantizers of this {type(model).__name__} were taken off by remove_quantizers. Take the model from a "
+            f"checkpoint by load_compressed; in floating point export a copy, copy.deepcopy(model), to .onnx."
+        )
+    if (quantized is None and unquantized_reason(model)) or (quantized is not None and not quantized.state.enabled):
         raise ValueError(
             f"The quantized phase of this {type(model).__name__} was not reached. Train longer, or let "
             f"QuantizationAwareTraining begin earlier; in floating point export a copy, copy.deepcopy(model), to .onnx."
         )
     if quantized is None:
         raise ValueError(
-            f"This {type(model).__name__} was never quantized: a copy does not know its original's grids. Export the "
-            f"module that was trained with QuantizationAwareTraining, what quantize(...) returned, or what "
-            f"load_compressed(...) made of a checkpoint; in floating point it goes to .onnx."
+            f"This {type(model).__name__} was never quantized. Export the module that was trained with "
+            f"QuantizationAwareTraining, what quantize(...) returned, what load_compressed(...) made of a checkpoint, "
+            f"or a copy of these; in floating point it goes to .onnx."
         )
     for quantizer in quantized.quantizers():
         quantizer.to(next(model.parameters()).device)  # the Trainer moves the module alone when a fit ends

@@ -5,8 +5,8 @@ and the activation function that follow them, which a runtime folds into the ker
 value, so it lies where the value is made, if a module's end is there, else at a door that all who take it lie behind.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -80,6 +80,17 @@ class ActivationPlacement:
             "norms": dict(self.norms),
             "floating": dict(self.floating),
         }
+
+    def renamed(self, rename: Callable[[str], str]) -> "ActivationPlacement":
+        """The same of a model whose modules have other names."""
+        sites = {site.name: replace(site, module=rename(site.module)) for site in self.sites}
+        return ActivationPlacement(
+            tuple(sites.values()),
+            tuple(map(rename, self.order)),
+            {rename(layer): sites[site].name for layer, site in self.inputs.items()},
+            {rename(layer): rename(norm) for layer, norm in self.norms.items()},
+            {rename(layer): why for layer, why in self.floating.items()},
+        )
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "ActivationPlacement":

@@ -83,8 +83,8 @@ def quantize(
         seed: of methods that draw, and of the samples that `adaround` draws; the user's random stream is untouched.
 
     Returns:
-        A copy in eval mode whose `state_dict` has the same keys, and the same values but for what `equalize`,
-        `adaround` and `bias_correction` have changed. Copies of it compute on the same grids. It is not compiled, and
+        A copy in eval mode whose `state_dict` has the same keys; the weights in it lie on their grids. Copies of it
+        compute on the same grids; `remove_quantizers(copy)` takes those of activations off. It is not compiled, and
         where the float model was compiled too, torch tells the two apart by their hooks only with
         `torch._dynamo.config.skip_nnmodule_hook_guards = False`.
 
@@ -92,6 +92,12 @@ def quantize(
         ValueError: if there is no batch, or anything else cannot be done; nothing is changed then.
 
     Reference: Jacob et al., 2018, section 3, https://arxiv.org/abs/1712.05877
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> loader = [torch.randn(16, 4) for _ in range(3)]
+    >>> quantized = quantize(model, loader, weights=4, first="same")
+    >>> int(quantized[0].weight[0].unique().numel()) <= 15
+    True
     """
     request = FixedConfig(
         weights, activations, method, granularity, symmetric, first, last, dict(overrides or {}), reduce_range,
@@ -108,6 +114,7 @@ def quantize(
         quantized.install()
         quantized.check_ranges()
         _settle(quantized)
+        _convert(quantized)
         return copy
     with _undisturbed(), DelayedProgress(progress) as bar:
         given = CalibrationBatches(loader, batches, forward, kept=bool(adaround or bias_correction), progress=bar)
@@ -128,6 +135,7 @@ def quantize(
             _tell("adaround", adaptive_rounding(copy, reference, quantized, given, calls, adaround))
         if bias_correction:
             _tell("bias_correction", correct_biases(copy, quantized, means, given, calls))
+        _convert(quantized)
     return copy
 
 
@@ -224,6 +232,12 @@ def _settle(quantized: QuantizedModel) -> None:
     """From now on compute on grids that stay as they are."""
     mode = quantized.state
     mode.enabled, mode.observers_frozen, mode.fake_quant_enabled = True, True, True
+
+
+def _convert(quantized: QuantizedModel) -> None:
+    """Put the weights themselves on their grids; nobody will train on from what they were."""
+    quantized.convert()
+    quantized.latents.clear()
 
 
 def _tell(what: str, left: Mapping[str, str]) -> None:

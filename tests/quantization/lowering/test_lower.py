@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lightning_compress import QuantizationAwareTraining, export, quantize
+from lightning_compress.quantization.lookup import quantized_of
 from lightning_compress.quantization.lowering.lower import lower, quantized_tensors
 from lightning_compress.quantization.lowering.modules import FixedFakeQuantize
-from lightning_compress.quantization.quantized_model import quantized_of
 
 
 def network():

@@ -10,7 +10,7 @@ from lightning_compress.quantization.layers import quantizable_layers
 from lightning_compress.quantization.placement.unused_frozen_layers import unused_frozen_layers
 from tests.conftest import adamw
 from tests.quantization.by_hand import randn, seeded
-from tests.quantization.watching import equal
+from tests.quantization.watching import as_trained, equal
 
 LSQ = {"weights": 4, "activations": 4, "first": "same", "last": "same"}
 SETTINGS = [{}, LSQ, {"weights": "binary", "method": "binary_connect"}, {"weights": 3, "damping": 0.1}]
@@ -49,7 +49,8 @@ def test_a_frozen_layer_is_quantized_and_keeps_its_weights_bit_for_bit(settings,
     before, quantization = module.net[0].weight.clone(), quantizing(**settings)
     make_trainer([quantization], max_epochs=2).fit(module, loader)
     assert list(quantization.quantized.weights) == ["net.0.weight", "net.2.weight"]
-    assert torch.equal(module.net[0].weight, before)
+    assert not torch.equal(module.net[0].weight, before)
+    assert torch.equal(as_trained(module).net[0].weight, before)
     assert not module.net[0].weight.requires_grad
 
 
@@ -61,7 +62,7 @@ def test_what_is_learned_for_a_frozen_layer_is_trained_only_if_an_optimizer_has_
         module.net[0].requires_grad_(False)
         make_trainer([quantization], max_epochs=1).fit(module, loader)
         learned = quantization.quantized.learned()
-        first = 2 * module.net[0].weight.abs().mean(1, keepdim=True) / 7**0.5
+        first = 2 * as_trained(module).net[0].weight.abs().mean(1, keepdim=True) / 7**0.5
         return {name.split("/")[1]: one for name, one in learned.items() if name.startswith("weights")}, first
 
     learned, first = steps(lambda parameters: adamw([one for one in parameters if one.requires_grad]))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import QuantizationAwareTraining
 from lightning_compress import quantize as quantize_aloud
-from lightning_compress.quantization.quantized_model import quantized_of
+from lightning_compress.quantization.lookup import quantized_of
 from lightning_compress.quantization.restore import restore_quantization
 
 
@@ -111,11 +111,14 @@ def test_what_is_not_trained_gets_no_learned_step():
 # What stays ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_state_dict_is_that_of_the_original():
+def test_the_state_dict_has_the_keys_of_the_original_and_weights_on_grids():
     model = small().train()
     found = quantize(model, batches())
     assert list(found.state_dict()) == list(model.state_dict())
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+    on_grid = quantized_of(found).describe().values()
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, on_grid.get(name, model.state_dict()[name]))
+        assert name not in on_grid or not torch.equal(value, model.state_dict()[name])
     assert type(found) is type(model)
     assert not any(module.training for module in found.modules())
 

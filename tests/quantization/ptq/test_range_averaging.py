@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_compress import quantize
-from lightning_compress.quantization.quantized_model import quantized_of
+from lightning_compress.quantization.lookup import quantized_of
 
 
 class Pyramid(nn.Module):
