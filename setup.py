@@ -22,6 +22,9 @@ REQUIRED = [
     # leaves it out and works too: `_lightning.py` takes whichever name it finds.
     # 2.6.2 and 2.6.3 were compromised releases: never let them in.
     "pytorch-lightning>=2.6.4,<2.7",
+    "lightning-utilities>=0.11,<1",  # Lightning's own helpers, which it needs too
+    "numpy>=1.26,<3",
+    "Jinja2>=3.1,<4",  # the report's page; torch needs it too
     "torchmetrics>=1.5,<2",
     "wandb>=0.19,<1",
     "PyYAML>=6.0,<7",
@@ -31,13 +34,14 @@ REQUIRED = [
 
 EXTRAS = {
     "cli": ["jsonargparse[signatures]>=4.39,<5"],
-    "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<1"],
+    "export": ["ml_dtypes>=0.5,<1", "onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<1"],
     "recipes": ["mlxtend>=0.23,<1"],
     "search": ["optuna>=4.2,<5"],
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
+    "fsspec>=2024.2",  # a test breaks a checkpoint off where Lightning writes it
     "lightning>=2.6.4,<2.7",  # every callback test runs under both names
     "mlflow-skinny>=3,<4",  # tests read back what its logger was sent, as they do for TensorBoard
     "mypy>=2,<3",
@@ -69,6 +73,7 @@ setup(
     ],
     package_dir={"lightning_compress": "lightning_compress", RECIPES: "recipes"},
     package_data={
+        "": ["README.md"],
         "lightning_compress": ["py.typed"],
         "lightning_compress.reporting.render": ["templates/*"],
         RECIPES: ["*.yaml", "sweeps/*.yaml"],

@@ -1,6 +1,6 @@
 """Measure 12 popular networks in ONNX Runtime: float32, ours, ONNX Runtime's own quantizer; and ours in OpenVINO.
 
-    pip install timm torchvision transformers openvino
+    pip install -r benchmarks/requirements.txt
     python benchmarks/popular_networks.py
     python benchmarks/popular_networks.py --only resnet18,vit_tiny     keep what the file has of the others
 

@@ -1,6 +1,6 @@
 """Compare post-training quantization: ours, ONNX Runtime's `quantize_static`, NNCF and torchao, on trained networks.
 
-    pip install nncf
+    pip install -r benchmarks/requirements.txt
     python benchmarks/post_training.py
 
 Prints a table of accuracy, agreement, bytes and latency, and writes `benchmarks/results/post_training.json`.
