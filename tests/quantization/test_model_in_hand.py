@@ -18,6 +18,7 @@ from lightning_compress import (
 from lightning_compress.quantization.lookup import quantized_of
 from tests.quantization.watching import as_trained, equal
 
+pytestmark = pytest.mark.parametrize("pl", ["pytorch_lightning"], indirect=True)  # hooks of torch, and dicts: one name
 EVERYWHERE = {"first": "same", "last": "same", "begin": 2}
 SETTINGS = {
     "8 bits": {"begin": 2},
@@ -31,7 +32,7 @@ SETTINGS = {
 
 
 @pytest.fixture(params=SETTINGS)
-def trained(request, make_module, make_trainer, loader, tmp_path):
+def trained(request, pl, make_module, make_trainer, loader, tmp_path):
     """A module, the loss of its last validation, and a checkpoint of it, saved while it was trained."""
     module, callback = make_module(), QuantizationAwareTraining(**SETTINGS[request.param])
     trainer = make_trainer([callback], max_epochs=2)
@@ -46,7 +47,7 @@ def loss_of(module, loader):
     return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
 
-def test_it_computes_what_was_validated_and_so_do_copies_parts_and_what_is_loaded(trained, make_module, loader):
+def test_it_computes_what_was_validated_and_so_do_copies_parts_and_what_is_loaded(trained, make_module, loader, pl):
     module, validated, path = trained
     values = loader.dataset.tensors[0]
     wanted = module.net(values)
@@ -58,7 +59,7 @@ def test_it_computes_what_was_validated_and_so_do_copies_parts_and_what_is_loade
     assert equal(again, module)
 
 
-def test_weights_lie_on_their_grids_in_hand_and_in_checkpoints(trained, make_module):
+def test_weights_lie_on_their_grids_in_hand_and_in_checkpoints(trained, make_module, pl):
     module, _, path = trained
     on_grid = quantized_of(module).describe().values()
     saved = torch.load(path, weights_only=True)["state_dict"]
@@ -68,7 +69,7 @@ def test_weights_lie_on_their_grids_in_hand_and_in_checkpoints(trained, make_mod
     assert not torch.equal(as_trained(module).get_parameter("net.0.weight"), on_grid["net.0.weight"])
 
 
-def test_a_copy_and_a_part_are_exported_like_the_module_itself(trained, tmp_path):
+def test_a_copy_and_a_part_are_exported_like_the_module_itself(trained, tmp_path, pl):
     module, _, _ = trained
     export(module, tmp_path / "own.safetensors")
     export(copy.deepcopy(module), tmp_path / "copy.safetensors")
@@ -79,7 +80,7 @@ def test_a_copy_and_a_part_are_exported_like_the_module_itself(trained, tmp_path
     assert equal(part, module.net)
 
 
-def test_quantizers_are_taken_off_copies_and_the_module_apart(trained, loader):
+def test_quantizers_are_taken_off_copies_and_the_module_apart(trained, loader, pl):
     module, _, _ = trained
     values = loader.dataset.tensors[0]
     wanted, other = module.net(values), copy.deepcopy(module.net)
@@ -117,7 +118,7 @@ def test_what_is_saved_in_mid_run_lies_on_grids_and_is_resumed_bit_for_bit(
         assert equal(again, module)
 
 
-def test_a_second_fit_goes_on_with_the_float_weights(make_module, make_trainer, loader):
+def test_a_second_fit_goes_on_with_the_float_weights(make_module, make_trainer, loader, pl):
     settings = {"weights": 2, "begin": 0, "freeze_ranges": None, "first": "same", "last": "same"}
     module, once = make_module(), QuantizationAwareTraining(**settings)
     make_trainer([once], max_epochs=1).fit(module, loader)
@@ -130,7 +131,7 @@ def test_a_second_fit_goes_on_with_the_float_weights(make_module, make_trainer, 
     assert sum(len(part._forward_hooks) for part in module.modules()) == len(quantized_of(module).modules)
 
 
-def test_what_holds_a_quantized_model_is_quantized(tmp_path):
+def test_what_holds_a_quantized_model_is_quantized(tmp_path, pl):
     torch.manual_seed(0)
     inner = quantize(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [torch.randn(16, 4)])
     holder = nn.Sequential(nn.Identity(), inner, nn.Softmax(-1))
@@ -144,7 +145,7 @@ def test_what_holds_a_quantized_model_is_quantized(tmp_path):
         export(nn.Sequential(inner, copy.deepcopy(inner)), "never.pt2", torch.randn(3, 4))
 
 
-def test_weights_that_were_trained_on_without_us_are_put_on_grids_again(make_module, make_trainer, loader):
+def test_weights_that_were_trained_on_without_us_are_put_on_grids_again(make_module, make_trainer, loader, pl):
     module = make_module()
     make_trainer([QuantizationAwareTraining(weights=4, **EVERYWHERE)], max_epochs=1).fit(module, loader)
     make_trainer(max_epochs=1).fit(module, loader)
