@@ -1,7 +1,7 @@
 """What every compression callback shares: when it acts, what it saves, how it logs, how it cleans up."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from inspect import signature
@@ -25,6 +25,7 @@ from lightning_compress.core.conflicts import (
     refuse_conflicts,
     refuse_late_cuts,
 )
+from lightning_compress.core.patching import wrapped_method
 from lightning_compress.core.phases import (
     Duration,
     ParsedDuration,
@@ -281,7 +282,18 @@ class CompressionCallback(Callback):
         self.undo.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.undo.close()  # Lightning does not call `teardown` after an exception
+        # Lightning calls no `teardown` after an exception. Its callbacks that save the broken run come after this one,
+        # and its strategy after them: what is undone now would be missing in their checkpoint.
+        after = ExitStack()
+
+        def undo(original: Callable[..., Any], *args: Any) -> Any:
+            try:
+                return original(*args)
+            finally:
+                after.close()
+                self.undo.close()
+
+        after.enter_context(wrapped_method(trainer.strategy, "on_exception", undo))
 
     # Not `state_dict`: Lightning would refuse two callbacks of one name with words that do not tell about names.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -101,6 +101,26 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make, optimizer, pl, make_modu
 
 
 @every_callback
+def test_a_run_that_broke_off_goes_on_from_what_was_saved_then(make, pl, make_module, make_trainer, loader, tmp_path):
+    """Lightning saves it after all callbacks have heard of the exception."""
+
+    def crash(*_):
+        if broken.global_step == 16:  # an epoch begins
+            raise RuntimeError("power cut")
+
+    if getattr(make(), "method", None) in ("dorefa", "stochastic", "wage"):
+        pytest.skip("Lightning counts the batch that broke off, by whose number these draw")
+    whole, broken, resumed = make_module(), make_module(), make_module()
+    broken.on_train_batch_start = crash
+    make_trainer([make()], max_epochs=3).fit(whole, loader)
+    saving = pl.callbacks.OnExceptionCheckpoint(tmp_path, "broken")
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_trainer([make(), saving], max_epochs=3, enable_checkpointing=True).fit(broken, loader)
+    make_trainer([make()], max_epochs=3).fit(resumed, loader, ckpt_path=tmp_path / "broken.ckpt")
+    assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
+
+
+@every_callback
 def test_checkpoints_are_plain(make, make_module, make_trainer, loader, tmp_path):
     module, callback = make_module(), make()
     trainer = make_trainer([callback], max_epochs=3)
